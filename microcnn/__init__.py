@@ -1,0 +1,96 @@
+"""Run and fine-tune ONNX convolutional networks on small devices, with numba and numpy alone.
+
+    import microcnn as mc
+    net = mc.load_onnx("model.onnx").compile(batch=32, train="all", loss="cross_entropy", optimizer=mc.SGD(lr=0.01))
+
+Every public name is looked up when it is first used, so that a bare `import microcnn` costs next to nothing.
+"""
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Where each public name lives: {module: names}. A name written "public=own" is called otherwise at home.
+_PUBLIC = {
+    "build": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d GraphBuilder Linear MaxPool2d "
+              "ReLU ReLU6 Reshape Sequential Sigmoid Softmax Tanh"),
+    "checkpoint": "load=load_graph",
+    "data": "Dataset Normalization",
+    "errors": "CacheError CompileError DataError FileError MicroCNNError ModelError TrainingError UnsupportedError",
+    "graph": "Graph",
+    "losses": "CrossEntropyLoss MSELoss",
+    "net": "Net",
+    "optim": "SGD Adam AdamW",
+    "threads": "get_num_threads set_num_threads",
+    "tools.onnx_export": "save_onnx",
+    "tools.onnx_import": "load_onnx",
+    "tools.profiler": "Profile profile",
+    "train": "fit",
+}
+_HOMES = {pair.partition("=")[0]: (module, pair.rpartition("=")[2])
+          for module, pairs in _PUBLIC.items() for pair in pairs.split()}
+
+if TYPE_CHECKING:   # the same table for editors and type checkers; a test compares the two
+    from .build import (
+        Add as Add,
+        AvgPool2d as AvgPool2d,
+        BatchNorm2d as BatchNorm2d,
+        Clip as Clip,
+        Conv2d as Conv2d,
+        Dropout as Dropout,
+        Flatten as Flatten,
+        GlobalAvgPool2d as GlobalAvgPool2d,
+        GraphBuilder as GraphBuilder,
+        Linear as Linear,
+        MaxPool2d as MaxPool2d,
+        ReLU as ReLU,
+        ReLU6 as ReLU6,
+        Reshape as Reshape,
+        Sequential as Sequential,
+        Sigmoid as Sigmoid,
+        Softmax as Softmax,
+        Tanh as Tanh,
+    )
+    from .checkpoint import load_graph as load  # noqa: F401
+    from .data import Dataset as Dataset, Normalization as Normalization
+    from .errors import (
+        CacheError as CacheError,
+        CompileError as CompileError,
+        DataError as DataError,
+        FileError as FileError,
+        MicroCNNError as MicroCNNError,
+        ModelError as ModelError,
+        TrainingError as TrainingError,
+        UnsupportedError as UnsupportedError,
+    )
+    from .graph import Graph as Graph
+    from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss
+    from .net import Net as Net
+    from .optim import SGD as SGD, Adam as Adam, AdamW as AdamW
+    from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads
+    from .tools.onnx_export import save_onnx as save_onnx
+    from .tools.onnx_import import load_onnx as load_onnx
+    from .tools.profiler import Profile as Profile, profile as profile
+    from .train import fit as fit
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'microcnn' has no attribute {name!r}")
+    module, own = _HOMES[name]
+    try:
+        value = getattr(importlib.import_module(f"{__name__}.{module}"), own)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == __name__:
+            raise
+        from .errors import MicroCNNError
+        raise MicroCNNError(f"microcnn.{name} needs the package {error.name}, which is not installed; "
+                            f"install it: python -m pip install {error.name}") from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, "__version__", "__doc__", "__file__", "__name__", "__path__"])

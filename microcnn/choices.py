@@ -1,0 +1,159 @@
+"""What the arguments of compile mean for one graph: which weights train, which loss each output has, folded batch norm."""
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from . import layers
+from .errors import CompileError
+from .graph import Graph, WeightRef
+from .losses import CrossEntropyLoss, Loss, resolve_loss
+
+UNITS = {"": 1, "b": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3}
+
+
+def trainable_weights(graph: Graph) -> list[str]:
+    """The names of the weights that training may change, in the graph's order."""
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        for role, ref in node.weights.items():
+            if role in layers.LAYERS[node.op].trainable:
+                found[ref.name] = None
+    return list(found)
+
+
+def resolve_train(graph: Graph, train: Any) -> dict[str, float]:
+    """{weight name: learning-rate factor} of what trains.
+
+    Raises CompileError for anything that compile's `train` does not allow, and for patterns that match nothing.
+    """
+    names = trainable_weights(graph)
+    if train is None:
+        return {}
+    if isinstance(train, str):
+        if train == "all":
+            return dict.fromkeys(names, 1.0)
+        if train == "head":
+            head = graph.head()
+            return {name: 1.0 for name in names if name in head}
+        raise CompileError(f'train is "{train}"; expected None, "all", "head", a list of patterns of weight names such as '
+                           f'["{train}"], or {{pattern: learning-rate factor}}')
+    if isinstance(train, dict):
+        pairs = list(train.items())
+    elif isinstance(train, (list, tuple, set)):
+        pairs = [(pattern, 1.0) for pattern in train]
+    else:
+        raise CompileError(f'train is {train!r}; expected None, "all", "head", a list of patterns of weight names, or '
+                           "{pattern: learning-rate factor}")
+    factors: dict[str, float] = {}
+    for pattern, factor in pairs:
+        if not isinstance(pattern, str) or isinstance(factor, bool) or not isinstance(factor, (int, float)) \
+                or not math.isfinite(factor) or factor < 0:
+            raise CompileError(f"train holds {pattern!r}: {factor!r}; expected a pattern (text) and a finite factor, 0 or more")
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
+            frozen = fnmatch.filter(graph.weights, pattern)
+            close = difflib.get_close_matches(pattern.rstrip("*"), names, 3, 0.3)
+            hint = (f"it matches {frozen[:3]}, which training does not change" if frozen else
+                    f"close to it: {close}" if close else f"the names are {names[:5]}{' ...' if len(names) > 5 else ''}")
+            raise CompileError(f'train: "{pattern}" matches no weight that can be trained; {hint}')
+        for name in matching:
+            factors[name] = float(factor)
+    return factors
+
+
+def resolve_losses(graph: Graph, loss: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Loss, str]]:
+    """{output: (loss, tensor that it is computed from)}; a softmax at the end is fused into its cross-entropy.
+
+    Raises CompileError for unknown losses and outputs.
+    """
+    if loss is None:
+        return {}
+    if isinstance(loss, dict):
+        for name in loss:
+            if name not in graph.outputs:
+                raise CompileError(f'loss names output "{name}", which the model does not have; it has {graph.outputs}')
+        chosen = {name: resolve_loss(one) for name, one in loss.items()}
+    else:
+        chosen = {name: resolve_loss(loss) for name in graph.outputs}
+    return {name: (one, logits_of(graph, name, one, shapes)) for name, one in chosen.items() if one is not None}
+
+
+def logits_of(graph: Graph, output: str, loss: Loss, shapes: dict[str, tuple[int, ...]]) -> str:
+    """What the loss of an output reads: the input of its softmax over the classes, if it ends in one.
+
+    Nodes that only change how memory is read may stand between. Raises CompileError for a softmax over another axis.
+    """
+    if not isinstance(loss, CrossEntropyLoss):
+        return output
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    node = makers.get(output)
+    while node is not None and node.op in ("Identity", "Dropout"):
+        node = makers.get(node.inputs[0])
+    if node is None or node.op != "Softmax":
+        return output
+    from .layers.softmax import axes_of
+    shape = shapes[node.inputs[0]]
+    sizes = [i for i in axes_of(node, shape) if shape[i] != 1]
+    if sizes not in ([0], []) and not (len(shape) == 1):
+        raise CompileError(f'output "{output}" is a softmax over axis {node.attrs["axis"]} of a sample of shape {shape}; '
+                           "cross-entropy needs the classes on axis 1")
+    return node.inputs[0]
+
+
+def parse_budget(budget: Any) -> int | None:
+    """Bytes. Raises CompileError for what is no size."""
+    if budget is None:
+        return None
+    if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
+        return budget
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?[bB]?)\s*", budget) if isinstance(budget, str) else None
+    if found:
+        unit = found[2].lower()
+        size = int(float(found[1]) * UNITS[unit if unit in UNITS else unit + "b"])
+        if size > 0:
+            return size
+    raise CompileError(f'budget is {budget!r}; expected bytes as an integer above 0, or a size such as "256KB" or "8MB"')
+
+
+def fold_batchnorm(graph: Graph) -> Graph:
+    """A copy in which each batch norm behind a convolution is part of it, for training with bn="fold".
+
+    The convolution's weight becomes W' and the batch norm's bias the bias of both; scale = sqrt(var + eps) and mean = 0
+    make what is left of the batch norm an identity, so that the original graph with these weights computes the same.
+    """
+    folded = graph.copy()
+    consumers = folded.consumers()
+    gone: dict[str, str] = {}
+    nodes = []
+    for node in folded.nodes:
+        readers = consumers.get(node.outputs[0], [])
+        bn = readers[0] if len(readers) == 1 and readers[0].op == "BatchNorm2d" else None
+        if node.op == "Conv2d" and bn is not None and node.outputs[0] not in folded.outputs \
+                and not any(ref.view for ref in bn.weights.values()):
+            scale, beta, mean, var = (folded.weights[bn.weights[role].name] for role in ("scale", "bias", "mean", "var"))
+            ref = node.weights["weight"]
+            stored = folded.weights[ref.name]
+            factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + bn.attrs["eps"])
+            weight = ref.apply(stored) * factor.reshape(-1, 1, 1, 1)
+            bias = -mean.astype(np.float64)
+            if "bias" in node.weights:
+                own = node.weights["bias"]
+                bias = bias + own.apply(folded.weights[own.name])
+                folded.weights[own.name] = np.zeros_like(folded.weights[own.name])
+            folded.weights[ref.name] = ref.undo(weight.astype(stored.dtype), stored.shape)
+            folded.weights[bn.weights["bias"].name] = (bias * factor + beta).astype(beta.dtype)
+            folded.weights[bn.weights["mean"].name] = np.zeros_like(mean)
+            folded.weights[bn.weights["scale"].name] = np.sqrt(var.astype(np.float64) + bn.attrs["eps"]).astype(scale.dtype)
+            node.weights["bias"] = WeightRef(bn.weights["bias"].name)
+            node.outputs = bn.outputs
+            gone[bn.name] = node.name
+        if node.name not in gone:
+            nodes.append(node)
+    folded.nodes = nodes
+    return folded

@@ -1,0 +1,87 @@
+"""The caller's arrays as the kernels read them, or one clear error."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .errors import DataError
+from .losses import CrossEntropyLoss, Loss
+
+Shape = tuple[int, ...]
+
+
+def several(given: Any, names: list[str], what: str, complete: bool = True) -> dict[str, Any]:
+    """A dict by name from what the caller gave: one array where there is one name, else a dict.
+
+    Raises DataError for missing and unknown names.
+    """
+    if not isinstance(given, dict):
+        if len(names) == 1:
+            return {names[0]: given}
+        raise DataError(f"{what} must be a dict of arrays by name, the model has {names}")
+    unknown = [name for name in given if name not in names]
+    missing = [name for name in names if name not in given]
+    if unknown or (missing and complete):
+        raise DataError(f"{what} holds {list(given)}; expected {names}")
+    return given
+
+
+def numbers(given: Any, what: str) -> np.ndarray:
+    """An array of real numbers. Raises DataError for anything else."""
+    try:
+        array = np.asarray(given)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{what} is no array of numbers: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{what} has dtype {array.dtype}; expected floats or integers")
+    return array
+
+
+def input_array(given: Any, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """x for one input, (N, *shape), contiguous and of the network's dtype."""
+    array = numbers(given, f'input "{name}"')
+    if array.shape[1:] != shape or array.ndim != len(shape) + 1:
+        expected = "(N, " + ", ".join(map(str, shape)) + ")"
+        hint = ""
+        if array.shape == shape:
+            hint = "; add the batch axis: x[None]"
+        elif array.ndim == len(shape) + 1 and sorted(array.shape[1:]) == sorted(shape):
+            hint = "; the axes are in another order"
+        raise DataError(f'input "{name}" has shape {array.shape}; expected {expected}{hint}')
+    if array.shape[0] == 0:
+        raise DataError(f'input "{name}" holds no samples')
+    return np.ascontiguousarray(array, dtype)
+
+
+def target_array(given: Any, output: str, loss: Loss, samples: int, shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """t for one output: int64 class indices, or numbers in the order in which the loss reads its input."""
+    array = numbers(given, f'target of output "{output}"')
+    if isinstance(loss, CrossEntropyLoss):
+        labels = (samples, *shape[1:])
+        if array.dtype.kind in "iu" or array.dtype.kind == "b":
+            if array.shape != labels:
+                extra = "; drop the last axis: t[:, 0]" if array.shape == (*labels, 1) else ""
+                raise DataError(f'target of output "{output}" has shape {array.shape}; expected {labels} class indices{extra}')
+            if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+                raise DataError(f'target of output "{output}" holds class {array.max()}; expected 0 to {shape[0] - 1}')
+            return np.ascontiguousarray(array, np.int64)
+        if array.shape != (samples, *shape):
+            raise DataError(f'target of output "{output}" is {array.dtype} of shape {array.shape}; expected {labels} class '
+                            f"indices (integers), or probabilities of shape {(samples, *shape)}")
+        if np.isnan(array).any() or array.min() < 0:
+            raise DataError(f'target of output "{output}" holds probabilities below 0 or NaN')
+        return np.ascontiguousarray(np.moveaxis(array, 1, -1), dtype)
+    if array.shape != (samples, *shape):
+        raise DataError(f'target of output "{output}" has shape {array.shape}; expected {(samples, *shape)}, as the output')
+    return np.ascontiguousarray(array, dtype)
+
+
+def weight_array(given: Any, samples: int) -> np.ndarray:
+    """sample_weight as float64 (N,)."""
+    array = numbers(given, "sample_weight")
+    if array.shape != (samples,):
+        raise DataError(f"sample_weight has shape {array.shape}; expected ({samples},), one number per sample")
+    if not np.isfinite(array).all() or array.min() < 0:
+        raise DataError("sample_weight holds numbers below 0, NaN or infinite ones")
+    return np.ascontiguousarray(array, np.float64)

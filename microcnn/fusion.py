@@ -1,0 +1,99 @@
+"""Which neighbouring nodes run as one step: batch norm folded in, a residual added, the result clamped, in one store."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .graph import Graph, Node
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass
+class Step:
+    """A node, and what of its followers is done in the same kernel.
+
+    output: the tensor that the step makes. bn: a batch norm folded into the weights. residual: a tensor added before the
+    clamp to low..high.
+    """
+
+    node: Node
+    output: str
+    bn: Node | None = None
+    residual: str | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def clamps(self) -> bool:
+        return self.low > -math.inf or self.high < math.inf
+
+
+TILED = ("Conv2d", "Linear")
+CLAMPED = (*TILED, "BatchNorm2d", "Add")
+
+
+def clamp_of(node: Node) -> tuple[float, float] | None:
+    """The bounds of an activation that is a clamp, None for other nodes."""
+    if node.op == "Relu":
+        return 0.0, math.inf
+    if node.op == "Clip":
+        return node.attrs["low"], node.attrs["high"]
+    return None
+
+
+def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
+         wanted: set[str]) -> list[Step]:
+    """The steps in an order in which every step's inputs are made before it.
+
+    may_fold(convolution, batch norm) says whether that pair may become one in this program. wanted: tensors that are read
+    from outside and so must be made.
+    """
+    consumers = graph.consumers()
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    position = {node.name: i for i, node in enumerate(graph.nodes)}
+    taken: set[str] = set()
+
+    def only_reader(tensor: str) -> Node | None:
+        readers = consumers.get(tensor, [])
+        return readers[0] if len(readers) == 1 and tensor not in wanted else None
+
+    def chain_of(node: Node) -> Step:
+        step = Step(node, node.outputs[0])
+        follower = only_reader(step.output)
+        if node.op == "Conv2d" and follower and follower.op == "BatchNorm2d" and may_fold(node, follower):
+            step.bn, step.output = follower, follower.outputs[0]
+            follower = only_reader(step.output)
+        if node.op in TILED and follower and follower.op == "Add" and len(follower.inputs) == 2 \
+                and follower.name not in taken:
+            other = follower.inputs[1] if follower.inputs[0] == step.output else follower.inputs[0]
+            if other != step.output and shapes[other] == shapes[step.output] \
+                    and made_before(other, node):
+                step.residual, step.output = other, follower.outputs[0]
+                taken.add(follower.name)
+                follower = only_reader(step.output)
+        if node.op in CLAMPED and follower:
+            bounds = clamp_of(follower)
+            if bounds is not None:
+                step.low, step.high = bounds
+                step.output = follower.outputs[0]
+        return step
+
+    def made_before(tensor: str, node: Node) -> bool:
+        maker = makers.get(tensor)
+        return maker is None or position[maker.name] < position[node.name]
+
+    steps: list[Step] = []
+    inside: set[str] = set()
+    for node in graph.nodes:
+        if node.outputs[0] in inside:
+            continue
+        step = chain_of(node)
+        tensor = node.outputs[0]
+        while tensor != step.output:            # every follower that the step contains is done
+            reader = consumers[tensor][0]
+            tensor = reader.outputs[0]
+            inside.add(tensor)
+        steps.append(step)
+    return steps

@@ -1,0 +1,434 @@
+"""Batch normalisation with frozen or batch statistics, forward and backward, with a clamp (ReLU) fused behind it.
+
+Tensors are `rows` x C, a row being one pixel of one sample. Rows are cut into chunks whose number follows from the
+shape alone; a chunk's sums go to its own part of scratch and are merged in order.
+"""
+import numba
+
+from .cache import entry, fields_of, helper, number, threads_for, view
+from .simd import (
+    lanes,
+    vector_add,
+    vector_div,
+    vector_fma,
+    vector_max,
+    vector_min,
+    vector_mul,
+    vector_of,
+    vector_read,
+    vector_sqrt,
+    vector_sub,
+    vector_where_greater,
+    vector_write,
+)
+
+MAX_CHUNKS = 16
+CHUNK = 4096    # a chunk has at least this many numbers
+TILE = 2048     # numbers that are read twice in a row: they stay in the L1 cache
+
+# Scratch, in units of C: two sums for each chunk, then three numbers per channel that the last pass needs.
+SUMS = 2 * MAX_CHUNKS
+FACTOR, FIRST, SECOND = SUMS, SUMS + 1, SUMS + 2
+SCRATCH = SUMS + 4
+
+
+@helper
+def _chunk_count(rows, C):
+    return max(1, min(min(MAX_CHUNKS, rows), rows * C // CHUNK))
+
+
+@helper
+def _tile_rows(C):
+    return max(8, TILE // C)
+
+
+@helper
+def _clamp(value, low, high, like):
+    real = like.dtype.type
+    return vector_min(vector_max(value, vector_of(like, real(low))), vector_of(like, real(high)))
+
+
+@helper
+def _masked(y, dy, at, count, masked, low, high):
+    """One vector of dy, zero where the clamp held y."""
+    value = vector_read(dy, dy, at, count)
+    if masked:
+        real = dy.dtype.type
+        output, zero = vector_read(y, y, at, count), vector_of(dy, real(0))
+        value = vector_where_greater(output, vector_of(dy, real(low)), value, zero)
+        value = vector_where_greater(vector_of(dy, real(high)), output, value, zero)
+    return value
+
+
+@helper
+def _deviation(variance, c, C, eps):
+    """sqrt(variance + eps) for one vector of channels."""
+    return vector_sqrt(vector_add(vector_read(variance, variance, c, C - c),
+                                  vector_of(variance, variance.dtype.type(eps))))
+
+
+@helper
+def _factors(scale, variance, C, eps, factor, at):
+    """factor[at : at + C] = scale / sqrt(variance + eps)"""
+    for c in range(0, C, lanes(scale)):
+        value = vector_div(vector_read(scale, scale, c, C - c), _deviation(variance, c, C, eps))
+        vector_write(value, factor, at + c, C - c)
+
+
+@helper
+def _normalise_chunk(x, mean, bias, factor, factor_at, begin, end, C, low, high, y):
+    """y = clamp((x - mean) * factor + bias) for rows begin to end."""
+    step = lanes(x)
+    for at in range(begin * C, end * C, C):
+        for c in range(0, C, step):
+            count = C - c
+            centred = vector_sub(vector_read(x, x, at + c, count), vector_read(mean, mean, c, count))
+            value = vector_fma(centred, vector_read(factor, factor, factor_at + c, count),
+                               vector_read(bias, bias, c, count))
+            vector_write(_clamp(value, low, high, x), y, at + c, count)
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def normalise(x, mean, bias, factor, factor_at, rows, C, low, high, threads, y):
+    """y = clamp((x - mean) * factor + bias, low, high)
+
+    Shapes   x, y (rows, C); mean, bias (C,), flat; factor (C,) from factor_at on; y may be x
+    Writes   y (overwritten)
+    Threads  one iteration per chunk of rows, each owns its part of y
+    Source   ONNX BatchNormalization-15
+    """
+    chunks = _chunk_count(rows, C)
+    if threads > 1:
+        for chunk in numba.prange(chunks):
+            _normalise_chunk(x, mean, bias, factor, factor_at, chunk * rows // chunks, (chunk + 1) * rows // chunks, C,
+                             low, high, y)
+    else:
+        for chunk in range(chunks):
+            _normalise_chunk(x, mean, bias, factor, factor_at, chunk * rows // chunks, (chunk + 1) * rows // chunks, C,
+                             low, high, y)
+
+
+@entry("x< scale< bias< mean< var< y> scratch> pixels C eps low high")
+def forward_frozen(arena, row, batch):
+    """scratch: 2 * C reals. y may be x."""
+    row = fields_of(row)
+    rows, C = batch * row.pixels, row.C
+    factor = view(arena, row.scratch, C)
+    _factors(view(arena, row.scale, C), view(arena, row.var, C), C, number(row.eps), factor, 0)
+    normalise(view(arena, row.x, rows * C), view(arena, row.mean, C), view(arena, row.bias, C), factor, 0, rows, C,
+              number(row.low), number(row.high), threads_for(arena, rows * C), view(arena, row.y, rows * C))
+
+
+@helper
+def _tile_sum(x, at, rows, C, count):
+    """One vector of channels summed over some rows, in four chains of additions."""
+    zero = vector_of(x, x.dtype.type(0))
+    first, second, third, fourth = zero, zero, zero, zero
+    i = 0
+    while i + 4 <= rows:
+        first = vector_add(first, vector_read(x, x, at, count))
+        second = vector_add(second, vector_read(x, x, at + C, count))
+        third = vector_add(third, vector_read(x, x, at + 2 * C, count))
+        fourth = vector_add(fourth, vector_read(x, x, at + 3 * C, count))
+        at += 4 * C
+        i += 4
+    while i < rows:
+        first = vector_add(first, vector_read(x, x, at, count))
+        at += C
+        i += 1
+    return vector_add(vector_add(first, second), vector_add(third, fourth))
+
+
+@helper
+def _tile_squares(x, mean, at, rows, C, count):
+    """The squared distances from the mean, summed like `_tile_sum`."""
+    zero = vector_of(x, x.dtype.type(0))
+    first, second, third, fourth = zero, zero, zero, zero
+    i = 0
+    while i + 4 <= rows:
+        a = vector_sub(vector_read(x, x, at, count), mean)
+        b = vector_sub(vector_read(x, x, at + C, count), mean)
+        c = vector_sub(vector_read(x, x, at + 2 * C, count), mean)
+        d = vector_sub(vector_read(x, x, at + 3 * C, count), mean)
+        first, second = vector_fma(a, a, first), vector_fma(b, b, second)
+        third, fourth = vector_fma(c, c, third), vector_fma(d, d, fourth)
+        at += 4 * C
+        i += 4
+    while i < rows:
+        a = vector_sub(vector_read(x, x, at, count), mean)
+        first = vector_fma(a, a, first)
+        at += C
+        i += 1
+    return vector_add(vector_add(first, second), vector_add(third, fourth))
+
+
+@helper
+def _merge(mean, squares, other_mean, other_squares, before, added, like):
+    """Mean and sum of squares of `before` and of `added` numbers together (Chan, Golub and LeVeque 1979)."""
+    real = like.dtype.type
+    share = added / (before + added)
+    delta = vector_sub(other_mean, mean)
+    between = vector_mul(vector_mul(delta, delta), vector_of(like, real(before * share)))
+    squares = vector_add(squares, vector_add(other_squares, between))
+    return vector_fma(delta, vector_of(like, real(share)), mean), squares
+
+
+@helper
+def _statistics_chunk(x, begin, end, C, scratch, to):
+    """scratch[to : to + 2 C] = mean and sum of squared deviations of rows begin to end, in one pass over memory."""
+    tile = _tile_rows(C)
+    for row in range(begin, end, tile):
+        rows = min(tile, end - row)
+        for c in range(0, C, lanes(x)):
+            count = C - c
+            at = row * C + c
+            mean = vector_div(_tile_sum(x, at, rows, C, count), vector_of(x, x.dtype.type(rows)))
+            squares = _tile_squares(x, mean, at, rows, C, count)
+            if row > begin:
+                mean, squares = _merge(vector_read(scratch, scratch, to + c, count),
+                                       vector_read(scratch, scratch, to + C + c, count),
+                                       mean, squares, row - begin, rows, x)
+            vector_write(mean, scratch, to + c, count)
+            vector_write(squares, scratch, to + C + c, count)
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def statistics(x, scale, rows, C, eps, momentum, update, threads, running_mean, running_var, saved, scratch):
+    """Mean and population variance of each channel.
+
+    Shapes   x (rows, C); scale, running_mean, running_var (C,); saved (2, C): the mean and 1 / sqrt(variance + eps)
+    Writes   saved; the factor in scratch; with update, running = running * momentum + value * (1 - momentum)
+    Threads  one iteration per chunk of rows, each owns its part of scratch; merged in order
+    Source   ONNX BatchNormalization-15, training mode; Chan, Golub and LeVeque 1979 for the merging
+    """
+    chunks = _chunk_count(rows, C)
+    if threads > 1:
+        for chunk in numba.prange(chunks):
+            _statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
+    else:
+        for chunk in range(chunks):
+            _statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
+    _finish_statistics(scale, rows, chunks, C, eps, momentum, update, running_mean, running_var, saved, scratch)
+
+
+@helper
+def _finish_statistics(scale, rows, chunks, C, eps, momentum, update, running_mean, running_var, saved, scratch):
+    real = scale.dtype.type
+    old, new = vector_of(scale, real(momentum)), vector_of(scale, real(1 - momentum))
+    for c in range(0, C, lanes(scale)):
+        count = C - c
+        mean, squares = vector_read(scratch, scratch, c, count), vector_read(scratch, scratch, C + c, count)
+        for chunk in range(1, chunks):
+            begin, end = chunk * rows // chunks, (chunk + 1) * rows // chunks
+            mean, squares = _merge(mean, squares, vector_read(scratch, scratch, 2 * chunk * C + c, count),
+                                   vector_read(scratch, scratch, (2 * chunk + 1) * C + c, count),
+                                   begin, end - begin, scale)
+        variance = vector_div(squares, vector_of(scale, real(rows)))
+        inverse = vector_div(vector_of(scale, real(1)), vector_sqrt(vector_add(variance, vector_of(scale, real(eps)))))
+        vector_write(mean, saved, c, count)
+        vector_write(inverse, saved, C + c, count)
+        vector_write(vector_mul(vector_read(scale, scale, c, count), inverse), scratch, FACTOR * C + c, count)
+        if update:
+            value = vector_fma(vector_read(running_mean, running_mean, c, count), old, vector_mul(mean, new))
+            vector_write(value, running_mean, c, count)
+            value = vector_fma(vector_read(running_var, running_var, c, count), old, vector_mul(variance, new))
+            vector_write(value, running_var, c, count)
+
+
+@entry("x< scale< bias< running_mean= running_var= saved> y> scratch> pixels C eps momentum update low high")
+def forward_batch(arena, row, batch):
+    """scratch: SCRATCH * C reals. saved: the mean, then 1 / sqrt(variance + eps). y must not be x."""
+    row = fields_of(row)
+    rows, C = batch * row.pixels, row.C
+    threads = threads_for(arena, rows * C)
+    x, scratch = view(arena, row.x, rows * C), view(arena, row.scratch, SCRATCH * C)
+    saved = view(arena, row.saved, 2 * C)
+    statistics(x, view(arena, row.scale, C), rows, C, number(row.eps), number(row.momentum), row.update, threads,
+               view(arena, row.running_mean, C), view(arena, row.running_var, C), saved, scratch)
+    normalise(x, saved, view(arena, row.bias, C), scratch, FACTOR * C, rows, C, number(row.low), number(row.high),
+              threads, view(arena, row.y, rows * C))
+
+
+@helper
+def _sums_chunk(x, mean, y, dy, begin, end, C, masked, low, high, need_dx, need_sums, accumulate, scratch, to, dx):
+    """scratch[to : to + 2 C] = sums of dz and of dz * (x - mean) over rows begin to end; dx = dz * factor."""
+    zero = vector_of(dy, dy.dtype.type(0))
+    tile = _tile_rows(C)
+    for row in range(begin, end, tile):
+        for c in range(0, C, lanes(dy)):
+            count = C - c
+            plain, weighted, centre, factor = zero, zero, zero, zero
+            if need_dx:
+                factor = vector_read(scratch, scratch, FACTOR * C + c, count)
+            if need_sums:
+                centre = vector_read(mean, mean, c, count)
+            for at in range(row * C + c, min(row + tile, end) * C, C):
+                dz = _masked(y, dy, at, count, masked, low, high)
+                if need_sums:
+                    plain = vector_add(plain, dz)
+                    weighted = vector_fma(dz, vector_sub(vector_read(x, x, at, count), centre), weighted)
+                if need_dx:
+                    value = vector_mul(dz, factor)
+                    if accumulate:
+                        value = vector_add(value, vector_read(dx, dx, at, count))
+                    vector_write(value, dx, at, count)
+            if need_sums:
+                if row > begin:
+                    plain = vector_add(plain, vector_read(scratch, scratch, to + c, count))
+                    weighted = vector_add(weighted, vector_read(scratch, scratch, to + C + c, count))
+                vector_write(plain, scratch, to + c, count)
+                vector_write(weighted, scratch, to + C + c, count)
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def backward_sums(x, mean, y, dy, rows, C, masked, low, high, need_dx, need_sums, accumulate, threads, scratch, dx):
+    """The sums over the rows that batch norm's gradients are made of, and dx where the statistics are frozen.
+
+    Shapes   x, y, dy, dx (rows, C); mean (C,), flat; dx may be dy
+    Writes   scratch: the sums of dz and dz * (x - mean), with need_sums; dx = dz * factor (overwritten, or added to
+             with accumulate), with need_dx; dz is dy where low < y < high (if masked)
+    Threads  one iteration per chunk of rows, each owns its part of scratch and dx; added in order
+    Source   the derivative of ONNX BatchNormalization-15
+    """
+    chunks = _chunk_count(rows, C)
+    if threads > 1:
+        for chunk in numba.prange(chunks):
+            _sums_chunk(x, mean, y, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, masked, low, high,
+                        need_dx, need_sums, accumulate, scratch, 2 * chunk * C, dx)
+    else:
+        for chunk in range(chunks):
+            _sums_chunk(x, mean, y, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, masked, low, high,
+                        need_dx, need_sums, accumulate, scratch, 2 * chunk * C, dx)
+    if need_sums:
+        _add_chunks(scratch, chunks, C)
+
+
+@helper
+def _add_chunks(scratch, chunks, C):
+    """The sums of all chunks, in order, into the first chunk's place."""
+    for i in range(0, 2 * C, lanes(scratch)):
+        total = vector_read(scratch, scratch, i, 2 * C - i)
+        for chunk in range(1, chunks):
+            total = vector_add(total, vector_read(scratch, scratch, 2 * chunk * C + i, 2 * C - i))
+        vector_write(total, scratch, i, 2 * C - i)
+
+
+@helper
+def _put(value, target, c, count, accumulate):
+    vector_write(vector_add(value, vector_read(target, target, c, count)) if accumulate else value, target, c, count)
+
+
+@entry("x< scale< mean< var< y< dy< dx= dscale= dbias= scratch> pixels C eps low high need_dx need_params "
+       "accumulate accumulate_params")
+def backward_frozen(arena, row, batch):
+    """scratch: SCRATCH * C reals. x, dscale and dbias may be absent without need_params, dx without need_dx."""
+    row = fields_of(row)
+    rows, C = batch * row.pixels, row.C
+    size = rows * C
+    scratch, variance = view(arena, row.scratch, SCRATCH * C), view(arena, row.var, C)
+    dy = view(arena, row.dy, size)
+    _factors(view(arena, row.scale, C), variance, C, number(row.eps), scratch, FACTOR * C)
+    backward_sums(view(arena, row.x, size), view(arena, row.mean, C), view(arena, row.y, size), dy, rows, C, row.y >= 0,
+                  number(row.low), number(row.high), row.need_dx, row.need_params, row.accumulate,
+                  threads_for(arena, 2 * size), scratch, view(arena, row.dx, size))
+    if row.need_params:
+        dscale, dbias = view(arena, row.dscale, C), view(arena, row.dbias, C)
+        for c in range(0, C, lanes(dy)):
+            weighted = vector_read(scratch, scratch, C + c, C - c)
+            weighted = vector_div(weighted, _deviation(variance, c, C, number(row.eps)))
+            _put(weighted, dscale, c, C - c, row.accumulate_params)
+            _put(vector_read(scratch, scratch, c, C - c), dbias, c, C - c, row.accumulate_params)
+
+
+@helper
+def _dx_chunk(x, mean, y, dy, begin, end, C, masked, low, high, accumulate, scratch, dx):
+    """dx = (dz - first - (x - mean) * second) * factor for rows begin to end."""
+    step = lanes(dy)
+    for at in range(begin * C, end * C, C):
+        for c in range(0, C, step):
+            count = C - c
+            centred = vector_sub(vector_read(x, x, at + c, count), vector_read(mean, mean, c, count))
+            value = vector_sub(_masked(y, dy, at + c, count, masked, low, high),
+                               vector_read(scratch, scratch, FIRST * C + c, count))
+            value = vector_sub(value, vector_mul(centred, vector_read(scratch, scratch, SECOND * C + c, count)))
+            value = vector_mul(value, vector_read(scratch, scratch, FACTOR * C + c, count))
+            if accumulate:
+                value = vector_add(value, vector_read(dx, dx, at + c, count))
+            vector_write(value, dx, at + c, count)
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def backward_through_statistics(x, mean, y, dy, rows, C, masked, low, high, accumulate, threads, scratch, dx):
+    """The gradient of the input where mean and variance depend on it.
+
+    Shapes   x, y, dy, dx (rows, C); mean (C,), flat; dx may be dy
+    Writes   dx (overwritten, or added to with accumulate)
+    Threads  one iteration per chunk of rows, each owns its part of dx
+    Source   Ioffe and Szegedy 2015, section 3
+    """
+    chunks = _chunk_count(rows, C)
+    if threads > 1:
+        for chunk in numba.prange(chunks):
+            _dx_chunk(x, mean, y, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, masked, low, high,
+                      accumulate, scratch, dx)
+    else:
+        for chunk in range(chunks):
+            _dx_chunk(x, mean, y, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, masked, low, high,
+                      accumulate, scratch, dx)
+
+
+@helper
+def _finish_backward(scale, saved, rows, C, need_params, accumulate_params, scratch, dscale, dbias):
+    """The parameters' gradients, and what the gradient of the input is made of, from the sums in scratch."""
+    count_of_rows = vector_of(scale, scale.dtype.type(rows))
+    for c in range(0, C, lanes(scale)):
+        count = C - c
+        inverse = vector_read(saved, saved, C + c, count)
+        total = vector_read(scratch, scratch, c, count)
+        weighted = vector_mul(vector_read(scratch, scratch, C + c, count), inverse)
+        if need_params:
+            _put(weighted, dscale, c, count, accumulate_params)
+            _put(total, dbias, c, count, accumulate_params)
+        vector_write(vector_mul(vector_read(scale, scale, c, count), inverse), scratch, FACTOR * C + c, count)
+        vector_write(vector_div(total, count_of_rows), scratch, FIRST * C + c, count)
+        vector_write(vector_div(vector_mul(weighted, inverse), count_of_rows), scratch, SECOND * C + c, count)
+
+
+@entry("x< scale< saved< y< dy< dx= dscale= dbias= scratch> pixels C low high need_dx need_params "
+       "accumulate accumulate_params")
+def backward_batch(arena, row, batch):
+    """scratch: SCRATCH * C reals. saved: from forward_batch. dscale and dbias may be absent without need_params."""
+    row = fields_of(row)
+    rows, C = batch * row.pixels, row.C
+    size = rows * C
+    low, high, masked = number(row.low), number(row.high), row.y >= 0
+    scratch, saved = view(arena, row.scratch, SCRATCH * C), view(arena, row.saved, 2 * C)
+    x, y = view(arena, row.x, size), view(arena, row.y, size)
+    dy, dx = view(arena, row.dy, size), view(arena, row.dx, size)
+    threads = threads_for(arena, 2 * size)
+    backward_sums(x, saved, y, dy, rows, C, masked, low, high, 0, 1, 0, threads, scratch, dx)
+    _finish_backward(view(arena, row.scale, C), saved, rows, C, row.need_params, row.accumulate_params, scratch,
+                     view(arena, row.dscale, C), view(arena, row.dbias, C))
+    if row.need_dx:
+        backward_through_statistics(x, saved, y, dy, rows, C, masked, low, high, row.accumulate, threads, scratch, dx)
+
+
+@entry("weight< bias< scale< bn_bias< mean< var< folded_weight> folded_bias> rows K eps")
+def fold(arena, row, batch):
+    """A convolution's weight (rows, K) and bias (K,), which may be absent, with the batch norm behind it folded in."""
+    row = fields_of(row)
+    rows, K = row.rows, row.K
+    weight, folded_weight = view(arena, row.weight, rows * K), view(arena, row.folded_weight, rows * K)
+    scale, variance, mean = view(arena, row.scale, K), view(arena, row.var, K), view(arena, row.mean, K)
+    bias, bn_bias, folded_bias = view(arena, row.bias, K), view(arena, row.bn_bias, K), view(arena, row.folded_bias, K)
+    for k in range(0, K, lanes(weight)):
+        count = K - k
+        factor = vector_div(vector_read(scale, scale, k, count), _deviation(variance, k, K, number(row.eps)))
+        shift = vector_of(weight, weight.dtype.type(0))
+        if row.bias >= 0:
+            shift = vector_read(bias, bias, k, count)
+        shift = vector_fma(vector_sub(shift, vector_read(mean, mean, k, count)), factor,
+                           vector_read(bn_bias, bn_bias, k, count))
+        vector_write(shift, folded_bias, k, count)
+        for at in range(k, rows * K, K):
+            vector_write(vector_mul(vector_read(weight, weight, at, count), factor), folded_weight, at, count)

@@ -1,0 +1,337 @@
+"""The one door to compiling: a cache folder named after what it holds, a lock, and the table of entries.
+
+numba does not notice when a helper that a cached function calls has changed, and two processes that compile at once can
+corrupt its index. So everything that is compiled, from the import of the kernels to the last entry, goes through
+`compiling()`, which points numba at a folder whose name is a hash of the kernels' source and of numba's and llvmlite's
+versions, and holds an exclusive lock on it.
+"""
+import contextlib
+import ctypes
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+
+import llvmlite
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np import numpy_support
+
+from ..errors import CacheError
+
+try:
+    import fcntl
+except ImportError:   # Windows
+    fcntl = None
+
+PACKAGE = Path(__file__).resolve().parent.parent
+KEEP = 2
+# The numba releases whose internals `helper` knows.
+LEAN = (0, 60) <= numba.version_info.short <= (0, 68)
+
+_lock = threading.RLock()
+_folder = None
+_temporary = False
+_depth = 0
+_lock_file = None
+
+
+def fingerprint():
+    """A hash of everything that compiled code depends on."""
+    digest = hashlib.sha256()
+    for source in sorted((PACKAGE / "kernels").glob("*.py")) + [PACKAGE / "program.py"]:
+        digest.update(source.name.encode())
+        digest.update(source.read_bytes())
+    digest.update(f"{numba.__version__} {llvmlite.__version__} {sys.version_info[:2]}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _roots():
+    """Where the cache may live, best first: inside the user's NUMBA_CACHE_DIR, the user's cache."""
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(given) / "microcnn"
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        yield Path(xdg) / "microcnn"
+    with contextlib.suppress(RuntimeError):
+        yield Path.home() / ".cache" / "microcnn"
+
+
+def _writable(folder):
+    """Whether files can really be made there: numba would fall back silently to another folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as probe:
+            probe.write(b"x" * 4096)
+            probe.flush()
+    except OSError:
+        return False
+    return True
+
+
+def folder():
+    """The folder of this version's compiled code; made when first asked for."""
+    global _folder, _temporary
+    with _lock:
+        if _folder is None:
+            name = fingerprint()
+            for root in _roots():
+                if _writable(root / name):
+                    _folder = root / name
+                    _prune(root, name)
+                    break
+            else:
+                try:
+                    _folder = Path(tempfile.mkdtemp(prefix="microcnn-")) / name
+                    _folder.mkdir()
+                except OSError as error:
+                    raise CacheError("no folder for compiled kernels can be written; set NUMBA_CACHE_DIR to one "
+                                     f"that can ({error})") from error
+                _temporary = True
+        return _folder
+
+
+def _prune(root, name):
+    """Only the newest folders stay: a device's disk is small."""
+    with contextlib.suppress(OSError):
+        os.utime(root / name)
+        others = sorted((f for f in root.iterdir() if f.is_dir() and f.name != name and len(f.name) == 16),
+                        key=lambda f: f.stat().st_mtime, reverse=True)
+        for old in others[KEEP - 1:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def discard_temporary():
+    """Remove the private folder that was made because no other could be written."""
+    if _temporary and _folder is not None:
+        shutil.rmtree(_folder.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def compiling(subfolder=""):
+    """Within, numba caches in our folder, and no other thread or process compiles into it."""
+    global _depth, _lock_file
+    target = folder() / subfolder if subfolder else folder()
+    with _lock:
+        target.mkdir(exist_ok=True)
+        if _depth == 0 and fcntl is not None:
+            _lock_file = open(folder() / "lock", "a")
+            fcntl.flock(_lock_file, fcntl.LOCK_EX)
+        _depth += 1
+        previous = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(target)
+        try:
+            with warnings.catch_warnings():
+                # a parallel kernel whose loop LLVM also finds parallel is no concern of the user
+                warnings.simplefilter("ignore", numba.core.errors.NumbaPerformanceWarning)
+                yield target
+        finally:
+            numba.config.CACHE_DIR = previous
+            _depth -= 1
+            if _depth == 0 and _lock_file is not None:
+                _lock_file.close()
+                _lock_file = None
+
+
+def helper(function):
+    """Decorator: a compiled function that only compiled functions call.
+
+    numba optimises every function on its own, with wrappers to call it from Python, and then again in each of its
+    callers. Helpers of helpers would be compiled five times over. Here a helper stays plain LLVM code, and the entry
+    that it ends up in is optimised once: a third of the compile time. Where numba's internals are not what we know, this
+    is numba.njit, with the same result.
+    """
+    dispatcher = numba.njit(error_model="numpy")(function)
+    compiler = getattr(dispatcher, "_compiler", None)
+    if not LEAN or not hasattr(compiler, "_customize_flags"):
+        return dispatcher
+
+    def lean_flags(flags):
+        flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
+        return flags
+
+    def add_overload(compiled):
+        library = compiled.library
+        library._optimize_final_module = library._finalize_specific = _nothing
+        library._codegen._add_module, add_module = _nothing_for, library._codegen._add_module
+        try:
+            library._ensure_finalized()
+        finally:
+            library._codegen._add_module = add_module
+        # what callers look the function up by; numba takes the Python wrapper, which is not made
+        compiled = compiled._replace(entry_point=object())
+        dispatcher.targetctx.insert_user_function(compiled.entry_point, compiled.fndesc, [library])
+        dispatcher.overloads[tuple(compiled.signature.args)] = compiled
+
+    compiler._customize_flags = lean_flags
+    dispatcher.add_overload = add_overload
+    return dispatcher
+
+
+def _nothing():
+    pass
+
+
+def _nothing_for(module):
+    pass
+
+
+class Entry:
+    """A kernel as the executor calls it: its fields, and its machine code once a program needed it.
+
+    Fields are byte offsets into the arena, marked by what the kernel does with the buffer, `<` read, `>` written,
+    `=` both; or plain integers. A float travels as the bits of a float64 (`number`).
+    """
+
+    def __init__(self, name, function, fields):
+        self.name, self.function = name, function
+        self.fields = [field.rstrip("<>=") for field in fields]
+        self.modes = {field.rstrip("<>="): field[-1] for field in fields if field[-1] in "<>="}
+        self.record = numpy_support.from_dtype(np.dtype([(field, np.int64) for field in self.fields]))
+        self._compiled = {}
+
+    def address(self, dtype):
+        """The address of the code for a dtype, compiled or loaded on first use and kept alive here."""
+        if dtype not in self._compiled:
+            with compiling(dtype) as target:
+                real = {"float32": types.float32, "float64": types.float64}[dtype]
+                signature = types.void(types.CPointer(real), types.CPointer(self.record), types.int64)
+                compiled = cfunc(signature, cache=True, error_model="numpy")(self.function)
+                path = Path(compiled._cache.cache_path)
+                if target not in path.parents and path != target:
+                    raise CacheError(f"numba cached {self.name} in {path}, not in {target}; set NUMBA_CACHE_DIR to a "
+                                     "folder that can be written")
+                self._compiled[dtype] = compiled
+        return self._compiled[dtype].address
+
+    def is_compiled(self, dtype):
+        return dtype in self._compiled
+
+
+ENTRIES = {}
+
+
+def entry(fields):
+    """Decorator: registers an entry `file.function` whose row has these fields."""
+    def register(function):
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        if name in ENTRIES:
+            raise ValueError(f"two entries are called {name}")
+        ENTRIES[name] = Entry(name, function, fields.split())
+        return function
+    return register
+
+
+def start_threads():
+    """Start numba's pool: a cached parallel kernel cannot be linked before that (its symbols are missing)."""
+    numba.set_num_threads(numba.get_num_threads())
+
+
+@intrinsic
+def _at(typing_context, base, offset):
+    """base + offset bytes, of base's pointer type."""
+    def codegen(context, builder, sig, args):
+        raw = builder.bitcast(args[0], cgutils.voidptr_t)
+        return builder.bitcast(builder.gep(raw, [args[1]]), args[0].type)
+    return base(base, types.int64), codegen
+
+
+@intrinsic
+def _at_as(typing_context, base, offset, dtype):
+    """base + offset bytes, as a pointer to dtype."""
+    pointer = types.CPointer(dtype.dtype)
+
+    def codegen(context, builder, sig, args):
+        raw = builder.bitcast(args[0], cgutils.voidptr_t)
+        return builder.bitcast(builder.gep(raw, [args[1]]), context.get_value_type(pointer))
+    return pointer(base, types.int64, dtype), codegen
+
+
+@intrinsic
+def _address_as(typing_context, address, dtype):
+    """An address outside the arena, as a pointer to dtype."""
+    pointer = types.CPointer(dtype.dtype)
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(pointer))
+    return pointer(types.int64, dtype), codegen
+
+
+@intrinsic
+def number(typing_context, bits):
+    """The float64 that a row carries as an integer's bits."""
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], ir.DoubleType())
+    return types.float64(types.int64), codegen
+
+
+@helper
+def view(arena, offset, size):
+    """The arena's numbers from a byte offset on, as a flat array of the network's dtype."""
+    return carray(_at(arena, offset), (size,))
+
+
+@helper
+def view_as(arena, offset, size, dtype):
+    """The arena from a byte offset on, as a flat array of another dtype."""
+    return carray(_at_as(arena, offset, dtype), (size,))
+
+
+@helper
+def outside(address, size, dtype):
+    """A flat array at an address outside the arena: the caller's input or output."""
+    return carray(_address_as(address, dtype), (size,))
+
+
+# The head of every arena: 64-bit slots that change from step to step, without touching the rows.
+THREADS, SEED, STEP, RATE, LOSS, FLAGS, FIRST_POINTER = range(7)
+
+
+@helper
+def slot(arena, index):
+    """An integer of the arena's control block."""
+    return view_as(arena, 0, index + 1, np.int64)[index]
+
+
+@helper
+def slot_number(arena, index):
+    """A float64 of the arena's control block."""
+    return view_as(arena, 0, index + 1, np.float64)[index]
+
+
+@helper
+def fields_of(row):
+    """The row's fields by name."""
+    return carray(row, (1,))[0]
+
+
+# Work below this many elementary operations (about 10 us) is not worth waking threads for.
+PARALLEL_WORK = 200_000
+
+
+@helper
+def threads_for(arena, work):
+    """How many threads a kernel with this much work may use: 1 runs its serial branch."""
+    return slot(arena, THREADS) if work >= PARALLEL_WORK else 1
+
+
+def start_of(array):
+    """The address of a numpy array's first byte."""
+    return array.__array_interface__["data"][0]
+
+
+def aligned_bytes(size, alignment=64):
+    """A zeroed uint8 array whose first byte is aligned; numpy alone aligns to 16."""
+    raw = np.zeros(size + alignment, np.uint8)
+    begin = -start_of(raw) % alignment
+    return raw[begin:begin + size]
+
+
+_ = ctypes

@@ -1,0 +1,225 @@
+"""2-D convolution by register tiles: forward, and its use on dY as backward to the input. No im2col.
+
+A tile is MR output pixels x NV vectors of output channels. Where each pixel's window begins stands in a table, so that a
+tile may run across the ends of rows and any stride costs the same. Padding is copied in: each chunk of the work has a
+small band of the image with its zeros in scratch, which stays in the first-level cache while all output channels pass over it.
+"""
+import numba
+import numpy as np
+
+from .cache import entry, fields_of, helper, number, threads_for, view, view_as
+from .layout import copy_run, zero_run
+from .linear import transpose_matrix
+from .simd import (
+    MASKS_ARE_FREE,
+    MR1,
+    MR2,
+    MR4,
+    lanes,
+    rows_table,
+    tile_add,
+    tile_clamp,
+    tile_fill,
+    tile_fma,
+    tile_fma_tail,
+    tile_store,
+    tile_zeros,
+)
+
+
+@helper
+def copy_band(x, x_at, H, W, C, top, left, rows, columns, band, band_at):
+    """band (rows, columns, C) = the image's part that begins at (top, left), zeros where that is outside."""
+    first = min(columns, max(0, -left))
+    last = max(first, min(columns, W - left))
+    for r in range(rows):
+        h = top + r
+        to = band_at + r * columns * C
+        if h < 0 or h >= H:
+            zero_run(band, to, columns * C)
+        else:
+            zero_run(band, to, first * C)
+            copy_run(x, x_at + (h * W + left + first) * C, band, to + first * C, (last - first) * C)
+            zero_run(band, to + last * C, (columns - last) * C)
+
+
+@helper
+def fill_table(table, rows, columns, row_step, column_step):
+    """table[r * columns + c] = r * row_step + c * column_step"""
+    for r in range(rows):
+        for c in range(columns):
+            table[r * columns + c] = r * row_step + c * column_step
+
+
+@helper
+def _pixel_tile(x, x_at, x_table, p, count, R, S, window, x_row, x_tap, weight, w_at, w_row, bias, bias_at, residual, y, y_at,
+                y_table, columns, low, high, mr, nv):
+    """count <= mr output pixels from p on, columns <= nv * lanes of their channels: all taps of all input channels."""
+    tile = tile_zeros(x, mr, nv)
+    if bias.size > 0:
+        tile = tile_fill(tile, bias, bias_at, columns)
+    rows = rows_table(x_table, p, count, x_at, mr)
+    if MASKS_ARE_FREE or columns < nv * lanes(x):
+        for r in range(R):
+            for s in range(S):
+                begin = r * x_row + s * x_tap
+                for t in range(window):
+                    tile = tile_fma_tail(tile, x, rows, begin + t, weight, w_at, columns)
+                    w_at += w_row
+    else:
+        for r in range(R):
+            for s in range(S):
+                begin = r * x_row + s * x_tap
+                for t in range(window):
+                    tile = tile_fma(tile, x, rows, begin + t, weight, w_at)
+                    w_at += w_row
+    out = rows_table(y_table, p, count, y_at, mr)
+    if residual.size > 0:
+        tile = tile_add(tile, residual, out, 0, count, columns)
+    tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
+
+
+@helper
+def _pixels(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, w_row, bias, residual, y, y_at, y_table, k_begin,
+            k_end, low, high):
+    """All pixels of a band, output channels k_begin to k_end, a block of channels after the other."""
+    width = lanes(x)
+    k = k_begin
+    while k < k_end:
+        left = k_end - k
+        if MR4 > 0 and left > 3 * width:
+            columns = min(left, 4 * width)
+            for p in range(0, pixels, MR4):
+                _pixel_tile(x, x_at, x_table, p, min(pixels - p, MR4), R, S, window, x_row, x_tap, weight, k, w_row, bias,
+                            k, residual, y, y_at + k, y_table, columns, low, high, MR4, 4)
+        elif left > width:
+            columns = min(left, 2 * width)
+            for p in range(0, pixels, MR2):
+                _pixel_tile(x, x_at, x_table, p, min(pixels - p, MR2), R, S, window, x_row, x_tap, weight, k, w_row, bias,
+                            k, residual, y, y_at + k, y_table, columns, low, high, MR2, 2)
+        else:
+            columns = left
+            for p in range(0, pixels, MR1):
+                _pixel_tile(x, x_at, x_table, p, min(pixels - p, MR1), R, S, window, x_row, x_tap, weight, k, w_row, bias,
+                            k, residual, y, y_at + k, y_table, columns, low, high, MR1, 1)
+        k += columns
+
+
+@helper
+def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S, dilation_h,
+           dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band, low, high, y):
+    """The bands of one chunk of the work, one after the other."""
+    bands = (OH + band - 1) // band
+    jobs = batch * bands
+    rows = (band - 1) * stride_h + (max(R, 1) - 1) * dilation_h + 1
+    columns = (OW - 1) * stride_w + (max(S, 1) - 1) * dilation_w + 1
+    CG, KG = C // G, K // G
+    copied = padded.size > 0
+    part = padded[chunk * rows * columns * C:(chunk + 1) * rows * columns * C] if copied else x
+    width = columns if copied else W
+    merged = G == 1 and dilation_w == 1
+    for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
+        n, oh = job // bands, (job % bands) * band
+        height = min(band, OH - oh)
+        top = oh * stride_h + origin_h
+        if copied:
+            copy_band(x, n * H * W * C, H, W, C, top, origin_w, (height - 1) * stride_h + (R - 1) * dilation_h + 1,
+                      columns, part, 0)
+            begin = 0
+        else:
+            begin = ((n * H + top) * W + origin_w) * C
+        for g in range(G):
+            # neighbouring taps of one group lie one after the other: one loop over all of them
+            if merged:
+                _pixels(part, begin, x_table, height * OW, R, 1, S * C, dilation_h * width * C, 0, weight, w_row, bias,
+                        residual, y, n * y_size + y_base + oh * y_row, y_table, 0, K, low, high)
+            else:
+                _pixels(part, begin + g * CG, x_table, height * OW, R, S, CG, dilation_h * width * C, dilation_w * C, weight,
+                        w_row, bias, residual, y, n * y_size + y_base + oh * y_row, y_table, g * KG, (g + 1) * KG, low, high)
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S, dilation_h,
+                   dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, chunks,
+                   low, high, threads, y):
+    """y = clamp(x * weight + bias + residual), on a grid of output pixels that may be a part of y.
+
+    Shapes   x (N, H, W, C); weight (R, S, C / G, K), rows w_row apart; bias (K,) or empty; residual like y, empty, or y
+             itself; y: N samples of y_size numbers, pixel (oh, ow) at y_base + oh * y_row + ow * y_pixel.
+             Output pixel (0, 0) sees input from (origin_h, origin_w) on, which may be outside: zeros.
+    Writes   y (its grid overwritten); x_table, y_table (band * OW), padded (chunks bands, or empty when nothing lies outside)
+    Threads  one iteration per chunk of bands, each owns its rows of y and its part of padded
+    Source   ONNX Conv; seed, Z = W * X. Backward to the input is this kernel on dY with flipped, transposed weights (seed,
+             dZ through a convolution), once for each phase of the stride
+    """
+    columns = (OW - 1) * stride_w + (max(S, 1) - 1) * dilation_w + 1
+    row_width = columns if padded.size > 0 else W
+    fill_table(x_table, band, OW, stride_h * row_width * C, stride_w * C)
+    fill_table(y_table, band, OW, y_row, y_pixel)
+    if threads > 1 and chunks > 1:
+        for chunk in numba.prange(chunks):
+            _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S,
+                   dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band,
+                   low, high, y)
+    else:
+        for chunk in range(chunks):
+            _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S,
+                   dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band,
+                   low, high, y)
+
+
+@entry("x< weight< bias< residual< y= tables> padded> H W C K G w_row R S dilation_h dilation_w stride_h stride_w origin_h "
+       "origin_w OH OW y_size y_row y_pixel y_base band padded_size chunks low high")
+def forward(arena, row, batch):
+    row = fields_of(row)
+    real = view(arena, 0, 1).dtype.type
+    table = row.band * row.OW
+    y_numbers = batch * row.y_size
+    biases = row.K if row.bias >= 0 else 0
+    residuals = y_numbers if row.residual >= 0 else 0
+    conv2d_forward(view(arena, row.x, batch * row.H * row.W * row.C),
+                   view(arena, row.weight, row.R * row.S * (row.C // row.G) * row.w_row),
+                   view(arena, row.bias, biases),
+                   view(arena, row.residual, residuals),
+                   view_as(arena, row.tables, table, np.int64), view_as(arena, row.tables + 8 * table, table, np.int64),
+                   view(arena, row.padded, row.padded_size), batch, row.H, row.W, row.C, row.K, row.G, row.w_row, row.R,
+                   row.S, row.dilation_h, row.dilation_w, row.stride_h, row.stride_w, row.origin_h, row.origin_w, row.OH,
+                   row.OW, row.y_size, row.y_row, row.y_pixel, row.y_base, row.band, row.chunks,
+                   real(number(row.low)), real(number(row.high)),
+                   threads_for(arena, batch * row.OH * row.OW * row.R * row.S * (row.C // row.G) * row.K),
+                   view(arena, row.y, y_numbers))
+
+
+@helper
+def _flip_tap(job, weight, S, C, K, G, tap_r, tap_s, step_r, step_s, TR, TS, w_row, packed):
+    r, s = tap_r + (TR - 1 - job // TS) * step_r, tap_s + (TS - 1 - job % TS) * step_s
+    CG, KG = C // G, K // G
+    for g in range(G):
+        transpose_matrix(weight, (r * S + s) * CG * K + g * KG, K, packed, job * KG * w_row + g * CG, w_row, CG, KG)
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def conv2d_flip(weight, S, C, K, G, tap_r, tap_s, step_r, step_s, TR, TS, w_row, threads, packed):
+    """The flipped, transposed weights of one phase of the stride: every step-th tap, last first.
+
+    Shapes   weight (R, S, C / G, K); packed (TR, TS, K / G, w_row), of which the first C columns are written
+    Writes   packed (overwritten; columns past C undefined)
+    Threads  one iteration per tap, each owns its matrix
+    Source   seed, the flipped kernel K^F
+    """
+    taps = TR * TS
+    if threads > 1 and taps > 1:
+        for job in numba.prange(taps):
+            _flip_tap(job, weight, S, C, K, G, tap_r, tap_s, step_r, step_s, TR, TS, w_row, packed)
+    else:
+        for job in range(taps):
+            _flip_tap(job, weight, S, C, K, G, tap_r, tap_s, step_r, step_s, TR, TS, w_row, packed)
+
+
+@entry("weight< packed> R S C K G tap_r tap_s step_r step_s TR TS w_row")
+def flip(arena, row, batch):
+    row = fields_of(row)
+    numbers = row.TR * row.TS * (row.C // row.G) * row.K
+    conv2d_flip(view(arena, row.weight, row.R * row.S * (row.C // row.G) * row.K), row.S, row.C, row.K, row.G, row.tap_r,
+                row.tap_s, row.step_r, row.step_s, row.TR, row.TS, row.w_row, threads_for(arena, numbers * 2),
+                view(arena, row.packed, row.TR * row.TS * (row.K // row.G) * row.w_row))

@@ -1,0 +1,141 @@
+"""Linear, and the rows of matrix products that pointwise convolutions share with it."""
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ..errors import ModelError
+from ..layout import Layout
+from .base import Layer, Shape, expect_inputs
+
+if TYPE_CHECKING:
+    from ..fusion import Step
+    from ..graph import Node
+    from ..memory import Buffer
+    from ..plan import Gradient, Schedule, Value
+
+# With fewer rows than this the weights are not worth transposing for the gradient of the input.
+FEW_ROWS = 8
+
+
+class Linear(Layer):
+    """ONNX Gemm and MatMul: y = x W + b over the last axis. Weight (K, C) where `transposed`, else (C, K); bias (K,).
+
+    Raises   ModelError: features that do not fit the weight
+    Memory   backward: the transposed weights where there are 8 rows or more, partial sums of dW
+    """
+
+    op = "Linear"
+    trainable = ("weight", "bias")
+    onnx = {"Gemm": {"since": 1}, "MatMul": {"since": 1}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        shape, weight = shapes[0], weights["weight"]
+        if len(weight) != 2 or not shape:
+            raise ModelError(f'Linear "{node.name}": weight has shape {weight}, the input {shape}; expected two axes and at '
+                             "least one")
+        K, C = weight if node.attrs["transposed"] else weight[::-1]
+        if shape[-1] != C:
+            hint = "; put a Flatten before it" if len(shape) > 1 and math.prod(shape) == C else ""
+            raise ModelError(f'Linear "{node.name}": the input has {shape[-1]} features, the weight {weight} expects '
+                             f"{C}{hint}")
+        if "bias" in weights and weights["bias"] != (K,):
+            raise ModelError(f'Linear "{node.name}": bias has shape {weights["bias"]}; expected ({K},)')
+        return [(*shape[:-1], K)]
+
+    @staticmethod
+    def macs(node: Node, shapes: list[Shape], outputs: list[Shape], weights: dict[str, Shape]) -> int:
+        return math.prod(shapes[0]) * outputs[0][-1]
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        node = step.node
+        x = s.value(node.inputs[0])
+        shape = x.layout.shape
+        if len(shape) > 1:
+            x = s.plain(x)
+        K, rows, C = s.shapes[node.outputs[0]][-1], math.prod(shape[:-1]), shape[-1]
+        weight, bias = s.weight(node, "weight", weight_steps(node, x, C, K)), s.weight(node, "bias")
+        residual = s.plain(s.value(step.residual)) if step.residual else None
+        layout = Layout.plain((*shape[:-1], K))
+        if residual is not None and s.free_to_overwrite(residual):
+            y = s.make(step.output, layout, residual.buffer)
+        else:
+            y = s.make(step.output, layout)
+        linear_rows(s, rows, C, K, x.buffer, weight, bias, residual.buffer if residual else None, y.buffer, step.low,
+                    step.high)
+        if s.node_live(step):
+            if s.trains(node, "weight"):
+                s.keep(x)
+            if step.clamps:
+                s.keep(y)
+            s.backward(lambda: backward(s, step, rows, C, K, x, y))
+
+
+def weight_steps(node: Node, x: Value, C: int, K: int) -> tuple:
+    """From the weight as the node sees it to (C, K), its rows in the order in which the features lie in memory."""
+    steps: list[tuple[str, tuple[int, ...]]] = []
+    if node.attrs["transposed"]:
+        steps.append(("transpose", (1, 0)))
+    axis = x.layout.axes[-1]
+    if len(x.layout.axes) == 1 and list(axis) != sorted(axis):
+        dims = [x.layout.dims[i] for i in axis]
+        order = sorted(range(len(axis)), key=lambda i: axis[i])
+        steps += [("reshape", (*dims, K)), ("transpose", (*order, len(axis)))]
+    return tuple(steps)
+
+
+def linear_rows(s: Schedule, rows: int, C: int, K: int, x: Buffer, weight: Buffer | None, bias: Buffer | None,
+                residual: Buffer | None, y: Buffer, low: float = -math.inf, high: float = math.inf) -> None:
+    """The row that runs a matrix product forward."""
+    s.row("linear.forward", x=x, weight=weight, bias=bias, residual=residual, y=y, rows=rows, C=C, K=K, w_row=K, low=low,
+          high=high)
+
+
+def backward(s: Schedule, step: Step, rows: int, C: int, K: int, x: Value, y: Value) -> None:
+    """dX, dW, dB of a step, and dY to the residual."""
+    dy = s.through_clamp(step, y)
+    if dy is None:
+        return
+    if step.residual:
+        s.give(s.plain(s.value(step.residual)).name, dy)
+    linear_backward(s, step.node, rows, C, K, x, dy)
+    s.release(dy)
+
+
+def linear_backward(s: Schedule, node: Node, rows: int, C: int, K: int, x: Value, dy: Gradient) -> None:
+    """dB, dW and dX of a matrix product over `rows` rows a sample."""
+    M = s.batch * rows
+    if s.trains(node, "bias"):
+        chunks = max(1, min(8, M // 512))
+        target, accumulate = s.dweight(node, "bias")
+        s.row("linear.backward_bias", dy=dy.buffer, dbias=target, scratch=s.scratch(chunks * K * s.itemsize), rows=rows, K=K,
+              chunks=chunks, accumulate=accumulate)
+        s.weight_done(node, "bias")
+    if s.trains(node, "weight"):
+        target, accumulate = s.dweight(node, "weight")
+        groups = math.ceil(C / 16)
+        chunks = 1 if groups >= 8 else max(1, min(8 // groups, M // 256))
+        s.row("linear.backward_weight", x=x.buffer, dy=dy.buffer, dweight=target,
+              scratch=s.scratch(chunks * C * K * s.itemsize) if chunks > 1 else None, rows=rows, C=C, K=K, chunks=chunks,
+              chunk_rows=math.ceil(M / chunks), accumulate=accumulate)
+    if s.needs_gradient(x.name):
+        input_gradient_rows(s, node, rows, C, K, x, dy)
+    if s.trains(node, "weight"):
+        s.weight_done(node, "weight")
+
+
+def input_gradient_rows(s: Schedule, node: Node, rows: int, C: int, K: int, x: Value, dy: Gradient) -> None:
+    """dX = dY W^T."""
+    weight = s.store.parameters[node.weights["weight"].name].buffer
+    target, accumulate = s.dx(x.name)
+    if s.batch * rows < FEW_ROWS:
+        s.row("linear.backward_input_few", dy=dy.buffer, weight=weight, dx=target, rows=rows, C=C, K=K, accumulate=accumulate)
+        return
+    w_row = math.ceil(C / s.lanes) * s.lanes
+    packed = s.scratch(K * w_row * s.itemsize, "packed")
+    s.row("linear.transpose", weight=weight, packed=packed, C=C, K=K, w_row=w_row)
+    s.row("linear.forward", x=dy.buffer, weight=packed, bias=None, residual=target if accumulate else None, y=target,
+          rows=rows, C=K, K=C, w_row=w_row, low=-math.inf, high=math.inf)

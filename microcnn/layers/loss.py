@@ -1,0 +1,56 @@
+"""The rows of the losses: what they read, and the gradient that they hand to backward."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import CompileError
+from ..losses import CrossEntropyLoss, Loss, MSELoss
+
+if TYPE_CHECKING:
+    from ..plan import Schedule
+
+# 48 partial sums of 8 bytes.
+SCRATCH_BYTES = 512
+
+
+def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) -> None:
+    """The row of one output's loss. tensor is the output, or what its softmax reads.
+
+    Raises   CompileError: class weights that do not match the classes
+    """
+    value = s.value(tensor)
+    slots = {"target_slot": s.slots[f"target:{output}"], "weight_slot": s.slots["sample_weight"]}
+    if isinstance(loss, CrossEntropyLoss):
+        value = s.channels_last(value) if len(value.layout.shape) > 1 else s.plain(value)
+        C = value.layout.shape[0]
+        if loss.weight is not None and len(loss.weight) != C:
+            raise CompileError(f'CrossEntropyLoss: weight holds {len(loss.weight)} numbers; output "{output}" has {C} classes')
+        rows = value.numbers // C
+        numbers = None
+        if loss.weight is not None:
+            dtype = np.float32 if s.itemsize == 4 else np.float64
+            numbers = s.store.constant(f"{output}.class_weight", np.asarray(loss.weight, dtype))
+        fields = {"class_weight": numbers, "rows": rows, "C": C, "inner": 1, "probabilities": 0,
+                  "ignore_index": loss.ignore_index, "label_smoothing": float(loss.label_smoothing),
+                  "correct_slot": -1 if gradient else s.slots["correct"]}
+        kernel = "loss.cross_entropy"
+        s.row("loss.check_labels", target_slot=slots["target_slot"], rows=rows, C=C, ignore_index=loss.ignore_index,
+              probabilities=0)
+    elif isinstance(loss, MSELoss):
+        value = s.plain(value)
+        kernel, fields = "loss.mse", {"size": value.numbers}
+    else:
+        raise CompileError(f'loss {loss!r} of output "{output}" has no kernel')
+    live = gradient and s.needs_gradient(value.name)
+    over = live and s.free_to_overwrite(value)
+    if live:
+        from ..plan import Gradient
+        buffer = value.buffer if over else s.dx(value.name)[0]
+        s.gradients[value.name] = Gradient(buffer)
+    else:
+        buffer = value.buffer
+    s.row(kernel, x=value.buffer, dx=buffer, scratch=s.scratch(SCRATCH_BYTES), gradient=int(live), **slots, **fields)
+
+

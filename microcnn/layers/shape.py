@@ -1,0 +1,113 @@
+"""Flatten, Reshape, Transpose, Identity: they change how memory is read, and move nothing where that is enough."""
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ..errors import ModelError
+from ..layout import Layout
+from .base import Layer, Shape, expect_inputs
+
+if TYPE_CHECKING:
+    from ..fusion import Step
+    from ..graph import Node
+    from ..plan import Schedule
+
+
+def reshape(s: Schedule, step: Step, shape: Shape) -> None:
+    """The input's memory under another shape."""
+    x = s.value(step.node.inputs[0])
+    layout = x.layout.reshaped(shape)
+    if layout is None:
+        x = s.plain(x)
+        layout = x.layout.reshaped(shape) or Layout.plain(shape)
+    s.alias(step.output, x, layout)
+    if s.needs_gradient(x.name):
+        s.backward(lambda: s.pass_on(step.output, x.name))
+
+
+class Flatten(Layer):
+    """ONNX Flatten with axis 1: all axes of a sample in one."""
+
+    op = "Flatten"
+    onnx = {"Flatten": {"since": 1}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        if node.attrs.get("axis", 1) != 1:
+            raise ModelError(f'Flatten "{node.name}": axis (={node.attrs["axis"]}) must be 1, so that the batch stays an axis')
+        return [(math.prod(shapes[0]),)]
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        reshape(s, step, s.shapes[step.node.outputs[0]])
+
+
+class Reshape(Layer):
+    """ONNX Reshape of each sample. Attribute shape, without the batch; one size may be -1.
+
+    Raises   ModelError: a shape that does not hold the input's numbers
+    """
+
+    op = "Reshape"
+    onnx = {"Reshape": {"since": 1}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        wanted = [shapes[0][i] if n == 0 and i < len(shapes[0]) else n for i, n in enumerate(node.attrs["shape"])]
+        total = math.prod(shapes[0])
+        known = math.prod(n for n in wanted if n != -1)
+        if wanted.count(-1) == 1 and known and total % known == 0:
+            wanted[wanted.index(-1)] = total // known
+        if any(n < 0 for n in wanted) or math.prod(wanted) != total:
+            raise ModelError(f'Reshape "{node.name}": {tuple(node.attrs["shape"])} does not hold the {total} numbers of a '
+                             f"sample of shape {shapes[0]}")
+        return [tuple(wanted)]
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        reshape(s, step, s.shapes[step.node.outputs[0]])
+
+
+class Transpose(Layer):
+    """ONNX Transpose. Attribute perm, with the batch as axis 0, which stays where it is."""
+
+    op = "Transpose"
+    onnx = {"Transpose": {"since": 1}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        perm = node.attrs["perm"]
+        if sorted(perm) != list(range(len(shapes[0]) + 1)) or perm[0] != 0:
+            raise ModelError(f'Transpose "{node.name}": perm (={tuple(perm)}) must be a permutation of the '
+                             f"{len(shapes[0]) + 1} axes that leaves the batch first")
+        return [tuple(shapes[0][i - 1] for i in perm[1:])]
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        x = s.value(step.node.inputs[0])
+        s.alias(step.output, x, x.layout.transposed(tuple(i - 1 for i in step.node.attrs["perm"][1:])))
+        if s.needs_gradient(x.name):
+            s.backward(lambda: s.pass_on(step.output, x.name))
+
+
+class Identity(Layer):
+    """ONNX Identity: another name."""
+
+    op = "Identity"
+    onnx = {"Identity": {"since": 1}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        return [shapes[0]]
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        x = s.value(step.node.inputs[0])
+        s.alias(step.output, x, x.layout)
+        if s.needs_gradient(x.name):
+            s.backward(lambda: s.pass_on(step.output, x.name))

@@ -1,0 +1,84 @@
+"""The geometry of windows that slide over an image: output sizes, padding, and the phases of a stride."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..errors import ModelError
+
+Pair = tuple[int, int]
+Pads = tuple[int, int, int, int]
+
+
+def resolve_pads(pads: str | Pads, size: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> Pads:
+    """(top, left, bottom, right); "same_upper" and "same_lower" as ONNX's auto_pad defines them."""
+    if not isinstance(pads, str):
+        top, left, bottom, right = pads
+        return top, left, bottom, right
+    needed = []
+    for length, taps, step, spread in zip(size, kernel, stride, dilation, strict=True):
+        outputs = -(-length // step)
+        needed.append(max(0, (outputs - 1) * step + (taps - 1) * spread + 1 - length))
+    small = [n // 2 for n in needed]
+    large = [n - s for n, s in zip(needed, small, strict=True)]
+    first, last = (small, large) if pads == "same_upper" else (large, small)
+    return first[0], first[1], last[0], last[1]
+
+
+def output_size(length: int, kernel: int, stride: int, before: int, after: int, dilation: int, ceil_mode: bool = False) -> int:
+    """How many positions a window takes; with ceil_mode a last one may hang over, but must begin inside (as PyTorch)."""
+    room = length + before + after - (kernel - 1) * dilation - 1
+    if room < 0 and not (ceil_mode and room > -stride):
+        return 0
+    count = (-(-room // stride) if ceil_mode else room // stride) + 1
+    if ceil_mode and (count - 1) * stride >= length + before:
+        count -= 1
+    return count
+
+
+def output_hw(name: str, size: Pair, kernel: Pair, stride: Pair, pads: Pads, dilation: Pair, ceil_mode: bool = False) -> Pair:
+    """(OH, OW). Raises ModelError where the window does not fit into the padded image."""
+    H, W = size
+    OH = output_size(H, kernel[0], stride[0], pads[0], pads[2], dilation[0], ceil_mode)
+    OW = output_size(W, kernel[1], stride[1], pads[1], pads[3], dilation[1], ceil_mode)
+    if OH < 1 or OW < 1:
+        spread = ((kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1)
+        raise ModelError(f'"{name}": a window of {spread[0]}x{spread[1]} does not fit into an image of {H}x{W} with padding '
+                         f"{tuple(pads)}; use a larger input or more padding")
+    return OH, OW
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Which taps reach every step-th input position, along one axis, and from where in dY.
+
+    Input positions first, first + stride, ... (count of them) see taps tap, tap + step, ... (taps of them), as a convolution
+    of stride 1 over dY with the taps in reverse order, dilation apart, the first at dY position origin.
+    """
+
+    first: int
+    count: int
+    taps: int
+    tap: int
+    step: int
+    dilation: int
+    origin: int
+
+
+def phases(length: int, kernel: int, stride: int, before: int, dilation: int) -> list[Phase]:
+    """The phases of a stride along one axis of the input, for the gradient of a convolution to its input."""
+    common = math.gcd(dilation, stride)
+    step, spread = stride // common, dilation // common
+    found = []
+    for first in range(min(stride, length)):
+        remainder = (first + before) % stride
+        shift = (first + before) // stride
+        tap = next((r for r in range(min(step, kernel)) if (r * dilation) % stride == remainder), None)
+        count = -(-(length - first) // stride)
+        if tap is None:
+            found.append(Phase(first, count, 0, 0, step, spread, 0))
+            continue
+        taps = -(-(kernel - tap) // step)
+        begin = (tap * dilation - remainder) // stride
+        found.append(Phase(first, count, taps, tap, step, spread, shift - begin - (taps - 1) * spread))
+    return found

@@ -1,0 +1,168 @@
+"""Where every buffer lies: offsets from lifetimes, the lower bound, and the report that users see."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+ALIGNMENT = 64
+
+# What a buffer is for: each is one line of the report.
+KINDS = ("parameter", "gradient", "state", "activation", "scratch")
+
+
+@dataclass(eq=False)
+class Buffer:
+    """A range of the arena. first and last are the rows between which it lives; None: it lives for ever."""
+
+    name: str
+    bytes: int
+    kind: str
+    layer: str
+    first: int | None = None
+    last: int | None = None
+    offset: int = -1
+    # held: always live in its program (packed weights that are prepared once)
+    held: bool = False
+    # kept: some later row of backward needs what it holds, so it may not be overwritten in place
+    kept: bool = False
+    # per_sample: its bytes are so many a sample. checked: it holds numbers of the network's dtype that must be finite
+    per_sample: bool = False
+    checked: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes, rounded up to the alignment."""
+        return -(-self.bytes // ALIGNMENT) * ALIGNMENT
+
+    def touch(self, row: int) -> None:
+        """Extend the lifetime to a row."""
+        self.first = row if self.first is None else min(self.first, row)
+        self.last = row if self.last is None else max(self.last, row)
+
+
+def place(buffers: list[Buffer], begin: int) -> int:
+    """Give each buffer an offset from `begin` on, so that no two that live at the same time overlap; returns the end.
+
+    Largest first, each at the lowest place where it fits; of a few such orders the one with the smallest end is kept.
+    """
+    orders = [
+        sorted(buffers, key=lambda b: (-b.size, b.first)),
+        sorted(buffers, key=lambda b: (-(_last(b) - _first(b) + 1) * b.size, b.first)),
+        sorted(buffers, key=lambda b: (-(_last(b) - _first(b) + 1), -b.size)),
+    ]
+    bound = lower_bound(buffers)
+    best: tuple[int, list[int]] | None = None
+    for order in orders:
+        end = _place_in_order(order, begin)
+        if best is None or end < best[0]:
+            best = end, [b.offset for b in buffers]
+        if end - begin <= bound:
+            break
+    if best is None:
+        return begin
+    for buffer, offset in zip(buffers, best[1], strict=True):
+        buffer.offset = offset
+    return best[0]
+
+
+def _first(buffer: Buffer) -> int:
+    return buffer.first if buffer.first is not None else 0
+
+
+def _last(buffer: Buffer) -> int:
+    return buffer.last if buffer.last is not None else 0
+
+
+def _place_in_order(order: list[Buffer], begin: int) -> int:
+    placed: list[Buffer] = []
+    end = begin
+    for buffer in order:
+        first, last, size = _first(buffer), _last(buffer), buffer.size
+        at = begin
+        for other in placed:         # sorted by offset
+            if _first(other) <= last and first <= _last(other):
+                if at + size <= other.offset:
+                    break
+                at = max(at, other.offset + other.size)
+        buffer.offset = at
+        end = max(end, at + size)
+        low, high = 0, len(placed)
+        while low < high:
+            middle = (low + high) // 2
+            if placed[middle].offset < at:
+                low = middle + 1
+            else:
+                high = middle
+        placed.insert(low, buffer)
+    return end
+
+
+def lower_bound(buffers: Iterable[Buffer]) -> int:
+    """The largest sum of the sizes of buffers that live at the same time."""
+    changes: dict[int, int] = {}
+    for buffer in buffers:
+        changes[_first(buffer)] = changes.get(_first(buffer), 0) + buffer.size
+        changes[_last(buffer) + 1] = changes.get(_last(buffer) + 1, 0) - buffer.size
+    live = most = 0
+    for row in sorted(changes):
+        live += changes[row]
+        most = max(most, live)
+    return most
+
+
+@dataclass(slots=True)
+class LayerMemory:
+    """One layer's bytes by kind. Activations and scratch of different layers share memory: they do not add up."""
+
+    name: str
+    op: str
+    parameters: int = 0
+    gradients: int = 0
+    state: int = 0
+    activations: int = 0
+    scratch: int = 0
+
+
+@dataclass
+class Memory:
+    """The plan of a network's memory, in bytes.
+
+    parameters    the graph's weights, trained or not, running statistics and constants included
+    state         the optimizer's (momentum, moments)
+    gradients, activations, scratch
+                  the most that buffers of that kind hold at one time; they share memory over time
+    arena         all that is allocated: parameters, state and control block, and what the largest program needs
+    lower_bound   the largest sum of live buffers, parameters and state included
+    layers        LayerMemory, one per layer
+    manual        the arena of forward, backward and update, 0 until they are planned
+    """
+
+    parameters: int
+    gradients: int
+    state: int
+    activations: int
+    scratch: int
+    arena: int
+    lower_bound: int
+    layers: list[LayerMemory] = field(default_factory=list)
+    manual: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """The arena over the lower bound: 1 is perfect."""
+        return self.arena / max(1, self.lower_bound)
+
+    def __str__(self) -> str:
+        lines = [f"{'memory':14s} {'bytes':>14s} {'KB':>12s}"]
+        for name in ("parameters", "gradients", "state", "activations", "scratch", "arena", "lower_bound", "manual"):
+            value = getattr(self, name)
+            lines.append(f"{name.replace('_', ' '):14s} {value:14,d} {value / 1024:12,.1f}")
+        lines.append(f"{'arena / bound':14s} {self.ratio:14.3f}")
+        width = max([5, *(len(layer.name) for layer in self.layers)])
+        lines.append("")
+        lines.append(f"{'layer':{width}s} {'op':16s} {'parameters':>12s} {'gradients':>12s} {'state':>12s} "
+                     f"{'activations':>12s} {'scratch':>12s}")
+        for layer in self.layers:
+            lines.append(f"{layer.name:{width}s} {layer.op:16s} {layer.parameters:12,d} {layer.gradients:12,d} "
+                         f"{layer.state:12,d} {layer.activations:12,d} {layer.scratch:12,d}")
+        return "\n".join(lines)

@@ -1,0 +1,596 @@
+"""A bound network: every size fixed, every buffer planned, ready to predict and to train."""
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import layers, threads
+from .choices import fold_batchnorm, parse_budget, resolve_losses, resolve_train
+from .errors import CompileError, DataError, TrainingError
+from .feeding import input_array, several, target_array, weight_array
+from .graph import Graph, size_of
+from .losses import CrossEntropyLoss
+from .memory import KINDS, Buffer, LayerMemory, Memory, lower_bound, place
+from .optim import Optimizer, resolve_optimizer
+
+if TYPE_CHECKING:
+    from .manual import Manual
+    from .plan import Parameter, Schedule, Training
+    from .program import Program, RowInfo
+
+Arrays = dict[str, np.ndarray]
+
+
+class Net:
+    """A network that Graph.compile made. Its methods may be called from any thread, one at a time.
+
+    graph     the graph it was made from
+    batch     how many samples its buffers hold
+    memory    the plan of its memory (Memory); prints as a table
+    trained   names of the weights that training may change, running statistics included where bn="batch"
+    lr        the learning rate; may be set between steps
+    debug     with True every step runs row by row, and the first layer that makes a NaN or an infinity is named
+    """
+
+    def __init__(self, graph: Graph, *, batch: int, train: Any, loss: Any, optimizer: Any, bn: str, dtype: str, budget: Any,
+                 input_shapes: dict[str, tuple[int, ...]] | None, manual: bool = False, seed: int = 0,
+                 progress: Callable[[int, int, str], None] | None = None):
+        check_arguments(batch, bn, dtype, seed)
+        limit = parse_budget(budget)
+        self.graph = graph if bn != "fold" else fold_batchnorm(graph)
+        self.batch, self.bn, self.dtype = batch, bn, np.dtype(dtype)
+        self.shapes = self.graph.shapes(input_shapes)
+        self.optimizer: Optimizer | None = resolve_optimizer(optimizer)
+        self._factors = resolve_train(self.graph, train)
+        self._losses = resolve_losses(self.graph, loss, self.shapes)
+        self._lock = threading.RLock()
+        self._seed, self._steps, self.debug = seed, 0, False
+        self._prepared: object = None
+        self._target_kinds: dict[str, int] = {}
+        self._manual: Manual | None = None
+        self._threads = 0
+
+        threads.prepare_environment()
+        from .kernels import cache
+        from .plan import Store, Training
+        self._cache = cache
+        self._slots = self._assign_slots()
+        self._training: Training = Training(
+            self._factors, {name: pair for name, pair in self._losses.items()}, self.optimizer)
+        self._store = Store(self.graph, self.dtype.itemsize)
+        schedules = self._schedules()
+        if self.optimizer is not None:
+            from .layers.update import update_row
+            for name in self._factors:
+                self._store.state(self._store.parameters[name], len(update_row(self.optimizer)[1]))
+        control = max(64, 8 * (max(self._slots.values(), default=0) + 1))
+        self._control_bytes = -(-control // 64) * 64
+        self._plan_memory(schedules, limit)
+        self._arena = self._allocate(self.memory.arena)
+        self._base = cache.start_of(self._arena)
+        self._control = self._arena[:self._control_bytes].view(np.int64)
+        self._control_numbers = self._arena[:self._control_bytes].view(np.float64)
+        self._control[cache.SEED] = seed
+        self.lr = self.optimizer.lr if self.optimizer else 0.0
+        self._load_parameters()
+        self._build_programs(schedules, progress)
+        self._output_shapes = [self.shapes[name] for name in self.graph.outputs]
+        self._single = (self.graph.inputs[0].name, self.shapes[self.graph.inputs[0].name],
+                        self.graph.outputs[0]) if len(self.graph.inputs) == len(self.graph.outputs) == 1 else None
+        if manual:
+            self._manual_programs()
+
+    # Planning.
+
+    def _assign_slots(self) -> dict[str, int]:
+        """Where in the control block each address stands."""
+        names = [f"input:{entry.name}" for entry in self.graph.inputs]
+        names += [f"output:{name}" for name in self.graph.outputs]
+        names += [f"target:{name}" for name in self.graph.outputs]
+        names += ["sample_weight", "correct"]
+        names += [f"dy:{name}" for name in self.graph.outputs] + [f"dx:{entry.name}" for entry in self.graph.inputs]
+        return {name: self._cache.FIRST_POINTER + i for i, name in enumerate(names)}
+
+    def schedule(self, mode: str) -> Schedule:
+        """A schedule over this network's parameters, without rows yet."""
+        from .kernels import simd
+        from .plan import Schedule
+        return Schedule(self.graph, self.shapes, self._store, mode, self.batch, simd.lanes_of(self.dtype), self.dtype.itemsize,
+                        self.bn, self._training, self._slots)
+
+    def _schedules(self) -> dict[str, Schedule]:
+        """Forward for prediction, for evaluation, and the whole training step, as far as they were asked for."""
+        predict = self.schedule("predict")
+        predict.run_forward()
+        predict.run_outputs()
+        schedules = {"predict": predict}
+        if self._losses:
+            evaluate = self.schedule("evaluate")
+            evaluate.run_forward()
+            evaluate.run_losses(False)
+            schedules["evaluate"] = evaluate
+        if self._losses and self._factors and self.optimizer is not None:
+            train = self.schedule("train")
+            skipped = {name for name, (_, tensor) in self._losses.items() if tensor != name}
+            train.skip_to({tensor for _, tensor in self._losses.values()}, skipped)
+            train.run_forward()
+            train.run_losses(True)
+            train.run_backward()
+            schedules["train"] = train
+        for schedule in schedules.values():
+            schedule.finish()
+        return schedules
+
+    def _plan_memory(self, schedules: dict[str, Schedule], limit: int | None) -> None:
+        """Offsets for everything: control block, what lives for ever, then what the largest program needs."""
+        parameters = [p.buffer for p in self._store.parameters.values()]
+        states = [buffer for buffers in self._store.states.values() for buffer in buffers]
+        constants = [buffer for buffer, _ in self._store.constants.values()]
+        at = self._control_bytes
+        for buffer in parameters + states + constants:
+            buffer.offset = at
+            at += buffer.size
+        end, bound = at, 0
+        for schedule in schedules.values():
+            end = max(end, place(schedule.buffers, at))
+            bound = max(bound, lower_bound(schedule.buffers))
+        most = schedules.get("train", schedules["predict"])
+        peaks = {kind: lower_bound(b for b in most.buffers if b.kind == kind) for kind in KINDS}
+        self.memory = Memory(
+            parameters=sum(buffer.bytes for buffer in parameters), gradients=peaks["gradient"],
+            state=sum(buffer.bytes for buffer in states), activations=peaks["activation"], scratch=peaks["scratch"],
+            arena=end, lower_bound=at + bound, layers=self._layer_memory(most.buffers, parameters + states))
+        if limit is not None and end - self.memory.parameters > limit:
+            raise CompileError(f"budget is {limit:,} bytes; this network at batch {self.batch} needs "
+                               f"{end - self.memory.parameters:,} beside its parameters: the smallest budget that works. Use "
+                               "a smaller batch, or train fewer weights")
+
+    def _layer_memory(self, transient: list[Buffer], lasting: list[Buffer]) -> list[LayerMemory]:
+        """Bytes by layer and kind; of scratch the largest at one time."""
+        found = {node.name: LayerMemory(node.name, node.op) for node in self.graph.nodes}
+        fields = {"parameter": "parameters", "gradient": "gradients", "state": "state", "activation": "activations"}
+        for buffer in transient + lasting:
+            layer = found.setdefault(buffer.layer, LayerMemory(buffer.layer, "input"))
+            if buffer.kind == "scratch":
+                layer.scratch = max(layer.scratch, buffer.bytes)
+            else:
+                setattr(layer, fields[buffer.kind], getattr(layer, fields[buffer.kind]) + buffer.bytes)
+        return list(found.values())
+
+    def _allocate(self, size: int) -> np.ndarray:
+        """The arena. Raises CompileError where the machine cannot hold it."""
+        total = physical_memory()
+        if total and size > total:
+            raise CompileError(f"batch {self.batch} needs an arena of {size:,} bytes; this machine has {total:,}. Use a "
+                               "smaller batch")
+        try:
+            return self._cache.aligned_bytes(size)
+        except MemoryError:
+            raise CompileError(f"batch {self.batch} needs an arena of {size:,} bytes, which cannot be had; use a smaller "
+                               "batch") from None
+
+    def _build_programs(self, schedules: dict[str, Schedule], progress: Callable[[int, int, str], None] | None) -> None:
+        """Compile or load the kernels, then the tables."""
+        from .program import Program, compile_kernels
+        self._cache.start_threads()
+        rows = [row for schedule in schedules.values() for row in schedule.prepared + schedule.rows]
+        compile_kernels(rows, self.dtype.name, progress)
+        self._programs: dict[str, tuple[Program, Program | None]] = {}
+        for name, schedule in schedules.items():
+            prepared = self._program(schedule.prepared) if schedule.prepared else None
+            self._programs[name] = self._program(schedule.rows), prepared
+
+    def _program(self, rows: list) -> Program:
+        from .program import Program
+        return Program(rows, self.dtype.name, self._base, lambda buffer: buffer.offset)
+
+    def _load_parameters(self) -> None:
+        for parameter in self._store.parameters.values():
+            self._write(parameter, self.graph.weights[parameter.name])
+        for buffer, array in self._store.constants.values():
+            self._arena[buffer.offset:buffer.offset + buffer.bytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    def _numbers(self, buffer: Buffer) -> np.ndarray:
+        """A lasting buffer of the arena as a flat array of the network's dtype."""
+        return self._arena[buffer.offset:buffer.offset + buffer.bytes].view(self.dtype)
+
+    def _write(self, parameter: Parameter, array: np.ndarray) -> None:
+        self._numbers(parameter.buffer)[:] = parameter.chain.apply(np.asarray(array)).reshape(-1)
+
+    # Running.
+
+    def _run(self, name: str, samples: int, timed: bool = False) -> list[tuple[RowInfo, int]] | None:
+        """Run a program on samples whose addresses stand in the control block. The caller holds the lock."""
+        program, prepared = self._programs[name]
+        count = threads.apply()
+        self._control[self._cache.THREADS] = count
+        self._control[self._cache.FLAGS] = 0
+        if prepared is not None and self._prepared != name:
+            prepared.run(samples)
+            self._prepared = name
+        elif prepared is None and self._prepared is not None and self._prepared != name:
+            self._prepared = None            # its memory is overwritten now
+        if timed:
+            return list(zip(program.infos, program.run_timed(samples).tolist(), strict=True))
+        if self.debug:
+            bad = program.run_debug(samples, self.batch, self.dtype.name)
+            if bad is not None:
+                raise TrainingError(f'"{bad.layer}" ({bad.op}, {bad.phase}) is the first layer that makes a NaN or an infinity')
+        else:
+            program.run(samples)
+        return None
+
+    def predict(self, x: Any, out: Any = None) -> Any:
+        """The outputs in inference mode, for any number of samples.
+
+        x     one array (N, ...) with the model's own axes, or a dict by input name where there are several
+        out   where to write: an array of the network's dtype and the output's shape, or a dict by output name
+        Returns fresh arrays (or out): one, or a dict by output name where there are several.
+        Raises DataError for inputs that do not fit.
+        """
+        inputs = self._inputs(x)
+        samples = next(iter(inputs.values())).shape[0]
+        results = self._results(out, samples)
+        with self._lock, threads.pool_lock():
+            self._predict(inputs, results, samples)
+        return results if len(results) > 1 else results[self.graph.outputs[0]]
+
+    def _inputs(self, x: Any) -> Arrays:
+        single = self._single
+        if single is not None and type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous \
+                and x.shape[1:] == single[1] and x.shape[0] > 0:
+            return {single[0]: x}
+        given = several(x, [entry.name for entry in self.graph.inputs], "x")
+        arrays = {name: input_array(array, name, self.shapes[name], self.dtype) for name, array in given.items()}
+        counts = {name: array.shape[0] for name, array in arrays.items()}
+        if len(set(counts.values())) > 1:
+            raise DataError(f"the inputs have different numbers of samples: {counts}; they must be equal")
+        return arrays
+
+    def _results(self, out: Any, samples: int) -> Arrays:
+        if out is None:
+            return {name: np.empty((samples, *shape), self.dtype)
+                    for name, shape in zip(self.graph.outputs, self._output_shapes, strict=True)}
+        given = several(out, self.graph.outputs, "out")
+        for name, array in given.items():
+            shape = (samples, *self.shapes[name])
+            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != self.dtype \
+                    or not array.flags.c_contiguous or not array.flags.writeable:
+                raise DataError(f'out for "{name}" must be a writable, contiguous {self.dtype.name} array of shape {shape}; '
+                                f"it is {describe(array)}")
+        return given
+
+    def _predict(self, inputs: Arrays, results: Arrays, samples: int) -> None:
+        start_of, control = self._cache.start_of, self._control
+        places = [(self._slots[f"input:{name}"], start_of(array), array.strides[0]) for name, array in inputs.items()]
+        places += [(self._slots[f"output:{name}"], start_of(array), array.strides[0]) for name, array in results.items()]
+        for begin in range(0, samples, self.batch):
+            for slot, address, step in places:
+                control[slot] = address + begin * step
+            self._run("predict", min(self.batch, samples - begin))
+
+    def train_step(self, x: Any, t: Any, sample_weight: Any = None) -> float:
+        """One step of training on up to `batch` samples; returns the mean loss before the update.
+
+        x              as in predict
+        t              targets: class indices (N,) or probabilities for cross-entropy, otherwise of the output's shape; a dict
+                       by output name where there are several outputs
+        sample_weight  (N,): each sample's share of the mean
+        Raises DataError for data that do not fit and for inputs that are NaN or infinite, TrainingError where the loss is no
+        longer finite; no weight has changed then.
+        """
+        if "train" not in self._programs:
+            raise CompileError(self._missing("train_step"))
+        samples, held = self._feed(x, t, sample_weight)
+        with self._lock, threads.pool_lock():
+            self._point(held)
+            self._train(samples, held)
+            return float(self._control_numbers[self._cache.LOSS])
+
+    def _train(self, samples: int, held: Arrays, timed: bool = False) -> list[tuple[RowInfo, int]] | None:
+        self._steps += 1
+        self._control[self._cache.STEP] = self._steps
+        try:
+            result = self._run("train", samples, timed)
+        except TrainingError:
+            self._steps -= 1
+            raise
+        if self._control[self._cache.FLAGS]:
+            self._steps -= 1
+            self._refuse(held)
+        if self._prepared == "predict" or self._prepared == "evaluate":
+            self._prepared = None
+        return result
+
+    def _missing(self, what: str) -> str:
+        for value, name, example in ((self._losses, "loss", 'loss="cross_entropy"'),
+                                     (self.optimizer, "optimizer", "optimizer=mc.SGD(lr=0.01)"),
+                                     (self._factors, "train", 'train="all"')):
+            if not value:
+                return f"{what} needs {name}, which compile was not given; compile with {example}"
+        raise AssertionError(what)
+
+    def _feed(self, x: Any, t: Any, sample_weight: Any, most: int | None = None) -> tuple[int, Arrays]:
+        """(samples, arrays by slot name), every one checked and of the type that the kernels read."""
+        inputs = self._inputs(x)
+        samples = next(iter(inputs.values())).shape[0]
+        if samples > (most or self.batch):
+            raise DataError(f"x holds {samples} samples; this network was compiled for up to {self.batch}. Give fewer, or "
+                            f"compile(batch={samples})")
+        held = {f"input:{name}": array for name, array in inputs.items()}
+        targets = several(t, list(self._losses), "t", complete=False)
+        for name, (loss, tensor) in self._losses.items():
+            if name not in targets:
+                raise DataError(f't holds no target for output "{name}"; it holds {list(targets)}')
+            held[f"target:{name}"] = target_array(targets[name], name, loss, samples, self.shapes[tensor], self.dtype)
+        if sample_weight is not None:
+            held["sample_weight"] = weight_array(sample_weight, samples)
+        return samples, held
+
+    def _point(self, held: Arrays, begin: int = 0) -> None:
+        """The addresses into the control block."""
+        self._control[self._slots["sample_weight"]] = 0
+        for name, array in held.items():
+            self._control[self._slots[name]] = self._cache.start_of(array) + begin * array.strides[0]
+        for name, (loss, _) in self._losses.items():
+            if isinstance(loss, CrossEntropyLoss):
+                self._set_target_kind(name, int(held[f"target:{name}"].dtype.kind == "f"))
+
+    def _set_target_kind(self, output: str, probabilities: int) -> None:
+        if self._target_kinds.get(output, 0) == probabilities:
+            return
+        self._target_kinds[output] = probabilities
+        slot = self._slots[f"target:{output}"]
+        for program, _ in self._programs.values():
+            for kernel in ("loss.cross_entropy", "loss.check_labels"):
+                program.set_field(kernel, "probabilities", probabilities, where=("target_slot", slot))
+
+    def _refuse(self, held: Arrays) -> None:
+        """Say why a program stopped. Nothing was changed."""
+        for name, array in held.items():
+            if name.startswith("input:") and not np.isfinite(array).all():
+                where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+                raise DataError(f'input "{name.partition(":")[2]}" holds {array[where]} at {where}; expected finite numbers')
+        for name, (loss, tensor) in self._losses.items():
+            array = held[f"target:{name}"]
+            if isinstance(loss, CrossEntropyLoss) and array.dtype.kind == "i":
+                classes = self.shapes[tensor][0]
+                wrong = array[((array < 0) | (array >= classes)) & (array != loss.ignore_index)]
+                if wrong.size:
+                    raise DataError(f'target of output "{name}" holds class {wrong.flat[0]}; expected 0 to {classes - 1}')
+            elif not np.isfinite(array).all():
+                raise DataError(f'target of output "{name}" holds NaN or infinite numbers')
+        raise TrainingError(f"the loss is {self._control_numbers[self._cache.LOSS]} at step {self._steps + 1}; nothing was "
+                            f"changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
+
+    def evaluate(self, x: Any, t: Any) -> dict[str, float]:
+        """{"loss": mean loss, "accuracy": share of right classes} in inference mode, for any number of samples.
+
+        Accuracy stands there where a loss is cross-entropy. Raises CompileError without a loss, DataError as train_step.
+        """
+        if "evaluate" not in self._programs:
+            raise CompileError("evaluate needs loss, which compile was not given; compile with loss=\"cross_entropy\"")
+        inputs = self._inputs(x)
+        samples, held = self._feed(x, t, None, most=next(iter(inputs.values())).shape[0])
+        total = weight = correct = labels = 0.0
+        with self._lock, threads.pool_lock():
+            for begin in range(0, samples, self.batch):
+                count = min(self.batch, samples - begin)
+                self._point(held, begin)
+                self._control_numbers[self._slots["correct"]] = 0.0
+                self._run("evaluate", count)
+                if self._control[self._cache.FLAGS]:
+                    self._refuse(held)
+                share = self._share(held, begin, count)
+                total += float(self._control_numbers[self._cache.LOSS]) * share
+                weight += share
+                correct += float(self._control_numbers[self._slots["correct"]])
+                labels += self._labels(held, begin, count)
+        result = {"loss": total / weight if weight else 0.0}
+        if any(isinstance(loss, CrossEntropyLoss) for loss, _ in self._losses.values()):
+            result["accuracy"] = correct / labels if labels else 0.0
+        return result
+
+    def _share(self, held: Arrays, begin: int, count: int) -> float:
+        """What the mean over these samples counts: its denominator, where there is one loss."""
+        if len(self._losses) != 1:
+            return float(count)
+        (name, (loss, _)), = self._losses.items()
+        part = held[f"target:{name}"][begin:begin + count]
+        return loss.target_weight(part) if isinstance(loss, CrossEntropyLoss) else float(count)
+
+    def _labels(self, held: Arrays, begin: int, count: int) -> int:
+        """How many predictions are counted."""
+        found = 0
+        for name, (loss, tensor) in self._losses.items():
+            if isinstance(loss, CrossEntropyLoss):
+                part = held[f"target:{name}"][begin:begin + count]
+                found += int((part != loss.ignore_index).sum()) if part.dtype.kind == "i" else \
+                    part.size // self.shapes[tensor][0]
+        return found
+
+    # The manual programs.
+
+    def _manual_programs(self) -> Manual:
+        if self._manual is None:
+            from .manual import Manual
+            self._manual = Manual(self)
+            self.memory.manual = self._manual.bytes
+        return self._manual
+
+    def forward(self, x: Any) -> Any:
+        """The outputs in training mode (dropout, bn as compiled), for up to `batch` samples; keeps what backward needs."""
+        inputs = self._inputs(x)
+        with self._lock, threads.pool_lock():
+            return self._manual_programs().forward(inputs)
+
+    def backward(self, dy: Any) -> Any:
+        """The gradient of the inputs, given that of the outputs: a vector-Jacobian product, not averaged.
+
+        Raises TrainingError unless forward came before. Dict in, dict out where the model has several outputs or inputs.
+        """
+        with self._lock, threads.pool_lock():
+            return self._manual_programs().backward(dy)
+
+    def gradients(self) -> Arrays:
+        """{weight name: gradient in ONNX's layout} of the last backward. Raises TrainingError where there was none."""
+        with self._lock:
+            if self._manual is None:
+                raise TrainingError("gradients needs a backward before it")
+            return self._manual.gradients()
+
+    def update(self) -> None:
+        """Apply the gradients of the last backward. Raises TrainingError where there was none, CompileError without an
+        optimizer."""
+        if self.optimizer is None:
+            raise CompileError("update needs optimizer, which compile was not given; compile with optimizer=mc.SGD(lr=0.01)")
+        with self._lock, threads.pool_lock():
+            if self._manual is None:
+                raise TrainingError("update needs a backward before it")
+            self._manual.update()
+
+    # Weights.
+
+    @property
+    def loss(self) -> Any:
+        """The loss object, None without one, a dict by output name where several outputs have one."""
+        losses = {name: loss for name, (loss, _) in self._losses.items()}
+        return losses if len(losses) > 1 else next(iter(losses.values()), None)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any weight trains."""
+        return bool(self._factors)
+
+    @property
+    def trained(self) -> set[str]:
+        """Names of the weights that training may have changed."""
+        names = set(self._factors)
+        if self.bn == "batch" and self._factors:
+            names.update(node.weights[role].name for node in self.graph.nodes if node.op == "BatchNorm2d"
+                         for role in ("mean", "var"))
+        return names
+
+    def parameters(self) -> Arrays:
+        """{weight name: a copy in ONNX's layout}, trained or not."""
+        with self._lock:
+            return {name: np.array(p.chain.undo(self._numbers(p.buffer), p.shape).reshape(p.shape))
+                    for name, p in self._store.parameters.items()}
+
+    def set_parameters(self, arrays: Arrays) -> None:
+        """Set weights by name, in ONNX's layout; all are checked before any is set.
+
+        Raises DataError for unknown names, wrong shapes, dtypes, and numbers that are not finite.
+        """
+        if not isinstance(arrays, dict):
+            raise DataError(f"set_parameters takes a dict of arrays by weight name; it was given {type(arrays).__name__}")
+        checked = []
+        for name, value in arrays.items():
+            parameter = self._store.parameters.get(name)
+            if parameter is None:
+                raise DataError(f'"{name}" is no weight of this network; it has {list(self._store.parameters)[:8]}')
+            array = np.asarray(value)
+            if array.dtype.kind not in "fiub" or array.shape != parameter.shape:
+                raise DataError(f'weight "{name}" must be numbers of shape {parameter.shape}; it is {describe(array)}')
+            if not np.isfinite(array).all():
+                raise DataError(f'weight "{name}" holds NaN or infinite numbers')
+            checked.append((parameter, array))
+        with self._lock:
+            for parameter, array in checked:
+                self._write(parameter, array)
+            self._prepared = None
+
+    @property
+    def lr(self) -> float:
+        return float(self._control_numbers[self._cache.RATE])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not math.isfinite(value) or value < 0:
+            raise CompileError(f"lr is {value!r}; expected a finite number, 0 or more")
+        self._control_numbers[self._cache.RATE] = value
+
+    def to_graph(self) -> Graph:
+        """The graph with the weights as they are now."""
+        from .checkpoint import with_parameters
+        return with_parameters(self.graph, self.parameters())
+
+    def save(self, path: Any) -> None:
+        """Write the network as a .mcnn file, atomically, without the optimizer's state. Raises FileError."""
+        self.to_graph().save(path)
+
+    # What the profiler asks.
+
+    def timed_step(self, x: Any, t: Any) -> list[tuple[RowInfo, int]]:
+        """One train_step through the timed executor: (row, nanoseconds) in order."""
+        if "train" not in self._programs:
+            raise CompileError(self._missing("timed_step"))
+        samples, held = self._feed(x, t, None)
+        with self._lock, threads.pool_lock():
+            self._point(held)
+            return self._train(samples, held, timed=True) or []
+
+    def timed_predict(self, x: Any) -> list[tuple[RowInfo, int]]:
+        """One predict of up to `batch` samples through the timed executor: (row, nanoseconds) in order."""
+        inputs = self._inputs(x)
+        samples = next(iter(inputs.values())).shape[0]
+        if samples > self.batch:
+            raise DataError(f"x holds {samples} samples; timed_predict takes up to {self.batch}")
+        results = self._results(None, samples)
+        with self._lock, threads.pool_lock():
+            for name, array in inputs.items():
+                self._control[self._slots[f"input:{name}"]] = self._cache.start_of(array)
+            for name, array in results.items():
+                self._control[self._slots[f"output:{name}"]] = self._cache.start_of(array)
+            return self._run("predict", samples, timed=True) or []
+
+    def layer_facts(self) -> dict[str, dict[str, Any]]:
+        """{layer: op, macs (one sample, forward), parameters, shape (one sample), bytes by kind}."""
+        facts = {}
+        memory = {layer.name: layer for layer in self.memory.layers}
+        for node in self.graph.nodes:
+            seen = {role: ref.apply(self.graph.weights[ref.name]).shape for role, ref in node.weights.items()}
+            outputs = [self.shapes[name] for name in node.outputs]
+            used = memory[node.name]
+            facts[node.name] = {
+                "op": node.op, "shape": outputs[0], "parameters": sum(size_of(shape) for shape in seen.values()),
+                "macs": layers.LAYERS[node.op].macs(node, [self.shapes[name] for name in node.inputs], outputs, seen),
+                "bytes": {"parameters": used.parameters, "gradients": used.gradients, "state": used.state,
+                          "activations": used.activations, "scratch": used.scratch}}
+        return facts
+
+    def __repr__(self) -> str:
+        return f"Net({self.graph.name}, batch {self.batch}, {self.dtype.name}, {len(self._factors)} of " \
+               f"{len(self._store.parameters)} weights train, arena {self.memory.arena:,} bytes)"
+
+
+def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any) -> None:
+    """Raises CompileError for arguments of compile that no model allows."""
+    if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= 2**24:
+        raise CompileError(f"batch is {batch!r}; expected an integer from 1 to {2**24:,}")
+    if bn not in ("frozen", "batch", "fold"):
+        raise CompileError(f'bn is {bn!r}; expected "frozen", "batch" or "fold"')
+    if dtype not in ("float32", "float64"):
+        raise CompileError(f'dtype is {dtype!r}; expected "float32" or "float64"')
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise CompileError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
+
+
+def describe(array: Any) -> str:
+    """An array, or whatever it is, for messages."""
+    return f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+
+
+def physical_memory() -> int:
+    """Bytes of main memory, 0 where that cannot be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+

@@ -1,0 +1,520 @@
+"""Forward, loss, backward and update as one schedule of kernel calls, with the lifetime of every buffer.
+
+A Schedule is what layers write into: `make` a tensor, add a `row`, say what happens in `backward`. It keeps the tape of
+what was run forward; backward plays it in reverse. A gradient is used as soon as it is complete, so that its memory is
+free for the next one.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import layers
+from .errors import CompileError
+from .fusion import Step, fuse
+from .graph import Graph, Node, WeightRef, size_of
+from .layers.update import update_row
+from .layout import Layout
+from .memory import Buffer
+
+Field = Any   # Buffer | int | float | None
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor in memory: its layout for one sample, and its buffer. shared: others read it too, or it is an output."""
+
+    name: str
+    layout: Layout
+    buffer: Buffer
+    shared: bool = False
+
+    @property
+    def numbers(self) -> int:
+        return self.layout.size
+
+
+@dataclass(eq=False)
+class Gradient:
+    """A buffer that holds a gradient. users: how many tensors' gradients it is, or still reads it."""
+
+    buffer: Buffer
+    users: int = 1
+
+
+@dataclass(eq=False)
+class Parameter:
+    """A weight in the arena. chain leads from the stored array to how it lies in memory."""
+
+    name: str
+    chain: WeightRef
+    shape: tuple[int, ...]
+    buffer: Buffer
+    layer: str
+
+
+@dataclass(eq=False)
+class Row:
+    """One kernel call. fields: buffers, integers, floats by the entry's names."""
+
+    kernel: str
+    fields: dict[str, Field]
+    layer: str
+    op: str
+    phase: str
+
+
+@dataclass
+class Training:
+    """What trains and how: the rates by weight name, the loss per output, the optimizer."""
+
+    factors: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, Any] = field(default_factory=dict)
+    optimizer: Any = None
+
+
+class Store:
+    """The parameters that all programs of a network share."""
+
+    def __init__(self, graph: Graph, itemsize: int):
+        self.graph, self.itemsize = graph, itemsize
+        self.parameters: dict[str, Parameter] = {}
+        self.states: dict[str, list[Buffer]] = {}
+        self.constants: dict[str, tuple[Buffer, np.ndarray]] = {}
+
+    def parameter(self, ref: WeightRef, layer: str) -> Parameter:
+        """The parameter of a weight in the form that chain gives it; one form for all its users.
+
+        Raises CompileError where two layers want the same weight in different forms.
+        """
+        found = self.parameters.get(ref.name)
+        if found is None:
+            array = self.graph.weights[ref.name]
+            buffer = Buffer(ref.name, array.size * self.itemsize, "parameter", layer)
+            found = self.parameters[ref.name] = Parameter(ref.name, ref, array.shape, buffer, layer)
+        elif found.chain != ref:
+            raise CompileError(f'weight "{ref.name}" is shared by "{found.layer}" and "{layer}", which use it in different '
+                               "forms; give each layer a weight of its own")
+        return found
+
+    def constant(self, name: str, array: np.ndarray) -> Buffer:
+        """Numbers that rows read and nothing writes."""
+        if name not in self.constants:
+            self.constants[name] = Buffer(name, array.nbytes, "scratch", name), array
+        return self.constants[name][0]
+
+    def state(self, parameter: Parameter, count: int) -> list[Buffer]:
+        """The optimizer's buffers for a parameter: as large as it, zero before the first step."""
+        if parameter.name not in self.states:
+            self.states[parameter.name] = [
+                Buffer(f"{parameter.name}.state{i}", parameter.buffer.bytes, "state", parameter.layer)
+                for i in range(count)]
+        return self.states[parameter.name]
+
+
+class Schedule:
+    """One program in the making. mode: "predict", "evaluate", "train", "manual" or "update"."""
+
+    def __init__(self, graph: Graph, shapes: dict[str, tuple[int, ...]], store: Store, mode: str, batch: int, lanes: int,
+                 itemsize: int, bn: str, training: Training, slots: dict[str, int], steps: list[Step] | None = None):
+        self.graph, self.shapes, self.store, self.mode, self.batch = graph, shapes, store, mode, batch
+        self.lanes, self.itemsize, self.bn, self.training, self.slots = lanes, itemsize, bn, training, slots
+        self.live = mode in ("train", "manual")            # keeps what backward needs
+        self.rows: list[Row] = []
+        self.prepared: list[Row] = []                      # rows to run once after the weights have changed
+        self.buffers: list[Buffer] = []
+        self.values: dict[str, Value] = {}
+        self.tape: list[tuple[Node, Callable[[], None]]] = []
+        self.gradients: dict[str, Gradient] = {}
+        self.weight_gradients: dict[str, Buffer] = {}
+        self.pending: dict[str, int] = {}
+        self.node: Node | None = None
+        self.phase = "forward"
+        self.needs = self._needs_gradient()
+        self.skipped: set[str] = set()
+        # tensors that are read from outside the graph's nodes: outputs, or what the losses read
+        self.wanted = set(graph.outputs)
+        self.readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
+
+    def _needs_gradient(self) -> set[str]:
+        """Tensors on a path from something that trains (or, in manual mode, from an input)."""
+        needed: set[str] = set()
+        if not self.live:
+            return needed
+        if self.mode == "manual":
+            needed.update(i.name for i in self.graph.inputs)
+        for node in self.graph.nodes:
+            if any(name in needed for name in node.inputs) or self._node_trains(node):
+                needed.update(node.outputs)
+        return needed
+
+    def _node_trains(self, node: Node) -> bool:
+        return any(self.trains(node, role) for role in node.weights)
+
+    # What layers ask.
+
+    def trains(self, node: Node, role: str) -> bool:
+        """Whether a weight of this node is trained by this program."""
+        return (self.live and role in node.weights and role in layers.LAYERS[node.op].trainable
+                and node.weights[role].name in self.training.factors)
+
+    def needs_gradient(self, tensor: str) -> bool:
+        return tensor in self.needs
+
+    def node_live(self, step: Step) -> bool:
+        """Whether backward passes through this step."""
+        return step.output in self.needs
+
+    # Tensors.
+
+    def value(self, tensor: str) -> Value:
+        return self.values[tensor]
+
+    def make(self, tensor: str, layout: Layout, buffer: Buffer | None = None) -> Value:
+        """A new tensor, in a new buffer or in one that is given (in place)."""
+        if buffer is None:
+            buffer = self.activation(tensor, layout.size)
+        shared = self.readers.get(tensor, 0) > 1 or tensor in self.wanted
+        self.values[tensor] = Value(tensor, layout, buffer, shared)
+        return self.values[tensor]
+
+    def alias(self, tensor: str, of: Value, layout: Layout) -> Value:
+        """The same memory under another name and layout."""
+        result = self.make(tensor, layout, of.buffer)
+        result.shared = result.shared or of.shared
+        return result
+
+    def activation(self, name: str, numbers: int) -> Buffer:
+        return self._tensor(name, numbers, "activation")
+
+    def _tensor(self, name: str, numbers: int, kind: str) -> Buffer:
+        buffer = self._buffer(name, numbers * self.batch * self.itemsize, kind)
+        buffer.per_sample = buffer.checked = True
+        return buffer
+
+    def saved(self, name: str, size: int) -> Buffer:
+        """Bytes that forward leaves for backward."""
+        return self._buffer(name, size, "activation")
+
+    def scratch(self, size: int, name: str = "scratch") -> Buffer:
+        """Bytes for one row or a few neighbouring ones."""
+        return self._buffer(name, max(size, 8), "scratch")
+
+    def held(self, name: str, size: int) -> Buffer:
+        """Bytes that live as long as the program: weights in another form, prepared once."""
+        buffer = self._buffer(name, size, "scratch")
+        buffer.held = True
+        return buffer
+
+    def _buffer(self, name: str, size: int, kind: str) -> Buffer:
+        buffer = Buffer(name, size, kind, self.node.name if self.node else name)
+        self.buffers.append(buffer)
+        return buffer
+
+    def free_to_overwrite(self, value: Value) -> bool:
+        """Whether the only reader of a tensor may write its result in place."""
+        return not value.shared and not value.buffer.kept
+
+    def keep(self, *values: Value | None) -> None:
+        """Backward will read these: nothing may overwrite them before."""
+        for value in values:
+            if value is not None:
+                value.buffer.kept = True
+
+    def channels_last(self, value: Value) -> Value:
+        """The tensor as N, (spatial), C; moved there by a layout row if it lies otherwise."""
+        return value if value.layout.is_channels_last() else self.moved(value, Layout.channels_last(value.layout.shape))
+
+    def plain(self, value: Value) -> Value:
+        """The tensor in the model's own order; moved there by a layout row if it lies otherwise."""
+        return value if value.layout.is_plain() else self.moved(value, Layout.plain(value.layout.shape))
+
+    def moved(self, value: Value, layout: Layout) -> Value:
+        """The tensor in another layout."""
+        name = f"{value.name}@{'x'.join(map(str, layout.dims))}:{layout.axes}"
+        if name in self.values:
+            return self.values[name]
+        phase, self.phase = self.phase, "layout"
+        moved = Value(name, layout, self.activation(name, layout.size), True)
+        sizes = pad5(*strides_between(value.layout, layout))
+        self.row("layout.permute", x=value.buffer, y=moved.buffer, **sizes)
+        self.values[name] = moved
+        self.phase = phase
+        if value.name in self.needs:
+            self.needs.add(name)
+
+            def backward() -> None:
+                gradient = self.gradient(name)
+                if gradient is None:
+                    return
+                back = pad5(*strides_between(layout, value.layout))
+                target, accumulate = self.dx(value.name)
+                before, self.phase = self.phase, "layout"
+                self.row("layout.accumulate_permute" if accumulate else "layout.permute", x=gradient.buffer, y=target,
+                         **back)
+                self.phase = before
+                self.release(gradient)
+            self.backward(backward)
+        return moved
+
+    # Weights.
+
+    def weight(self, node: Node, role: str, steps: tuple = ()) -> Buffer | None:
+        """The buffer of a weight, in the form that `steps` lead to from what the node sees; None where it has none."""
+        if role not in node.weights:
+            return None
+        ref = node.weights[role]
+        parameter = self.store.parameter(WeightRef(ref.name, ref.view + steps), node.name)
+        return parameter.buffer
+
+    def dweight(self, node: Node, role: str) -> tuple[Buffer, int]:
+        """Where to write a weight's gradient, and whether to add to what is there."""
+        name = node.weights[role].name
+        if name in self.weight_gradients:
+            return self.weight_gradients[name], 1
+        parameter = self.store.parameters[name]
+        buffer = self._buffer(f"{name}.gradient", parameter.buffer.bytes, "gradient")
+        buffer.checked = True
+        buffer.held = self.mode == "manual"
+        self.weight_gradients[name] = buffer
+        return buffer, 0
+
+    def weight_done(self, node: Node, role: str) -> None:
+        """A node's part of a weight's gradient is complete: after the last one the weight is updated."""
+        name = node.weights[role].name
+        self.pending[name] -= 1
+        if self.pending[name] == 0 and self.mode == "train":
+            self.update(self.store.parameters[name], self.weight_gradients[name])
+
+    def update(self, parameter: Parameter, gradient: Buffer) -> None:
+        """The optimizer's row for one weight."""
+        before, self.phase = self.phase, "update"
+        kernel, states, absent, fields = update_row(self.training.optimizer)
+        buffers = self.store.state(parameter, len(states))
+        self.row(kernel, weight=parameter.buffer, gradient=gradient, **dict(zip(states, buffers, strict=True)),
+                 **dict.fromkeys(absent), **fields, size=size_of(parameter.shape),
+                 factor=float(self.training.factors[parameter.name]))
+        self.phase = before
+
+    # Rows.
+
+    def row(self, kernel: str, **fields: Field) -> None:
+        """Add a kernel call."""
+        node = self.node
+        self.rows.append(Row(kernel, fields, node.name if node else self.phase, node.op if node else self.phase, self.phase))
+
+    def prepare(self, kernel: str, **fields: Field) -> None:
+        """Add a kernel call that is only needed once after the weights have changed."""
+        node = self.node
+        self.prepared.append(Row(kernel, fields, node.name if node else "", node.op if node else "", "prepare"))
+
+    # Backward.
+
+    def backward(self, function: Callable[[], None]) -> None:
+        """What to do for the current node when backward comes to it."""
+        if self.node is None:
+            raise AssertionError("backward outside a node")
+        self.tape.append((self.node, function))
+
+    def gradient(self, tensor: str) -> Gradient | None:
+        """The complete gradient of a tensor, None where nothing reached it. The caller releases it."""
+        return self.gradients.pop(tensor, None)
+
+    def release(self, gradient: Gradient | None) -> None:
+        if gradient is not None:
+            gradient.users -= 1
+
+    def dx(self, tensor: str) -> tuple[Buffer, int]:
+        """Where to write (0) or add (1) a tensor's gradient."""
+        found = self.gradients.get(tensor)
+        if found is None:
+            value = self.values[tensor]
+            found = self.gradients[tensor] = Gradient(self._tensor(f"{tensor}.gradient", value.numbers, "gradient"))
+            return found.buffer, 0
+        if found.users > 1:
+            value = self.values[tensor]
+            own = self._tensor(f"{tensor}.gradient", value.numbers, "gradient")
+            self.row("layout.copy", x=found.buffer, y=own, size=value.numbers, per_sample=1)
+            self.release(found)
+            found = self.gradients[tensor] = Gradient(own)
+        return found.buffer, 1
+
+    def dx_over(self, tensor: str, gradient: Gradient) -> tuple[Buffer, int]:
+        """As dx, but over dY itself where no one else needs that: for rows that may run in place."""
+        if tensor in self.gradients or gradient.users > 1:
+            return self.dx(tensor)
+        gradient.users += 1
+        self.gradients[tensor] = gradient
+        return gradient.buffer, 0
+
+    def give(self, tensor: str, gradient: Gradient) -> None:
+        """A gradient that is another tensor's too, as it is."""
+        if tensor not in self.needs:
+            return
+        if tensor not in self.gradients:
+            gradient.users += 1
+            self.gradients[tensor] = gradient
+            return
+        target, _ = self.dx(tensor)
+        self.row("elementwise.accumulate", x=gradient.buffer, y=target, size=self.values[tensor].numbers)
+
+    def pass_on(self, source: str, target: str) -> None:
+        """The gradient of a tensor that is another under a new name."""
+        gradient = self.gradient(source)
+        if gradient is not None:
+            self.give(target, gradient)
+            self.release(gradient)
+
+    def own(self, gradient: Gradient, numbers: int) -> Buffer:
+        """Where a layer may write its result over dY: dY itself if no one else needs it, else a new buffer."""
+        if gradient.users == 1:
+            return gradient.buffer
+        return self._tensor("gradient", numbers, "gradient")
+
+    def through_clamp(self, step: Step, y: Value) -> Gradient | None:
+        """The step's dY with the fused activation's derivative applied (seed: the Hadamard product with its derivative)."""
+        gradient = self.gradient(step.output)
+        if gradient is None or not step.clamps:
+            return gradient
+        target = self.own(gradient, y.numbers)
+        self.row("activation.backward", y=y.buffer, dy=gradient.buffer, dx=target, size=y.numbers, kind=0,
+                 low=step.low, high=step.high, accumulate=0)
+        if target is gradient.buffer:
+            return gradient
+        self.release(gradient)
+        return Gradient(target)
+
+    # The whole.
+
+    def run_forward(self) -> None:
+        """The doors in, and every step."""
+        for entry in self.graph.inputs:
+            self.node = None
+            self.phase = "layout"
+            shape = self.shapes[entry.name]
+            layout = self._input_layout(entry.name, shape)
+            value = self.make(entry.name, layout)
+            self.row("layout.input", y=value.buffer, slot=self.slots[f"input:{entry.name}"],
+                     **pad5(*strides_between(Layout.plain(shape), layout)))
+        self.phase = "forward"
+        if self.live:
+            for node in self.graph.nodes:
+                for role in node.weights:
+                    if self.trains(node, role):
+                        name = node.weights[role].name
+                        self.pending[name] = self.pending.get(name, 0) + 1
+        for step in fuse(self.graph, self.shapes, self._may_fold, self.wanted):
+            if step.output in self.skipped:
+                continue
+            self.node = step.node
+            layers.LAYERS[step.node.op].forward(self, step)
+        self.node = None
+
+    def skip_to(self, wanted: set[str], skipped: set[str]) -> None:
+        """Leave out what nothing wanted depends on: a softmax that is part of the loss, say."""
+        makers = {name: node for node in self.graph.nodes for name in node.outputs}
+        needed, frontier = set(wanted), list(wanted)
+        while frontier:
+            node = makers.get(frontier.pop())
+            for name in node.inputs if node else ():
+                if name not in needed:
+                    needed.add(name)
+                    frontier.append(name)
+        self.skipped = {name for name in makers if name not in needed}
+        self.wanted = wanted
+        for name in list(self.readers):
+            self.readers[name] = sum(node.outputs[0] not in self.skipped for node in self.graph.consumers()[name])
+
+    def _may_fold(self, node: Node, bn: Node) -> bool:
+        """Batch norm goes into the convolution's weights where it runs on fixed statistics and no gradient passes."""
+        return not self.live or (self.bn != "batch" and bn.outputs[0] not in self.needs)
+
+    def _input_layout(self, tensor: str, shape: tuple[int, ...]) -> Layout:
+        """Channels last where what reads the input wants them so."""
+        readers = self.graph.consumers().get(tensor, [])
+        wanted = any(layers.LAYERS[node.op].channels_last for node in readers) and len(shape) == 3
+        return Layout.channels_last(shape) if wanted else Layout.plain(shape)
+
+    def run_outputs(self) -> None:
+        """The doors out: each output into the caller's array."""
+        self.phase, self.node = "layout", None
+        for name in self.graph.outputs:
+            value = self.values[name]
+            self.row("layout.output", x=value.buffer, slot=self.slots[f"output:{name}"],
+                     **pad5(*strides_between(value.layout, Layout.plain(value.layout.shape))))
+
+    def run_losses(self, gradient: bool) -> None:
+        """The losses, and with gradient what they give back to their outputs."""
+        from .layers.loss import loss_row
+        self.phase, self.node = "loss", None
+        self.row("loss.reset")
+        for name, (loss, tensor) in self.training.losses.items():
+            loss_row(self, name, tensor, loss, gradient)
+        self.row("loss.check_finite")
+
+    def run_backward(self) -> None:
+        """The tape in reverse."""
+        self.phase = "backward"
+        for node, function in reversed(self.tape):
+            self.node = node
+            function()
+        self.node = None
+
+    def finish(self) -> None:
+        """Lifetimes, from the rows that are now complete."""
+        from .kernels.cache import ENTRIES
+        last = len(self.rows)
+        for number, row in enumerate(self.rows):
+            entry = ENTRIES[row.kernel]
+            if set(row.fields) != set(entry.fields):
+                raise AssertionError(f"{row.kernel}: fields {sorted(set(row.fields) ^ set(entry.fields))}")
+            for name in entry.modes:
+                buffer = row.fields[name]
+                if buffer is not None:
+                    buffer.touch(number)
+        for row in self.prepared:
+            for name in ENTRIES[row.kernel].modes:
+                buffer = row.fields[name]
+                if buffer is not None:
+                    buffer.touch(0)
+                    buffer.touch(last)
+        for buffer in self.buffers:
+            if buffer.held:
+                buffer.touch(0)
+                buffer.touch(last)
+        self.buffers = [buffer for buffer in self.buffers if buffer.first is not None]
+
+
+def strides_between(source: Layout, target: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes and source strides to write target's order. Raises CompileError where more than five loops would be needed."""
+    found = source.strides_for(target)
+    if found is None:
+        raise CompileError(f"no way to move {source} into {target}")
+    sizes, strides = merge_loops(*found)
+    if len(sizes) > 5:
+        raise CompileError(f"moving a tensor of shape {source.shape} takes {len(sizes)} loops; 5 are supported")
+    return sizes, strides
+
+
+def merge_loops(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Without loops of one, and neighbours merged whose strides fit together."""
+    merged: list[tuple[int, int]] = []
+    for size, stride in zip(sizes, strides, strict=True):
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == size * stride:
+            merged[-1] = merged[-1][0] * size, stride
+        else:
+            merged.append((size, stride))
+    return tuple(size for size, _ in merged), tuple(stride for _, stride in merged)
+
+
+def pad5(sizes: tuple[int, ...], strides: tuple[int, ...]) -> dict[str, int]:
+    """The fields d0..d4 and s0..s4, slowest first, ones in front."""
+    missing = 5 - len(sizes)
+    fields = {f"d{i}": size for i, size in enumerate((1,) * missing + tuple(sizes))}
+    fields.update({f"s{i}": stride for i, stride in enumerate((0,) * missing + tuple(strides))})
+    return fields

@@ -1,0 +1,190 @@
+"""A schedule made executable: a table of integers, the addresses of kernels, and the compiled loop that walks them."""
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .kernels import cache
+from .kernels.cache import ENTRIES, FLAGS, outside
+from .memory import Buffer
+from .plan import Row
+
+# What the header of a program holds.
+ARENA, KERNELS, ROWS, COUNT, MARKS = range(5)
+
+
+@intrinsic
+def _call(typing_context, address, arena, row, batch):
+    """Call the entry at an address."""
+    def codegen(context, builder, sig, args):
+        function = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, cgutils.voidptr_t, ir.IntType(64)])
+        builder.call(builder.inttoptr(args[0], function.as_pointer()),
+                     [builder.inttoptr(args[1], cgutils.voidptr_t), builder.inttoptr(args[2], cgutils.voidptr_t), args[3]])
+        return context.get_dummy_value()
+    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _nanoseconds(typing_context):
+    """clock_gettime(CLOCK_MONOTONIC)"""
+    def codegen(context, builder, sig, args):
+        word = ir.IntType(64)
+        timespec = cgutils.alloca_once(builder, ir.ArrayType(word, 2))
+        clock = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.IntType(32), [ir.IntType(32), timespec.type]), "clock_gettime")
+        builder.call(clock, [ir.Constant(ir.IntType(32), 1), timespec])
+        value = builder.load(timespec)
+        return builder.add(builder.mul(builder.extract_value(value, 0), word(10**9)), builder.extract_value(value, 1))
+    return types.int64(), codegen
+
+
+@njit(error_model="numpy")
+def _walk(header, batch, timed):
+    """Call every row's kernel, until one sets FLAGS; with `timed` note the clock after each."""
+    arena = header[ARENA]
+    count = header[COUNT]
+    kernels = outside(header[KERNELS], count, np.int64)
+    rows = outside(header[ROWS], count, np.int64)
+    marks = outside(header[MARKS], count + 1, np.int64)
+    flags = outside(arena, FLAGS + 1, np.int64)
+    if timed:
+        marks[0] = _nanoseconds()
+    for i in range(count):
+        _call(kernels[i], arena, rows[i], batch)
+        if timed:
+            marks[i + 1] = _nanoseconds()
+        if flags[FLAGS] != 0:
+            break
+
+
+def _execute(header, batch):
+    _walk(outside(header, MARKS + 1, np.int64), batch, False)
+
+
+def _execute_timed(header, batch):
+    _walk(outside(header, MARKS + 1, np.int64), batch, True)
+
+
+_executors: dict[str, tuple[object, Callable]] = {}
+
+
+def executor(name: str) -> Callable[[int, int], None]:
+    """The compiled loop, "plain" or "timed", called with the address of a program's header and the number of samples.
+
+    Called through ctypes, which lets go of the GIL: other Python threads go on while a step runs.
+    """
+    if name not in _executors:
+        function = {"plain": _execute, "timed": _execute_timed}[name]
+        with cache.compiling() as folder:
+            compiled = cfunc(types.void(types.int64, types.int64), cache=True, error_model="numpy")(function)
+            if folder not in Path(compiled._cache.cache_path).parents:
+                raise cache.CacheError(f"numba cached the executor in {compiled._cache.cache_path}, not in {folder}; set "
+                                       "NUMBA_CACHE_DIR to a folder that can be written")
+        prototype = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
+        _executors[name] = compiled, prototype(compiled.address)
+    return _executors[name][1]
+
+
+@dataclass(frozen=True, slots=True)
+class RowInfo:
+    """What a row of the program is: for the profiler, and for naming a layer in an error."""
+
+    layer: str
+    op: str
+    phase: str
+    kernel: str
+
+
+def compile_kernels(rows: Sequence[Row], dtype: str, progress: Callable[[int, int, str], None] | None = None) -> None:
+    """Compile, or load from the cache, every kernel that these rows call. progress(done, all, name) is told of each."""
+    names = sorted({row.kernel for row in rows})
+    missing = [name for name in names if not ENTRIES[name].is_compiled(dtype)]
+    for number, name in enumerate(missing):
+        if progress is not None:
+            progress(number, len(missing), name)
+        ENTRIES[name].address(dtype)
+    if progress is not None and missing:
+        progress(len(missing), len(missing), "")
+
+
+class Program:
+    """Rows over an arena. base: the address that offsets count from; offset_of gives a buffer's."""
+
+    def __init__(self, rows: Sequence[Row], dtype: str, base: int, offset_of: Callable[[Buffer], int]):
+        self.infos = [RowInfo(row.layer, row.op, row.phase, row.kernel) for row in rows]
+        entries = [ENTRIES[row.kernel] for row in rows]
+        table: list[int] = []
+        starts: list[int] = []
+        outputs: list[tuple[int, int, int, int]] = []
+        for number, (row, entry) in enumerate(zip(rows, entries, strict=True)):
+            starts.append(len(table))
+            for name in entry.fields:
+                value = row.fields[name]
+                if isinstance(value, Buffer):
+                    offset = offset_of(value)
+                    table.append(offset)
+                    if entry.modes[name] in ">=" and value.checked:
+                        outputs.append((number, offset, value.bytes, int(value.per_sample)))
+                elif value is None:
+                    table.append(-1)
+                elif isinstance(value, float):
+                    table.append(int(np.float64(value).view(np.int64)))
+                else:
+                    table.append(int(value))
+        self._table = np.array(table or [0], np.int64)
+        self._starts = np.array(starts, np.int32)
+        # a row's address keeps meaning the table: both live as long as the program
+        self._rows = cache.start_of(self._table) + 8 * self._starts.astype(np.int64)
+        self._kernels = np.array([entry.address(dtype) for entry in entries], np.int64)
+        self._outputs = np.array(outputs, np.int64).reshape(-1, 4)
+        self._marks: np.ndarray | None = None
+        self._header = np.array([base, cache.start_of(self._kernels), cache.start_of(self._rows), len(rows), 0], np.int64)
+        self._address = cache.start_of(self._header)
+        self._run = executor("plain")
+
+    def run(self, batch: int) -> None:
+        """Run all rows on that many samples."""
+        self._run(self._address, batch)
+
+    def run_timed(self, batch: int) -> np.ndarray:
+        """Run all rows; the nanoseconds that each took."""
+        if self._marks is None:
+            self._marks = np.zeros(len(self.infos) + 1, np.int64)
+            self._header[MARKS] = cache.start_of(self._marks)
+        executor("timed")(self._address, batch)
+        return np.diff(self._marks)
+
+    def run_debug(self, batch: int, planned: int, dtype: str) -> RowInfo | None:
+        """Run row by row; the first one that wrote a NaN or an infinity, None if none did."""
+        header = self._header.copy()
+        header[COUNT] = 1
+        base = int(header[ARENA])
+        for number, info in enumerate(self.infos):
+            header[KERNELS] = self._header[KERNELS] + 8 * number
+            header[ROWS] = self._header[ROWS] + 8 * number
+            self._run(cache.start_of(header), batch)
+            for _, offset, size, per_sample in self._outputs[self._outputs[:, 0] == number]:
+                if per_sample:
+                    size = size // planned * batch
+                raw = (ctypes.c_uint8 * int(size)).from_address(base + int(offset))
+                if not np.isfinite(np.frombuffer(raw, dtype)).all():
+                    return info
+        return None
+
+    def set_field(self, kernel: str, field: str, value: int, where: tuple[str, int]) -> None:
+        """Change a field in the rows of a kernel in which another field has a certain value."""
+        if kernel not in ENTRIES:
+            return
+        fields = ENTRIES[kernel].fields
+        place, test = fields.index(field), fields.index(where[0])
+        for start, info in zip(self._starts, self.infos, strict=True):
+            if info.kernel == kernel and self._table[start + test] == where[1]:
+                self._table[start + place] = value

@@ -1,0 +1,91 @@
+"""How many threads kernels use: a wish that is applied in whichever Python thread runs a step."""
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from contextlib import AbstractContextManager, nullcontext
+
+from .errors import CompileError
+
+# GNU OpenMP's idle threads spin without end by default: with a busy neighbour on a core, waking them then takes
+# milliseconds. A bounded spin keeps the quick start and gives the core back.
+SPIN = "10000"
+
+_wish: int | None = None
+_applied = threading.local()
+_forked = False
+_process_lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    # a child that starts OpenMP after its parent did dies or hangs: it runs the serial branches only
+    global _forked, _process_lock
+    _forked = "numba" in sys.modules
+    _process_lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def set_num_threads(count: int) -> None:
+    """Use that many threads from now on, in every network of this process.
+
+    Before numba is loaded any number can be asked for; afterwards at most as many as it was started with.
+    Raises CompileError for anything else.
+    """
+    global _wish
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise CompileError(f"set_num_threads: count is {count!r}; expected an integer of at least 1")
+    if "numba" not in sys.modules:
+        most = int(os.environ.get("NUMBA_NUM_THREADS") or 0)
+        if max(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) < count:
+            os.environ["NUMBA_NUM_THREADS"] = str(count)
+    else:
+        import numba
+        if count > numba.config.NUMBA_NUM_THREADS:
+            raise CompileError(f"set_num_threads: count is {count}, but numba was started with "
+                               f"{numba.config.NUMBA_NUM_THREADS} threads; call it before the first network is compiled, or "
+                               f"set NUMBA_NUM_THREADS={count} in the environment")
+    _wish = count
+
+
+def get_num_threads() -> int:
+    """How many threads kernels may use."""
+    if _forked:
+        return 1
+    if _wish is not None:
+        return _wish
+    if "numba" in sys.modules:
+        import numba
+        return numba.config.NUMBA_NUM_THREADS
+    if given := os.environ.get("NUMBA_NUM_THREADS"):
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_environment() -> None:
+    """What has to stand in the environment before numba's pool starts; what the user set stays."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+
+
+def apply() -> int:
+    """Make the wish hold in the calling thread; returns the number of threads that its kernels use."""
+    count = get_num_threads()
+    if count > 1 and getattr(_applied, "count", None) != count:
+        import numba
+        numba.set_num_threads(count)
+        _applied.count = count
+    return count
+
+
+def pool_lock() -> AbstractContextManager:
+    """A lock that is needed where numba has only its workqueue layer: two threads in it abort the process."""
+    if get_num_threads() == 1:
+        return nullcontext()
+    import numba
+    try:
+        layer = numba.threading_layer()
+    except ValueError:      # not started yet: the first step decides
+        return _process_lock
+    return _process_lock if layer == "workqueue" else nullcontext()

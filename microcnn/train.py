@@ -1,0 +1,289 @@
+"""The training loop: epochs over a data set, validation, the best weights kept, a clean stop."""
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from .data import Dataset
+from .errors import CompileError, TrainingError
+from .losses import CrossEntropyLoss
+from .schedule import Schedule, resolve_schedule
+
+if TYPE_CHECKING:
+    from .net import Net
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the training is, after a step.
+
+    step counts all steps from 1, steps is how many there will be. loss is the mean over this epoch so far. accuracy and
+    validation_loss are those of the last validation, None before the first and without validation data. seconds_left
+    counts the validations to come.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    samples_per_second: float
+    seconds_left: float
+    accuracy: float | None
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's record: epoch 0 is the network before training. None where there is nothing to say."""
+
+    epoch: int
+    loss: float | None
+    validation_loss: float | None
+    accuracy: float | None
+    lr: float
+    seconds: float
+
+
+@dataclass
+class History:
+    """What `fit` did. `best` is the epoch whose weights the network now has, 0 for those before training."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best: int = 0
+    interrupted: bool = False
+    steps: int = 0
+    seconds: float = 0.0
+    samples_per_second: float = 0.0
+
+    @property
+    def before(self) -> Epoch | None:
+        """The record before training, where there was validation data."""
+        return next((epoch for epoch in self.epochs if epoch.epoch == 0), None)
+
+    @property
+    def reached(self) -> Epoch | None:
+        """The record of the weights that the network now has."""
+        return next((epoch for epoch in self.epochs if epoch.epoch == self.best), None)
+
+
+def matched(net: Net, data: Dataset) -> Dataset:
+    """The data in a network's shapes. Raises CompileError where it has several inputs or outputs, else DataError."""
+    inputs, outputs = [entry.name for entry in net.graph.inputs], net.graph.outputs
+    for what, names in (("inputs", inputs), ("outputs", outputs)):
+        if len(names) != 1:
+            raise CompileError(f"the model has {len(names)} {what}, {', '.join(names)}; a data set holds one of each: "
+                               "call train_step yourself, with dicts by name")
+    return data.matched(net.shapes[inputs[0]], net.shapes[outputs[0]], net.loss, inputs[0])
+
+
+def evaluate(net: Net, data: Dataset) -> dict[str, float]:
+    """{"loss": ..., "accuracy": ...} over a data set, normalised batch by batch, so that memory stays small.
+
+    The keys are those of net.evaluate. Raises DataError where the data does not fit the network.
+    """
+    totals: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    loss = net.loss
+    for x, y in data.batches(net.batch, dtype=net.dtype):
+        for key, value in net.evaluate(x, y).items():
+            weight = float(len(x))
+            if isinstance(loss, CrossEntropyLoss) and y is not None:
+                weight = loss.target_weight(y) if key == "loss" else CrossEntropyLoss(
+                    ignore_index=loss.ignore_index).target_weight(y)
+            if weight:
+                totals[key] = totals.get(key, 0.0) + value * weight
+                weights[key] = weights.get(key, 0.0) + weight
+    return {key: total / weights[key] for key, total in totals.items()}
+
+
+def predict(net: Net, data: Dataset) -> Iterator[Any]:
+    """The network's outputs for one batch after the other."""
+    for x, _ in data.batches(net.batch, dtype=net.dtype):
+        yield net.predict(x)
+
+
+class _Stop:
+    """Whether the user pressed Ctrl-C. A second time is not held back."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def _held_interrupts() -> Iterator[_Stop]:
+    """Within, the first Ctrl-C sets a flag instead of breaking into a step. Other handlers are left alone."""
+    stop = _Stop()
+    mine = (threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    if mine:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield stop
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _score(record: Epoch) -> tuple[float, float]:
+    """Less is better: accuracy first, the loss where two are equally accurate or nothing is counted as right."""
+    accuracy = 0.0 if record.accuracy is None or math.isnan(record.accuracy) else record.accuracy
+    loss = math.inf if record.validation_loss is None or math.isnan(record.validation_loss) else record.validation_loss
+    return -accuracy, loss
+
+
+class _Fit:
+    """One call of `fit`."""
+
+    def __init__(self, net: Net, train: Dataset, validation: Dataset | None, epochs: int, schedule: Schedule, seed: int,
+                 on_progress: Callable[[Progress], None] | None, on_epoch: Callable[[Epoch], None] | None, stop: _Stop):
+        self.net, self.train, self.validation, self.epochs, self.schedule = net, train, validation, epochs, schedule
+        self.seed, self.on_progress, self.on_epoch, self.stop = seed, on_progress, on_epoch, stop
+        self.base = net.lr
+        self.per_epoch = -(-len(train) // net.batch)
+        self.steps = epochs * self.per_epoch
+        self.history = History()
+        self.best_score: tuple[float, float] | None = None
+        self.good = self._weights()
+        self.good_epoch = 0
+        self.moved = False   # whether the network has trained since the last record
+        self.training = self.validating = 0.0
+        self.samples = self.validations = 0
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        return {name: np.array(array) for name, array in self.net.parameters().items()}
+
+    def run(self) -> History:
+        begin = time.perf_counter()
+        try:
+            self._validated(0, None, self.base, 0.0)
+            for epoch in range(1, self.epochs + 1):
+                if self.stop.asked:
+                    break
+                self._epoch(epoch)
+        except KeyboardInterrupt:
+            self.stop.asked = True
+        finally:
+            self.net.lr = self.base
+            self.history.seconds = time.perf_counter() - begin
+            self.history.samples_per_second = self.samples / self.training if self.training else 0.0
+        self.history.interrupted = self.stop.asked
+        if self.best_score is not None and (self.moved or self.history.best != self.history.epochs[-1].epoch):
+            self.net.set_parameters(self.good)
+        return self.history
+
+    def _epoch(self, epoch: int) -> None:
+        begin, total, count, rate = time.perf_counter(), 0.0, 0, self.base
+        try:
+            for x, y in self.train.batches(self.net.batch, self.train.order(self.seed, epoch), self.net.dtype):
+                if self.stop.asked:
+                    break
+                rate = self.base * self.schedule(self.history.steps, self.steps)
+                self.net.lr = rate
+                self.moved = True
+                started = time.perf_counter()
+                try:
+                    loss = self.net.train_step(x, y)
+                except TrainingError as error:
+                    self._diverged(str(error), epoch, rate)
+                self.training += time.perf_counter() - started
+                if not math.isfinite(loss):
+                    self._diverged(f"the loss is {loss} at step {self.history.steps + 1}", epoch, rate)
+                self.history.steps += 1
+                self.samples += len(x)
+                total, count = total + loss * len(x), count + len(x)
+                self._report(epoch, total / count, rate, time.perf_counter() - begin, count)
+        except KeyboardInterrupt:
+            if self.stop.asked:
+                return   # the second time: no validation
+            self.stop.asked = True
+        if count:
+            self._validated(epoch, total / count, rate, time.perf_counter() - begin)
+
+    def _diverged(self, what: str, epoch: int, rate: float) -> NoReturn:
+        """Put the last good weights back and raise TrainingError."""
+        self.net.set_parameters(self.good)
+        kept = f"those after epoch {self.good_epoch}" if self.good_epoch else "those before training"
+        raise TrainingError(f"training stopped in epoch {epoch} at learning rate {rate:g}: {what}. The network has the "
+                            f"last good weights again, {kept}. Use a smaller learning rate, or bring the data to a "
+                            "range near 1 with scale, mean and std")
+
+    def _report(self, epoch: int, loss: float, rate: float, seconds: float, samples: int) -> None:
+        if self.on_progress is None:
+            return
+        last = self.history.epochs[-1] if self.history.epochs else None
+        left = (self.steps - self.history.steps) * seconds * self.net.batch / samples
+        if self.validations:
+            left += (self.epochs - epoch + 1) * self.validating / self.validations
+        self.on_progress(Progress(epoch, self.epochs, self.history.steps, self.steps, loss, rate, samples / seconds,
+                                  left, last.accuracy if last else None, last.validation_loss if last else None))
+
+    def _validated(self, epoch: int, loss: float | None, rate: float, seconds: float) -> None:
+        """Validate, record, and keep the weights if they are the best so far."""
+        result: dict[str, float] = {}
+        if self.validation is not None:
+            begin = time.perf_counter()
+            try:
+                result = evaluate(self.net, self.validation)
+            except TrainingError as error:
+                self._diverged(f"validation: {error}", epoch, rate)
+            self.validating += time.perf_counter() - begin
+            self.validations += 1
+        elif epoch == 0:
+            return
+        elif not all(np.isfinite(array).all() for array in self.net.parameters().values()):
+            self._diverged(f"weights became infinite or NaN by step {self.history.steps}", epoch, rate)
+        record = Epoch(epoch, loss, result.get("loss"), result.get("accuracy"), rate, seconds)
+        self.history.epochs.append(record)
+        self.moved = False
+        score = None if self.validation is None else _score(record)
+        if score is None or self.best_score is None or score < self.best_score:
+            self.history.best, self.best_score, self.good_epoch = epoch, score, epoch
+            if epoch:
+                self.good = self._weights()
+        if self.on_epoch is not None:
+            self.on_epoch(record)
+
+
+def fit(net: Net, train: Dataset, validation: Dataset | None = None, epochs: int = 10,
+        schedule: str | Schedule = "constant", seed: int = 0, on_progress: Callable[[Progress], None] | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None) -> History:
+    """Train a network on a data set and leave it with the best weights.
+
+    train, validation  data; a missing axis of size 1 is added, class numbers are checked (Dataset.matched)
+    schedule           "constant", "cosine", or a function (step, steps) -> factor on net.lr
+    seed               of the order of the samples
+    on_progress        called with a Progress after each step
+    on_epoch           called with an Epoch after each validation, first with the state before training
+
+    With validation data the network ends with the weights that were most accurate on it (of lowest loss among equals,
+    and where the loss knows no accuracy), those before training included; without, with the last ones. Ctrl-C stops at
+    the next step, validates what was reached and returns the history; a second Ctrl-C skips that validation and what it
+    would have judged. Beside the network this takes one copy of its weights.
+
+    Raises TrainingError where the loss is no longer finite; the network then has the last good weights. Raises
+    CompileError for arguments that make no sense and for networks with several inputs or outputs, DataError where the
+    data does not fit.
+    """
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        raise CompileError(f"epochs is {epochs!r}; expected an integer, 1 or more")
+    if train.y is None or (validation is not None and validation.y is None):
+        raise CompileError("fit needs targets, but the data has none; give y with x")
+    train = matched(net, train)
+    validation = None if validation is None else matched(net, validation)
+    with _held_interrupts() as stop:
+        return _Fit(net, train, validation, epochs, resolve_schedule(schedule), seed, on_progress, on_epoch, stop).run()

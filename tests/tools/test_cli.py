@@ -1,0 +1,326 @@
+"""The command: what it prints, what it writes, and one clear line for everything that is wrong."""
+import json
+import signal
+
+import numpy as np
+import pytest
+
+import microcnn as mc
+from microcnn.tools import cli
+
+from .command_line import run, small_graph, start, stripes, write_data
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "small.mcnn"
+    small_graph().save(path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data.npz")
+
+
+@pytest.fixture
+def odd_files(tmp_path, model, data):
+    """Files that something is wrong with."""
+    x, y = stripes(20)
+    np.savez(tmp_path / "labels.npz", x=x, y=y + 3)
+    np.savez(tmp_path / "large.npz", x=np.zeros((5, 9, 9)), y=np.zeros(5, np.int64))
+    np.savez(tmp_path / "nan.npz", x=np.full((5, 8, 8), np.nan), y=np.zeros(5, np.int64))
+    np.savez(tmp_path / "none.npz", x=x[:0], y=y[:0])
+    np.savez(tmp_path / "no_y.npz", x=x)
+    np.savez(tmp_path / "other.npz", images=x)
+    np.savez(tmp_path / "floats.npz", x=x, y=y.astype(np.float64))
+    (tmp_path / "text.npz").write_text("not a zip file")
+    (tmp_path / "cut.npz").write_bytes(data.read_bytes()[:300])
+    (tmp_path / "cut.mcnn").write_bytes(model.read_bytes()[:300])
+    (tmp_path / "text.onnx").write_text("not a model")
+    (tmp_path / "folder.mcnn").mkdir()
+    return tmp_path
+
+
+BAD = [
+    ("info", "missing.onnx", "missing.onnx: no such file"),
+    ("info", "data.npz", "expected a file that ends in .onnx or .mcnn"),
+    ("info", "folder.mcnn", "is a folder"),
+    ("info", "cut.mcnn", "incomplete"),
+    ("info", "text.onnx", "text.onnx"),
+    ("info", "small.mcnn --batch 0", "--batch: 0 is too small"),
+    ("info", "small.mcnn --batch many", "'many' is not a whole number"),
+    ("info", "small.mcnn --shape 3,x", "expected NAME=3,32,32"),
+    ("info", "small.mcnn --shape nobody=1,8,8", '"nobody", which is no input'),
+    ("info", "small.mcnn --train nobody.*", "nobody.*"),
+    ("info", "small.mcnn --dtype float16", "invalid choice: 'float16'"),
+    ("profile", "missing.mcnn", "no such file"),
+    ("profile", "small.mcnn --train nobody", "nobody"),
+    ("profile", "small.mcnn --batch 1,0", "0 is too small"),
+    ("profile", "small.mcnn --json nowhere/p.json", "does not exist"),
+    ("profile", "small.mcnn --seconds 0", "expected more than 0"),
+    ("profile", "small.mcnn --train --loss hinge", "hinge"),
+    ("evaluate", "small.mcnn", "arguments are required: --data"),
+    ("evaluate", "small.mcnn --data missing.npz", "no such file"),
+    ("evaluate", "small.mcnn --data text.npz", "is no .npz file"),
+    ("evaluate", "small.mcnn --data cut.npz", "truncated or damaged"),
+    ("evaluate", "small.mcnn --data other.npz", "expected x and y"),
+    ("evaluate", "small.mcnn --data no_y.npz", "add the targets"),
+    ("evaluate", "small.mcnn --data none.npz", "is empty"),
+    ("evaluate", "small.mcnn --data nan.npz", "NaN"),
+    ("evaluate", "small.mcnn --data large.npz", "samples have shape (9, 9)"),
+    ("evaluate", "small.mcnn --data labels.npz", "labels run from 0 to 2"),
+    ("evaluate", "small.mcnn --data floats.npz", "class numbers are integers"),
+    ("evaluate", "small.mcnn --data data.npz --scale big", "'big' is no number"),
+    ("evaluate", "small.mcnn --data data.npz --scale 0", "scale"),
+    ("evaluate", "small.mcnn --data data.npz --mean 1,2,3", "3 numbers per channel"),
+    ("predict", "small.mcnn --data large.npz", "samples have shape (9, 9)"),
+    ("predict", "small.mcnn --data data.npz --out y.csv", "ends in .npz"),
+    ("predict", "small.mcnn --data data.npz --out nowhere/y.npz", "does not exist"),
+    ("finetune", "small.mcnn --data labels.npz", "labels run from 0 to 2"),
+    ("finetune", "small.mcnn --data data.npz --train nobody.*", "nobody.*"),
+    ("finetune", "small.mcnn --data data.npz --out nowhere/t.mcnn", "the folder nowhere does not exist"),
+    ("finetune", "small.mcnn --data data.npz --out tuned.h5", "ends in .onnx or .mcnn"),
+    ("finetune", "small.mcnn --data data.npz --out small.mcnn", "is the model itself"),
+    ("finetune", "small.mcnn --data data.npz --out folder.mcnn", "is a folder"),
+    ("finetune", "small.mcnn --data data.npz --epochs 0", "--epochs: 0 is too small"),
+    ("finetune", "small.mcnn --data data.npz --lr -1", "expected more than 0"),
+    ("finetune", "small.mcnn --data data.npz --lr nan", "not finite"),
+    ("finetune", "small.mcnn --data data.npz --momentum 0.9", "--momentum belongs to sgd"),
+    ("finetune", "small.mcnn --data data.npz --loss hinge", "hinge"),
+    ("finetune", "small.mcnn --data data.npz --test large.npz", "samples have shape (9, 9)"),
+    ("convert", "small.mcnn small.txt", "ends in .onnx or .mcnn"),
+    ("convert", "small.mcnn small.mcnn", "is the model itself"),
+    ("convert", "missing.onnx small.mcnn", "no such file"),
+    ("warmup", "missing.onnx", "no such file"),
+    ("doctor", "--threads 0", "0 is too small"),
+    ("paint", "", "invalid choice: 'paint'"),
+]
+
+
+@pytest.mark.parametrize(("command", "rest", "text"), BAD, ids=[f"{c} {r}" for c, r, _ in BAD])
+def test_bad_input_is_one_line(capsys, monkeypatch, odd_files, command, rest, text):
+    """Exit code 2, one line on standard error, nothing else, and no file made or changed."""
+    monkeypatch.chdir(odd_files)
+    before = {path.name: path.read_bytes() for path in odd_files.iterdir() if path.is_file()}
+    code, out, err = run(capsys, command, *rest.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("microcnn: error: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert text in err
+    assert {path.name: path.read_bytes() for path in odd_files.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(capsys, command):
+    code, out, err = run(capsys, command, "--help")
+    assert code == 0 and out.startswith(f"usage: microcnn {command}") and not err
+
+
+def test_help_and_version(capsys):
+    code, out, _ = run(capsys)
+    assert code == 0 and all(command in out for command in cli.COMMANDS)
+    assert run(capsys, "--version") == (0, f"microcnn {mc.__version__}\n", "")
+
+
+def test_a_bug_is_named_as_one(capsys, monkeypatch, model):
+    def broken(*_):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("microcnn.tools.commands.info.load_model", broken)
+    code, _, err = run(capsys, "info", model)
+    assert code == 3 and err.count("\n") == 1
+    assert "ZeroDivisionError: division by zero; this is a bug in microcnn" in err and "--traceback" in err
+    code, _, err = run(capsys, "info", model, "--traceback")
+    assert code == 3 and "Traceback (most recent call last)" in err
+
+
+def test_interrupt(capsys, monkeypatch, model):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("microcnn.tools.commands.info.load_model", interrupted)
+    assert run(capsys, "info", model) == (130, "", "microcnn: interrupted\n")
+
+
+def test_broken_pipe_is_quiet(model):
+    process = start("info", model, "--json")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() in (0, 141)
+
+
+def test_info(capsys, model):
+    code, out, err = run(capsys, "info", model, "--batch", "4")
+    assert code == 0 and not err
+    for text in ("1 x 8 x 8", "Conv2d", "Linear", "MaxPool2d", "to run, batch 4", "to train all, batch 4", "arena"):
+        assert text in out
+    code, out, _ = run(capsys, "info", model, "--json", "--batch", "4")
+    facts = json.loads(out)
+    graph = mc.load(model)
+    assert facts["parameters"] == graph.parameter_count() == 4 * 9 + 4 + 64 * 3 + 3
+    assert facts["macs"] == 8 * 8 * 4 * 9 + 64 * 3
+    assert facts["memory"]["to_run"]["arena"] == graph.compile(batch=4).memory.arena
+    assert facts["memory"]["to_train"]["state"] >= facts["memory"]["to_run"]["parameters"]
+    assert [layer["op"] for layer in facts["layers"]] == [node.op for node in graph.nodes]
+
+
+def test_info_where_sizes_are_open(capsys, tmp_path):
+    graph = mc.Graph([mc.graph.Input("x", (3, None, None))], ["y"],
+                     [mc.graph.Node("Relu", "relu", ("x",), ("y",))], {})
+    graph.save(tmp_path / "open.mcnn")
+    code, out, _ = run(capsys, "info", tmp_path / "open.mcnn")
+    assert code == 0 and "3 x ? x ?" in out and "input_shapes" in out and "arena" not in out
+    code, out, _ = run(capsys, "info", tmp_path / "open.mcnn", "--shape", "3,5,7")
+    assert code == 0 and "3 x 5 x 7" in out and "arena" in out
+
+
+def test_info_of_a_model_that_cannot_run(capsys, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    sizes = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4, 5]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Erf", ["x"], ["h"], name="first"),
+                               helper.make_node("Mish", ["h"], ["y"], name="second")], "g", sizes[:1], sizes[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
+    code, out, _ = run(capsys, "info", tmp_path / "m.onnx")
+    assert code == 0 and "cannot run" in out and "Erf" in out and "Mish" in out and "2 nodes of opset 18" in out
+    code, out, _ = run(capsys, "info", tmp_path / "m.onnx", "--json")
+    assert code == 0 and "Mish" in " ".join(json.loads(out)["refused"])
+    code, _, err = run(capsys, "profile", tmp_path / "m.onnx")
+    assert code == 2 and err.count("\n") == 1 and "Erf" in err and "Mish" in err
+
+
+def test_convert_both_ways(capsys, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    graph = small_graph()
+    mc.save_onnx(graph, tmp_path / "a.onnx")
+    assert run(capsys, "convert", tmp_path / "a.onnx", tmp_path / "b.mcnn")[0] == 0
+    assert run(capsys, "convert", tmp_path / "b.mcnn", tmp_path / "c.onnx")[0] == 0
+    first, last = onnx.load(tmp_path / "a.onnx"), onnx.load(tmp_path / "c.onnx")
+    onnx.checker.check_model(last)
+    assert [n.name for n in first.graph.node] == [n.name for n in last.graph.node]
+    weights = [{t.name: onnx.numpy_helper.to_array(t) for t in m.graph.initializer} for m in (first, last)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, array in weights[0].items():
+        np.testing.assert_array_equal(array, weights[1][name])
+
+
+@pytest.mark.parametrize("suffix", [".mcnn", ".onnx"])
+def test_finetune_evaluate_predict(capsys, tmp_path, data, suffix):
+    """The whole way: tune, keep the best, measure, predict; the normalisation stays with a .mcnn file."""
+    path = tmp_path / f"small{suffix}"
+    if suffix == ".onnx":
+        pytest.importorskip("onnx")
+        mc.save_onnx(small_graph(), path)
+    else:
+        small_graph().save(path)
+    out = tmp_path / f"small-tuned{suffix}"
+    code, text, err = run(capsys, "finetune", path, "--data", data, "--epochs", "12", "--batch", "8", "--lr", "0.01",
+                          "--scale", "1/255")
+    assert code == 0 and out.exists()
+    for expected in ("arena", "before", "epoch 12/12", "samples/s", "kept epoch", f"saved {out}"):
+        assert expected in text
+    assert ("does not hold the normalisation" in err) == (suffix == ".onnx")
+    again = [] if suffix == ".mcnn" else ["--scale", "1/255"]
+    code, text, _ = run(capsys, "evaluate", out, "--data", data, *again)
+    assert code == 0 and text.startswith("60 samples: loss ")
+    assert float(text.split("accuracy ")[1].rstrip("%\n")) > 90
+    code, text, _ = run(capsys, "predict", out, "--data", data, "--out", tmp_path / "y.npz", *again)
+    assert code == 0 and "sample" in text and "classes:" in text and "label" in text
+    with np.load(tmp_path / "y.npz") as stored:
+        assert stored["y"].shape == (60, 3)
+        assert (stored["y"].argmax(1) == stripes(60)[1]).mean() > 0.9
+
+
+def test_only_the_head_trains(capsys, tmp_path, model, data):
+    assert run(capsys, "finetune", model, "--data", data, "--train", "head", "--out", tmp_path / "t.mcnn", "--epochs",
+               "10", "--optimizer", "sgd", "--lr", "0.1", "--scale", "1/255")[0] == 0
+    before, after = mc.load(model), mc.load(tmp_path / "t.mcnn")
+    changed = {name for name in before.weights if not np.array_equal(before.weights[name], after.weights[name])}
+    assert changed <= before.head() and changed
+
+
+def test_a_failure_leaves_the_output_alone(capsys, tmp_path, model, data):
+    out = tmp_path / "tuned.mcnn"
+    out.write_bytes(b"what was there before")
+    code, _, err = run(capsys, "finetune", model, "--data", data, "--out", out, "--optimizer", "sgd", "--lr", "1e30",
+                       "--epochs", "3")
+    assert code == 2 and "the loss is" in err and err.count("\n") == 1
+    assert out.read_bytes() == b"what was there before"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_ctrl_c_keeps_what_was_reached(tmp_path, model, data):
+    out = tmp_path / "tuned.mcnn"
+    process = start("finetune", model, "--data", data, "--out", out, "--epochs", "1000000", "--lr", "0.01", "--scale",
+                    "1/255", "--batch", "8")
+    with process:
+        seen = ""
+        for line in process.stdout:
+            seen += line
+            if "epoch 20/" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest, err = process.stdout.read(), process.stderr.read()
+        assert process.wait(60) == 130, seen + rest + err
+    assert "interrupted: what was reached is kept" in rest and f"saved {out}" in rest
+    assert "Traceback" not in err
+    tuned = mc.load(out)
+    assert tuned.meta["scale"] == pytest.approx(1 / 255)
+    assert any(not np.array_equal(tuned.weights[name], array) for name, array in mc.load(model).weights.items())
+
+
+def test_mcnn_needs_numba_and_numpy_only(tmp_path, model, data):
+    """Everything but convert works where neither onnx nor rich can be imported."""
+    before = ("class Refuse:\n"
+              "    def find_spec(self, name, path=None, target=None):\n"
+              "        if name.partition('.')[0] in ('onnx', 'rich', 'onnxruntime', 'sklearn', 'matplotlib'):\n"
+              "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+              "sys.meta_path.insert(0, Refuse())\n"
+              "from microcnn.tools.cli import main\n"
+              "for line in sys.argv.pop().split(';'):\n"
+              "    code = main(line.split())\n"
+              "    assert code == 0, (line, code)\n")
+    commands = (f"info {model};profile {model} --repeats 2;finetune {model} --data {data} --epochs 1;"
+                f"evaluate {model} --data {data};predict {model} --data {data};warmup {model};doctor")
+    process = start("--version", commands, before=before, cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert (tmp_path / "small-tuned.mcnn").exists()
+
+
+def test_onnx_is_asked_for_where_it_is_missing(tmp_path, model):
+    before = "sys.modules['onnx'] = None"
+    process = start("convert", model, tmp_path / "m.onnx", before=before)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and err.count("\n") == 1 and "onnx" in err and "install" in err
+
+
+def test_profile(capsys, tmp_path, model):
+    code, out, _ = run(capsys, "profile", model, "--train", "--batch", "2", "--repeats", "5", "--json",
+                       tmp_path / "p.json")
+    assert code == 0 and "train_step, batch 2" in out and "not accounted for" in out and "backward" in out
+    facts = json.loads((tmp_path / "p.json").read_text())
+    assert facts["schema"] == "microcnn.profile/1" and facts["conditions"]["batch"] == 2
+    code, out, _ = run(capsys, "profile", model, "--batch", "1,2", "--threads", "1", "--repeats", "3", "--json",
+                       tmp_path / "q.json")
+    assert code == 0 and out.count("predict, batch") == 2
+    facts = json.loads((tmp_path / "q.json").read_text())
+    assert [run["conditions"]["batch"] for run in facts["runs"]] == [1, 2]
+
+
+def test_warmup(capsys, model):
+    code, out, _ = run(capsys, "warmup", model, "--train", "--batch", "2")
+    assert code == 0 and "kernels" in out
+
+
+def test_doctor(capsys):
+    code, out, _ = run(capsys, "doctor", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["problems"] == []
+    assert report["self_test"]["passed"] and report["self_test"]["error"] < 1e-5
+    assert report["cache"]["writable"] and report["versions"]["microcnn"] == mc.__version__
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    for text in ("numba compiles for", "tiles", "GOMP_SPINCOUNT", "self test", "passed", "everything is in order"):
+        assert text in out

@@ -1,0 +1,32 @@
+"""microcnn convert: from .onnx to .mcnn and back."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from microcnn.errors import FileError
+
+from ..loading import check_suffix, check_writable, load_model, save_model
+from ..terminal import Terminal, bytes_text
+from . import options
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    options.add_model(parser)
+    parser.add_argument("out", metavar="OUT", help="the file to write: .mcnn or .onnx")
+
+
+def run_convert(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Read one format, write the other."""
+    source, out = Path(args.model), Path(args.out)
+    check_suffix(out)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise FileError(f"{out}: is the model itself; give another name for the result")
+    graph = load_model(source)
+    check_writable(out)
+    save_model(graph, out)
+    terminal.say(f"{source} ({bytes_text(source.stat().st_size)}) -> {out} ({bytes_text(out.stat().st_size)})")
+    if out.suffix.lower() == ".onnx" and graph.meta:
+        terminal.warn(f"an .onnx file does not hold {', '.join(sorted(graph.meta))}; the .mcnn file does")
+    return 0

@@ -1,0 +1,128 @@
+"""microcnn evaluate and microcnn predict: a model on data."""
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microcnn.errors import CompileError, FileError
+
+from ..loading import check_writable, input_shapes, load_model, shapes_for_data
+from ..samples import default_loss
+from ..terminal import Terminal, bytes_text
+from . import options
+
+SHOWN = 10   # predictions in the table
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    _add_common(parser, "arrays x and y, or x_test and y_test")
+    options.add_loss(parser)
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    _add_common(parser, "array x, or x_test")
+    parser.add_argument("--out", metavar="y.npz", help="write all outputs: array y, or one array per output")
+    parser.add_argument("--rows", metavar="N", type=options.whole(0), default=SHOWN,
+                        help=f"how many predictions to show ({SHOWN})")
+
+
+def _add_common(parser: argparse.ArgumentParser, data: str) -> None:
+    options.add_model(parser)
+    options.add_data(parser, data)
+    parser.add_argument("--batch", metavar="N", type=options.whole(), default=32, help="(32)")
+    options.add_normalisation(parser)
+    options.add_shape(parser)
+    options.add_dtype(parser)
+    options.add_threads(parser)
+
+
+def _prepared(args: argparse.Namespace, loss: Any, targets: bool) -> tuple[Any, Any]:
+    """The compiled network and the data in its shapes."""
+    from microcnn.data import load_npz
+    options.set_threads(args.threads)
+    graph = load_model(args.model)
+    data = load_npz(args.data, options.normalization_of(graph, args), targets=targets).to_evaluate
+    shapes = shapes_for_data(graph, input_shapes(graph, args.shape), data.sample_shape)
+    sizes = graph.shapes(shapes)
+    if loss is not None and len(graph.outputs) != 1:
+        raise CompileError(f"the model has {len(graph.outputs)} outputs, {', '.join(graph.outputs)}; a data file holds "
+                           "targets for one; use the Python interface")
+    if loss == "auto":
+        loss = default_loss(sizes, graph.outputs)
+    net = graph.compile(batch=min(args.batch, len(data)), loss=loss, dtype=args.dtype, input_shapes=shapes)
+    name = graph.inputs[0].name
+    if loss is None:
+        return net, data.matched(sizes[name], input_name=name)
+    return net, data.matched(sizes[name], sizes[graph.outputs[0]], net.loss, name)
+
+
+def run_evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Print loss and accuracy."""
+    from microcnn import train
+    net, data = _prepared(args, args.loss, targets=True)
+    result = train.evaluate(net, data)
+    terminal.say(f"{len(data):,} samples: loss {result['loss']:.4f}"
+                 + (f", accuracy {result['accuracy']:.2%}" if result.get("accuracy") is not None else ""))
+    return 0
+
+
+def run_predict(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Run the model; show the best class of the first samples, write all outputs."""
+    from microcnn import train
+    if args.out:
+        if Path(args.out).suffix.lower() != ".npz":
+            raise FileError(f"{args.out}: expected a file that ends in .npz")
+        check_writable(args.out)
+    net, data = _prepared(args, None, targets=False)
+    names = net.graph.outputs
+    made: dict[str, list[Any]] = {name: [] for name in names}
+    for y in train.predict(net, data):
+        for name, part in (y.items() if isinstance(y, dict) else [(names[0], y)]):
+            made[name].append(part)
+    outputs = {name: np.concatenate(parts) for name, parts in made.items()}
+    for name, y in outputs.items():
+        if y.ndim == 2 and y.shape[1] > 1 and len(outputs) == 1:
+            _show_classes(y, data.targets, net.graph.meta.get("labels"), args.rows, terminal)
+        else:
+            terminal.say(f"{name}: {len(y):,} x {' x '.join(map(str, y.shape[1:])) or 1}, from {y.min():.4g} to "
+                         f"{y.max():.4g}, mean {y.mean():.4g}")
+    if args.out:
+        _write(args.out, outputs)
+        terminal.say(f"saved {args.out} ({bytes_text(Path(args.out).stat().st_size)})")
+    return 0
+
+
+def _show_classes(y: np.ndarray, targets: np.ndarray | None, labels: Any, rows: int, terminal: Terminal) -> None:
+    """The best class of each of the first samples, and how often each class is the best."""
+    best = y.argmax(1)
+
+    def label(number: int) -> str:
+        return str(labels[number]) if labels and number < len(labels) else str(number)
+
+    known = targets is not None and targets.dtype.kind in "iu" and targets.shape == best.shape
+    if rows:
+        terminal.table([">sample", "class", ">score", *(["label"] if known else [])],
+                       [[i, label(int(best[i])), f"{y[i, best[i]]:.4g}",
+                         *([label(int(targets[i]))] if known else [])]   # type: ignore[index]
+                        for i in range(min(rows, len(y)))])
+        if len(y) > rows:
+            terminal.say(f"... and {len(y) - rows:,} more")
+    counts = np.bincount(best, minlength=y.shape[1])
+    most = counts.argsort()[::-1][:SHOWN]
+    found = ", ".join(f"{label(int(c))}: {counts[c]:,}" for c in most if counts[c])
+    terminal.say(f"{len(y):,} samples; classes: {found}")
+
+
+def _write(path: str, outputs: dict[str, np.ndarray]) -> None:
+    """All outputs in one .npz file, atomically."""
+    from microcnn.files import atomic_write
+    buffer = io.BytesIO()
+    arrays = {"y": next(iter(outputs.values()))} if len(outputs) == 1 else outputs
+    np.savez(buffer, **arrays)   # type: ignore[arg-type]
+    atomic_write(path, [buffer.getbuffer()])

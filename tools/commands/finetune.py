@@ -1,0 +1,168 @@
+"""microcnn finetune: adapt a model to data, in a memory that is known before the first step."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from microcnn.errors import CompileError, FileError
+
+from ..loading import check_suffix, check_writable, input_shapes, load_model, save_model, shapes_for_data
+from ..memory_table import show_memory
+from ..samples import default_loss
+from ..terminal import Terminal, bytes_text, clock_text
+from . import options
+
+VALIDATION = 0.2   # of the data, where no test set is given
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+def add_finetune(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    options.add_model(parser)
+    options.add_data(parser, "what to learn: arrays x and y, or x_train, y_train, x_test, y_test")
+    parser.add_argument("--test", metavar="FILE.npz",
+                        help="what to validate on (the test part of --data; else a fifth of it, held back)")
+    parser.add_argument("--out", metavar="FILE", help="the tuned model, .onnx or .mcnn (MODEL-tuned beside MODEL)")
+    parser.add_argument("--overwrite", action="store_true", help="allow --out to be MODEL itself")
+    group = parser.add_argument_group("training")
+    group.add_argument("--train", metavar="WHAT", type=options.parts, default="all",
+                       help="all, head, or patterns of weight names: fc.*,layer4.* (all)")
+    group.add_argument("--epochs", metavar="N", type=options.whole(), default=5, help="(5)")
+    group.add_argument("--batch", metavar="N", type=options.whole(), default=32, help="(32)")
+    group.add_argument("--lr", metavar="RATE", type=options.real(above=0), default=1e-3, help="learning rate (0.001)")
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="(adam)")
+    group.add_argument("--momentum", metavar="M", type=options.real(least=0), help="of sgd (0.9)")
+    group.add_argument("--weight-decay", metavar="D", type=options.real(least=0),
+                       help="(0; 0.01 for adamw)")
+    group.add_argument("--schedule", choices=("constant", "cosine"), default="cosine",
+                       help="of the learning rate (cosine)")
+    group.add_argument("--seed", metavar="N", type=options.whole(0), default=0,
+                       help="of the order of the samples and of dropout (0)")
+    options.add_loss(group)
+    options.add_bn(group)
+    options.add_normalisation(parser)
+    options.add_shape(parser)
+    options.add_dtype(parser)
+    options.add_threads(parser)
+
+
+def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Load, plan, train, save."""
+    from microcnn import train
+    options.set_threads(args.threads)
+    out = output_path(args)
+    optimizer = optimizer_of(args)
+    graph = load_model(args.model)
+    normalization = options.normalization_of(graph, args)
+    training, validation = datasets(args, normalization)
+    shapes = shapes_for_data(graph, input_shapes(graph, args.shape), training.sample_shape)
+    if len(graph.outputs) != 1:
+        raise CompileError(f"the model has {len(graph.outputs)} outputs, {', '.join(graph.outputs)}; a data file holds "
+                           "targets for one; use the Python interface")
+    sizes = graph.shapes(shapes)
+    loss = default_loss(sizes, graph.outputs) if args.loss == "auto" else args.loss
+    graph.meta.update(normalization.to_meta())
+    net = graph.compile(batch=args.batch, train=args.train, loss=loss, optimizer=optimizer, bn=args.bn,
+                        dtype=args.dtype, input_shapes=shapes, seed=args.seed)
+    input_name = graph.inputs[0].name
+    fits = (sizes[input_name], sizes[graph.outputs[0]], net.loss, input_name)
+    training, validation = training.matched(*fits), validation.matched(*fits)
+
+    terminal.say(f"{args.model}: training {what_trains(args.train)} on {len(training):,} samples, validating on "
+                 f"{len(validation):,}")
+    terminal.heading("Memory, known before the first step")
+    show_memory(terminal, {f"{what_trains(args.train)}, batch {args.batch}": net.memory})
+    terminal.heading(f"{args.epochs} epochs, batch {args.batch}, {args.optimizer}, learning rate {args.lr:g}, "
+                     f"{args.schedule}")
+    history = fit_shown(net, training, validation, terminal, train.fit, epochs=args.epochs, schedule=args.schedule,
+                        seed=args.seed)
+    save_model(net, out)
+    report(history, out, terminal)
+    if out.suffix.lower() == ".onnx" and normalization.to_meta():
+        terminal.warn("an .onnx file does not hold the normalisation; give the same --scale, --mean and --std when it "
+                      "runs, or write a .mcnn file")
+    return 130 if history.interrupted else 0
+
+
+def output_path(args: argparse.Namespace) -> Path:
+    """Where the result goes; checked now, so that training is not in vain. Raises FileError."""
+    model = Path(args.model)
+    check_suffix(model)
+    out = Path(args.out) if args.out else model.with_name(f"{model.stem}-tuned{model.suffix}")
+    check_suffix(out)
+    if out.exists() and model.exists() and out.samefile(model) and not args.overwrite:
+        raise FileError(f"{out}: is the model itself; give another --out, or --overwrite")
+    check_writable(out)
+    return out
+
+
+def optimizer_of(args: argparse.Namespace) -> Any:
+    """The optimizer that the options describe. Raises CompileError."""
+    import microcnn as mc
+    if args.optimizer == "sgd":
+        return mc.SGD(lr=args.lr, momentum=0.9 if args.momentum is None else args.momentum,
+                      weight_decay=args.weight_decay or 0.0)
+    if args.momentum is not None:
+        raise CompileError(f"--momentum belongs to sgd, not to {args.optimizer}; leave it out, or use --optimizer sgd")
+    kind = mc.AdamW if args.optimizer == "adamw" else mc.Adam
+    return kind(lr=args.lr) if args.weight_decay is None else kind(lr=args.lr, weight_decay=args.weight_decay)
+
+
+def datasets(args: argparse.Namespace, normalization: Any) -> tuple[Any, Any]:
+    """What to train and what to validate on. Raises FileError, DataError."""
+    from microcnn.data import load_npz
+    from microcnn.errors import DataError
+    parts = load_npz(args.data, normalization)
+    if parts.train is None:
+        raise DataError(f"{args.data} holds a test set only; expected x and y, or x_train and y_train")
+    if args.test:
+        return parts.train, load_npz(args.test, normalization).to_evaluate
+    if parts.test is not None:
+        return parts.train, parts.test
+    return parts.train.split(VALIDATION, seed=args.seed)
+
+
+def what_trains(train: Any) -> str:
+    """--train in words."""
+    return {"all": "all weights", "head": "the head"}[train] if isinstance(train, str) else ", ".join(train)
+
+
+def fit_shown(net: Any, training: Any, validation: Any, terminal: Terminal, fit: Any, epochs: int, **how: Any) -> Any:
+    """Train with a bar that moves and a line for each epoch; returns the history."""
+    steps = epochs * -(-len(training) // net.batch)
+    with terminal.progress(steps, "training") as bar:
+        speed = [0.0]
+
+        def on_progress(now: Any) -> None:
+            speed[0] = now.samples_per_second
+            accuracy = "" if now.accuracy is None else f"accuracy {now.accuracy:.1%}  "
+            bar.show(now.step, f"loss {now.loss:.4f}  {accuracy}{now.samples_per_second:,.0f} samples/s  "
+                     f"{clock_text(now.seconds_left)} left", f"epoch {now.epoch}/{now.epochs}")
+
+        def on_epoch(record: Any) -> None:
+            line = "before      " if record.epoch == 0 else f"epoch {record.epoch:>2}/{epochs:<3}"
+            line += f"  loss {record.loss:.4f}" if record.loss is not None else " " * 13
+            if record.validation_loss is not None:
+                line += f"  validation: loss {record.validation_loss:.4f}"
+            if record.accuracy is not None:
+                line += f"  accuracy {record.accuracy:.1%}"
+            if record.epoch:
+                line += f"  {speed[0]:,.0f} samples/s  {record.seconds:.1f} s"
+            bar.say(line)
+
+        return fit(net, training, validation, epochs=epochs, on_progress=on_progress, on_epoch=on_epoch, **how)
+
+
+def report(history: Any, out: Path, terminal: Terminal) -> None:
+    """What was reached, and where it is."""
+    if history.interrupted:
+        terminal.say("interrupted: what was reached is kept")
+    before, reached = history.before, history.reached
+    if history.best == 0:
+        terminal.say("no epoch was better than the model before training, whose weights are kept")
+    elif before is not None and reached is not None:
+        name, values = ("accuracy", [f"{r.accuracy:.1%}" for r in (before, reached)]) if reached.accuracy is not None \
+            else ("loss", [f"{r.validation_loss:.4f}" for r in (before, reached)])
+        terminal.say(f"kept epoch {history.best}, the best in validation: {name} {values[0]} -> {values[1]}")
+    terminal.say(f"saved {out} ({bytes_text(out.stat().st_size)}), {history.seconds:.1f} s")

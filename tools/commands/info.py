@@ -1,0 +1,155 @@
+"""microcnn info: what a model is, and what it takes to run and to train it."""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from microcnn.errors import MicroCNNError, UnsupportedError
+
+from ..loading import input_shapes, load_model
+from ..memory_table import memory_dict, show_memory
+from ..samples import default_loss
+from ..terminal import Terminal, bytes_text, count_text, short
+from . import options
+
+
+def add_info(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    options.add_model(parser)
+    parser.add_argument("--batch", metavar="N", type=options.whole(), default=1, help="samples at a time (1)")
+    parser.add_argument("--train", metavar="WHAT", type=options.parts, default="all",
+                        help="what would train: all, head, or patterns of weight names: fc.*,layer4.* (all)")
+    options.add_bn(parser)
+    options.add_shape(parser)
+    options.add_dtype(parser)
+    options.add_json(parser)
+
+
+def run_info(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Describe the model; what cannot be said is said to be so."""
+    try:
+        graph = load_model(args.model)
+    except UnsupportedError as error:
+        return _refused(args, terminal, error)
+    shapes = input_shapes(graph, args.shape)
+    facts = describe(graph, args, shapes)
+    if args.json:
+        terminal.say(json.dumps({key: value for key, value in facts.items() if key != "plans"}, indent=1))
+        return 0
+    _show(facts, terminal, args)
+    return 0
+
+
+def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, ...]] | None) -> dict[str, Any]:
+    """All that info knows, as plain data but for `plans`."""
+    import microcnn as mc
+    problems: list[str] = []
+    try:
+        sizes = graph.shapes(shapes)
+    except mc.CompileError as error:
+        if shapes:
+            raise
+        problems.append(str(error))
+        sizes = {}
+    facts: dict[str, Any] = {
+        "file": str(args.model), "bytes": Path(args.model).stat().st_size,
+        "inputs": [{"name": i.name, "shape": list(sizes.get(i.name, i.shape)), "dtype": i.dtype} for i in graph.inputs],
+        "outputs": [{"name": name, "shape": list(sizes[name]) if name in sizes else None} for name in graph.outputs],
+        "parameters": graph.parameter_count(), "normalisation": {k: graph.meta[k] for k in ("scale", "mean", "std")
+                                                                 if k in graph.meta},
+        "layers": [], "macs": None, "memory": {}, "refused": [], "problems": problems, "plans": {}}
+    layer_facts: dict[str, Any] = {}
+    if sizes:
+        from ..planning import PlannedNet
+        run = PlannedNet(graph, args.batch, bn=args.bn, dtype=args.dtype, input_shapes=shapes)
+        layer_facts = run.layer_facts()
+        facts["plans"]["to run"] = run.memory
+        try:
+            # what memory it takes does not depend on the loss, and momentum is what most people use
+            loss = default_loss(sizes, graph.outputs)
+            facts["plans"]["to train"] = PlannedNet(
+                graph, args.batch, args.train, loss, mc.SGD(lr=0.01, momentum=0.9), args.bn, args.dtype, shapes).memory
+        except MicroCNNError as error:
+            if args.train != "all":
+                raise
+            problems.append(f"cannot be trained as a whole: {error}")
+    facts["memory"] = {key.replace(" ", "_"): memory_dict(memory) for key, memory in facts["plans"].items()}
+    for node in graph.nodes:
+        known = layer_facts.get(node.name, {})
+        facts["layers"].append({
+            "name": node.name, "op": node.op, "outputs": [list(sizes[name]) if name in sizes else None
+                                                          for name in node.outputs],
+            "parameters": sum(graph.weights[ref.name].size for ref in node.weights.values()),
+            "weights": {role: ref.name for role, ref in node.weights.items()},
+            "macs": int(known["macs"]) if "macs" in known else None})
+    if layer_facts:
+        facts["macs"] = sum(int(known.get("macs", 0)) for known in layer_facts.values())
+    return facts
+
+
+def shape_text(shape: Any) -> str:
+    """A shape for people, with ? for what is open."""
+    return "?" if shape is None else " x ".join("?" if n is None else str(n) for n in shape) or "1 number"
+
+
+def _show(facts: dict[str, Any], terminal: Terminal, args: argparse.Namespace) -> None:
+    terminal.say(f"{facts['file']} ({bytes_text(facts['bytes'])})")
+    rows = [["input", i["name"], shape_text(i["shape"])] for i in facts["inputs"]]
+    rows += [["output", o["name"], shape_text(o["shape"])] for o in facts["outputs"]]
+    terminal.table(["", "name", "one sample"], rows)
+    macs = f", {count_text(facts['macs'])} multiply-adds a sample" if facts["macs"] is not None else ""
+    terminal.say(f"{len(facts['layers'])} layers, {facts['parameters']:,} parameters{macs}")
+    if facts["normalisation"]:
+        terminal.say("normalisation: " + ", ".join(f"{key} {value}" for key, value in facts["normalisation"].items()))
+    terminal.say()
+    terminal.table(["layer", "op", "output", ">parameters", ">multiply-adds", "weights"], [
+        [short(layer["name"]), layer["op"], "; ".join(map(shape_text, layer["outputs"])),
+         f"{layer['parameters']:,}" if layer["parameters"] else "-",
+         count_text(layer["macs"]) if layer["macs"] else "-",
+         ", ".join(map(short, layer["weights"].values()))]
+        for layer in facts["layers"]])
+    if facts["plans"]:
+        what = args.train if isinstance(args.train, str) else ",".join(args.train)
+        terminal.say()
+        show_memory(terminal, {f"{title}{' ' + what if title == 'to train' else ''}, batch {args.batch}": memory
+                               for title, memory in facts["plans"].items()})
+    for problem in facts["problems"]:
+        terminal.say(f"\nnote: {problem}")
+
+
+def _refused(args: argparse.Namespace, terminal: Terminal, error: UnsupportedError) -> int:
+    """A valid model that this library cannot run: what the file says, and what is not supported."""
+    first, *refused = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not refused:
+        first, refused = "this version cannot run it:", [first]
+    facts: dict[str, Any] = {"file": str(args.model), "bytes": Path(args.model).stat().st_size, "refused": refused}
+    if Path(args.model).suffix.lower() == ".onnx":
+        import onnx
+        model = onnx.load(args.model)
+        held = {tensor.name for tensor in model.graph.initializer}
+        facts.update(
+            opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=None),
+            inputs=[{"name": i.name, "shape": _onnx_shape(i)} for i in model.graph.input if i.name not in held],
+            outputs=[{"name": o.name, "shape": _onnx_shape(o)} for o in model.graph.output],
+            nodes=len(model.graph.node),
+            parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer))
+    if args.json:
+        terminal.say(json.dumps(facts, indent=1))
+        return 0
+    terminal.say(f"{facts['file']} ({bytes_text(facts['bytes'])})")
+    if "nodes" in facts:
+        rows = [[kind[:-1], entry["name"], shape_text(entry["shape"])] for kind in ("inputs", "outputs")
+                for entry in facts[kind]]
+        terminal.table(["", "name", "shape"], rows)
+        terminal.say(f"{facts['nodes']} nodes of opset {facts['opset']}, {facts['parameters']:,} parameters")
+    terminal.say(f"\n{first}")
+    for line in refused:
+        terminal.say(f"  {line}")
+    return 0
+
+
+def _onnx_shape(value: Any) -> list[int | None]:
+    return [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]

@@ -1,0 +1,136 @@
+"""Options that several subcommands share, and how their values are read."""
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def whole(least: int = 1) -> Callable[[str], int]:
+    """A whole number of at least `least`."""
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is too small; expected at least {least}")
+        return value
+    return read
+
+
+def real(least: float = -math.inf, above: float = -math.inf) -> Callable[[str], float]:
+    """A finite number of at least `least` and above `above`."""
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not finite")
+        if value < least or value <= above:
+            bound = f"at least {least:g}" if value < least else f"more than {above:g}"
+            raise argparse.ArgumentTypeError(f"{text} is too small; expected {bound}")
+        return value
+    return read
+
+
+def numbers(text: str) -> Any:
+    """0.5, 1/255, or one number per channel with commas between them."""
+    from microcnn.data import parse_numbers
+    from microcnn.errors import DataError
+    try:
+        return parse_numbers(text)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Values with commas between them."""
+    def read(text: str) -> list[Any]:
+        return [one(part.strip()) for part in text.split(",")]
+    return read
+
+
+def shape(text: str) -> tuple[str | None, tuple[int, ...]]:
+    """NAME=3,32,32, or 3,32,32 for a model with one input."""
+    name, equals, sizes = text.rpartition("=")
+    try:
+        values = tuple(int(part) for part in sizes.split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1 or (equals and not name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape; expected NAME=3,32,32 (one sample, without "
+                                         "the batch)")
+    return name or None, values
+
+
+def parts(text: str) -> Any:
+    """What trains: "all", "head", or patterns of weight names separated by commas."""
+    if text in ("all", "head"):
+        return text
+    patterns = [part.strip() for part in text.split(",") if part.strip()]
+    if not patterns:
+        raise argparse.ArgumentTypeError("expected all, head or patterns of weight names, such as fc.*,layer4.*")
+    return patterns
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="an .onnx or .mcnn file")
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", metavar="NAME=3,32,32", action="append", type=shape, default=[],
+                        help="the sizes of one sample of an input, where the model leaves them open (may be repeated)")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", metavar="N", type=whole(), help="how many threads compute (all processors)")
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32",
+                        help="what the network computes in (float32)")
+
+
+def add_bn(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bn", choices=("frozen", "batch", "fold"), default="frozen",
+                        help="batch normalisation: running statistics kept, batch statistics, or folded into the "
+                        "convolution (frozen)")
+
+
+def add_loss(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--loss", metavar="NAME", default="auto",
+                        help="cross_entropy, mse, ... (cross_entropy for one output of class scores, else mse)")
+
+
+def add_normalisation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("normalisation of x", "(x * SCALE - MEAN) / STD, each one number or one per "
+                                      "channel; where not given, what the model file has stored")
+    group.add_argument("--scale", metavar="S", type=numbers, help="such as 1/255")
+    group.add_argument("--mean", metavar="A,B,C", type=numbers, help="such as 0.485,0.456,0.406")
+    group.add_argument("--std", metavar="A,B,C", type=numbers)
+
+
+def add_data(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--data", metavar="FILE.npz", required=True, help=text)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def set_threads(number: int | None) -> None:
+    """Apply --threads; before numba is loaded where possible."""
+    if number is not None:
+        import microcnn as mc
+        mc.set_num_threads(number)
+
+
+def normalization_of(graph: Any, args: argparse.Namespace) -> Any:
+    """What the model has stored, with what the options say in its place."""
+    from microcnn.data import Normalization
+    stored = {name: graph.meta.get(name) for name in ("scale", "mean", "std")}
+    stored.update({name: getattr(args, name) for name in stored if getattr(args, name) is not None})
+    return Normalization(**stored)

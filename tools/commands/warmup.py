@@ -1,0 +1,59 @@
+"""microcnn warmup: compile all kernels that a model needs, so that its first use need not wait."""
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from microcnn.errors import CompileError
+
+from ..loading import input_shapes, load_model
+from ..samples import default_loss, example
+from ..terminal import Terminal
+from . import options
+
+
+def add_warmup(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    options.add_model(parser)
+    parser.add_argument("--train", nargs="?", const="all", metavar="WHAT", type=options.parts,
+                        help="for training too: all (where nothing follows), head, or patterns of weight names")
+    parser.add_argument("--batch", metavar="N", type=options.whole(), default=1, help="(1)")
+    parser.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adam", help="for training (adam)")
+    options.add_loss(parser)
+    options.add_bn(parser)
+    options.add_shape(parser)
+    options.add_dtype(parser)
+    options.add_threads(parser)
+
+
+def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Compile with a bar, then run once."""
+    import microcnn as mc
+    from microcnn.kernels import cache
+    from microcnn.net import Net
+    options.set_threads(args.threads)
+    graph = load_model(args.model)
+    shapes = input_shapes(graph, args.shape)
+    loss: Any = None
+    if args.train is not None:
+        loss = default_loss(graph.shapes(shapes), graph.outputs) if args.loss == "auto" else args.loss
+    elif args.loss != "auto":
+        raise CompileError("--loss belongs to training; give --train too, or leave it out")
+    optimizer = {"sgd": mc.SGD, "adam": mc.Adam, "adamw": mc.AdamW}[args.optimizer](lr=1e-3)
+    began, count = time.perf_counter(), [0]
+    with terminal.progress(1, "compiling") as bar:
+        def progress(done: int, total: int, name: str) -> None:
+            count[0] = total
+            bar.total = max(1, total)
+            bar.show(done, f"{done}/{total} {name}")
+
+        net = Net(graph, batch=args.batch, train=args.train, loss=loss, optimizer=optimizer if args.train else None,
+                  bn=args.bn, dtype=args.dtype, budget=None, input_shapes=shapes, progress=progress)
+        x, t = example(net.graph, 1, net.loss, args.dtype, {i.name: net.shapes[i.name] for i in net.graph.inputs})
+        net.predict(x)
+        if args.train is not None:
+            net.train_step(x, t)
+            net.evaluate(x, t)
+    terminal.say(f"{count[0]} kernels are ready, after {time.perf_counter() - began:.1f} s, in {cache.folder()}")
+    return 0

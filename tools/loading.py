@@ -1,0 +1,90 @@
+"""Reading and writing models by the suffix of their file."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import microcnn as mc
+from microcnn.errors import CompileError, FileError
+
+SUFFIXES = (".onnx", ".mcnn")
+
+
+def load_model(path: Any) -> Any:
+    """The Graph in an .onnx or .mcnn file. Raises FileError and ModelError."""
+    path = Path(path)
+    check_suffix(path)
+    if not path.exists():
+        raise FileError(f"{path}: no such file")
+    if path.is_dir():
+        raise FileError(f"{path}: is a folder; expected an .onnx or .mcnn file")
+    return mc.load(path) if path.suffix.lower() == ".mcnn" else mc.load_onnx(path)
+
+
+def save_model(model: Any, path: Any) -> None:
+    """Write a Net or Graph as its suffix says, atomically. Raises FileError."""
+    path = Path(path)
+    check_suffix(path)
+    if path.suffix.lower() == ".mcnn":
+        model.save(path)
+    else:
+        mc.save_onnx(model, path)
+
+
+def check_suffix(path: Any) -> None:
+    """FileError unless the path ends in .onnx or .mcnn."""
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise FileError(f"{path}: expected a file that ends in .onnx or .mcnn")
+
+
+def check_writable(path: Any) -> None:
+    """FileError unless a file can be made beside this path, so that a long run does not end in vain."""
+    path = Path(path)
+    if path.is_dir():
+        raise FileError(f"{path}: is a folder; expected the name of a file")
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileError(f"{path}: the folder {folder} does not exist; make it first")
+    probe = folder / f".{path.name}.{os.getpid()}.probe"
+    try:
+        with open(probe, "xb"):
+            pass
+        probe.unlink()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def input_shapes(graph: Any, given: list[tuple[str | None, tuple[int, ...]]]) -> dict[str, tuple[int, ...]] | None:
+    """--shape as Graph.compile takes it; a shape without a name is that of the only input. Raises CompileError."""
+    if not given:
+        return None
+    shapes = {}
+    names = [i.name for i in graph.inputs]
+    for name, sizes in given:
+        if name is None:
+            if len(names) > 1:
+                raise CompileError(f"--shape {','.join(map(str, sizes))} names no input, and the model has "
+                                   f"{len(names)}: {', '.join(names)}; give it as NAME=3,32,32")
+            name = names[0]
+        shapes[name] = sizes
+    return shapes
+
+
+def shapes_for_data(graph: Any, given: dict[str, tuple[int, ...]] | None, sample: tuple[int, ...]
+                    ) -> dict[str, tuple[int, ...]] | None:
+    """input_shapes of a model with one input: where its sizes are open and none are given, those of the data.
+
+    Raises CompileError where the model has several inputs: a data file holds one array of samples.
+    """
+    if len(graph.inputs) != 1:
+        raise CompileError(f"the model has {len(graph.inputs)} inputs, {', '.join(i.name for i in graph.inputs)}; a "
+                           "data file holds samples for one; use the Python interface")
+    wanted = graph.inputs[0]
+    if given or None not in wanted.shape:
+        return given
+    for candidate in (sample, *((*sample[:axis], 1, *sample[axis:]) for axis in range(len(sample) + 1))):
+        if len(candidate) == len(wanted.shape) and all(w in (None, n) for w, n in
+                                                       zip(wanted.shape, candidate, strict=True)):
+            return {wanted.name: candidate}
+    return None

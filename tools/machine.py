@@ -1,0 +1,94 @@
+"""Facts about the machine, the versions and the settings that every measurement depends on."""
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import microcnn as mc
+
+
+def cpu_name() -> str:
+    """The processor as the system calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    for key in ("model name", "Model", "Hardware", "cpu"):
+        if found.get(key):
+            return found[key]
+    return platform.processor() or platform.machine()
+
+
+def usable_cpus() -> int:
+    """How many processors this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:   # not Linux
+        return os.cpu_count() or 1
+
+
+def load_average() -> float | None:
+    """The system's load over the last minute, where it has one."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
+
+
+def memory_bytes() -> dict[str, int]:
+    """Total and available memory of the machine, and what this process holds; empty where /proc is not."""
+    facts = {}
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            key, _, value = line.partition(":")
+            if key in ("MemTotal", "MemAvailable"):
+                facts[{"MemTotal": "total", "MemAvailable": "available"}[key]] = int(value.split()[0]) * 1024
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmRSS:"):
+                facts["process"] = int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return facts
+
+
+def threading_layer() -> str:
+    """numba's threading layer, once something parallel has run in this process."""
+    import numba
+    try:
+        return str(numba.threading_layer())
+    except ValueError:
+        return "not started"
+
+
+def code_target() -> dict[str, Any]:
+    """What numba compiles for: CPU, instruction set, vector width and tile shapes (rows x vectors)."""
+    from numba.core.registry import cpu_target
+
+    from microcnn.kernels import simd
+    tiles = {vectors: getattr(simd, f"MR{vectors}", 0) for vectors in (4, 3, 2, 1)}
+    return {"target_cpu": cpu_target.target_context.codegen().magic_tuple()[1],
+            "instruction_set": simd.INSTRUCTION_SET, "vector_bytes": simd.VECTOR_BYTES,
+            "registers": simd.REGISTERS, "tiles": [[rows, vectors] for vectors, rows in tiles.items() if rows]}
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything that compiled code and its speed depend on."""
+    import llvmlite
+    import numba
+    import numpy
+    return {"microcnn": mc.__version__, "python": platform.python_version(), "numba": numba.__version__,
+            "llvmlite": llvmlite.__version__, "numpy": numpy.__version__}
+
+
+def conditions_of_machine() -> dict[str, Any]:
+    """What a measurement has to say about where it was made."""
+    target = code_target()
+    return {"cpu": cpu_name(), "cpus": usable_cpus(), "machine": platform.machine(), "system": platform.platform(),
+            "instruction_set": target["instruction_set"], "vector_bytes": target["vector_bytes"],
+            "tiles": target["tiles"], "threads": mc.get_num_threads(), "threading_layer": threading_layer(),
+            "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"), "load_average": load_average(), **versions(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

@@ -1,0 +1,93 @@
+"""The chain of named simplifications that an imported graph goes through, in this order.
+
+Each is a function of the Draft and the names of the outputs; it changes the draft's nodes and keeps what every output
+and every weight means. To add one, write it and put it into SIMPLIFICATIONS.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from microcnn.graph import Node, WeightRef
+
+from .onnx_registry import Draft
+from .onnx_values import Tensor
+
+
+def linear_bias(draft: Draft, outputs: list[str]) -> None:
+    """Linear, then Add of a constant vector: the vector becomes the bias."""
+    _merge_bias(draft, outputs, "Linear", lambda count, rank: {(*(1,) * lead, count) for lead in range(rank)})
+
+
+def convolution_bias(draft: Draft, outputs: list[str]) -> None:
+    """Conv2d, then Add of a constant (K, 1, 1): the constant becomes the bias."""
+    _merge_bias(draft, outputs, "Conv2d", lambda count, rank: {(count, 1, 1), (1, count, 1, 1)})
+
+
+def _merge_bias(draft: Draft, outputs: list[str], layer: str,
+                shapes: Callable[[int, int], set[tuple[int, ...]]]) -> None:
+    readers = _readers(draft, outputs)
+    makers = {node.outputs[0]: node for node in draft.nodes}
+    merged: dict[str, Node] = {}
+    for node in draft.nodes:
+        maker = makers.get(node.inputs[0])
+        if node.op != "Add" or "other" not in node.weights or maker is None or maker.op != layer \
+                or "bias" in maker.weights or readers[maker.outputs[0]] != 1:
+            continue
+        other, weight = node.weights["other"], maker.weights["weight"]
+        shape = other.apply(draft.stored[other.name]).shape
+        matrix = weight.apply(draft.stored[weight.name]).shape
+        count = matrix[0] if layer == "Conv2d" or maker.attrs["transposed"] else matrix[-1]
+        dims = _dims(draft, maker.outputs[0])
+        if dims is None or shape not in shapes(count, dims):
+            continue
+        bias = other if len(shape) == 1 else WeightRef(other.name, (*other.view, ("reshape", (count,))))
+        merged[node.name] = replace(maker, outputs=node.outputs, weights={**maker.weights, "bias": bias})
+        merged[maker.name] = merged[node.name]
+    done: set[str] = set()
+    nodes = []
+    for node in draft.nodes:
+        new = merged.get(node.name, node)
+        if new.name not in done:
+            done.add(new.name)
+            nodes.append(new)
+    draft.nodes = nodes
+
+
+def unused_nodes(draft: Draft, outputs: list[str]) -> None:
+    """Nodes that no output depends on go: what only shape arithmetic read, for example."""
+    needed = set(outputs)
+    kept = []
+    for node in reversed(draft.nodes):
+        if needed & set(node.outputs):
+            kept.append(node)
+            needed.update(node.inputs)
+    draft.nodes = kept[::-1]
+
+
+SIMPLIFICATIONS: dict[str, Callable[[Draft, list[str]], None]] = {
+    "bias of Linear": linear_bias,
+    "bias of Conv2d": convolution_bias,
+    "unused nodes": unused_nodes,
+}
+
+
+def simplify(draft: Draft, outputs: list[str]) -> None:
+    """Run the whole chain. outputs: the tensors that the graph returns, by their names in the draft."""
+    for simplification in SIMPLIFICATIONS.values():
+        simplification(draft, outputs)
+
+
+def _readers(draft: Draft, outputs: list[str]) -> dict[str, int]:
+    """How often each tensor is read, being an output counted."""
+    count = {name: outputs.count(name) for name in outputs}
+    for node in draft.nodes:
+        for name in node.inputs:
+            count[name] = count.get(name, 0) + 1
+    return count
+
+
+def _dims(draft: Draft, name: str) -> int | None:
+    """The rank of a tensor, the batch counted."""
+    found = draft.values.get(name)
+    return len(found.dims) if isinstance(found, Tensor) and found.dims is not None else None
