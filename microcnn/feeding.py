@@ -38,6 +38,13 @@ def numbers(given: Any, what: str) -> np.ndarray:
     return array
 
 
+def require_finite(array: np.ndarray, what: str) -> None:
+    """Raises DataError that names the first number that is NaN or infinite."""
+    if not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise DataError(f"{what} holds {array[where]} at {where}; expected finite numbers")
+
+
 def input_array(given: Any, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
     """x for one input, (N, *shape), contiguous and of the network's dtype."""
     array = numbers(given, f'input "{name}"')
@@ -51,7 +58,8 @@ def input_array(given: Any, name: str, shape: Shape, dtype: np.dtype) -> np.ndar
         raise DataError(f'input "{name}" has shape {array.shape}; expected {expected}{hint}')
     if array.shape[0] == 0:
         raise DataError(f'input "{name}" holds no samples')
-    return np.ascontiguousarray(array, dtype)
+    with np.errstate(over="ignore"):     # too large for the network's dtype: infinite, which training refuses
+        return np.ascontiguousarray(array, dtype)
 
 
 def target_array(given: Any, output: str, loss: Loss, samples: int, shape: Shape, dtype: np.dtype) -> np.ndarray:

@@ -125,10 +125,16 @@ class Layout:
         for index in reversed(range(len(fine_self.dims))):
             source_strides[index] = step
             step *= fine_self.dims[index]
+        # a dimension of size one may be missing on either side, and stands still
         pairs = {t: s for ours, theirs in zip(fine_self.axes, fine_target.axes, strict=True)
-                 for s, t in zip(ours, theirs, strict=True)}
+                 for s, t in zip(_wide(fine_self, ours), _wide(fine_target, theirs), strict=True)}
         sizes = tuple(fine_target.dims)
-        return sizes, tuple(source_strides[pairs[i]] for i in range(len(sizes)))
+        return sizes, tuple(source_strides[pairs[i]] if i in pairs else 0 for i in range(len(sizes)))
+
+
+def _wide(layout: Layout, axis: tuple[int, ...]) -> list[int]:
+    """The stored dimensions of an axis that are larger than one."""
+    return [i for i in axis if layout.dims[i] != 1]
 
 
 def _cuts(layout: Layout, axis: int) -> set[int]:

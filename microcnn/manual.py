@@ -7,7 +7,7 @@ import numpy as np
 
 from . import threads
 from .errors import DataError, TrainingError
-from .feeding import several
+from .feeding import require_finite, several
 from .graph import size_of
 from .layout import Layout
 from .memory import Buffer, place
@@ -112,6 +112,8 @@ class Manual:
         if samples > net.batch:
             raise DataError(f"x holds {samples} samples; this network was compiled for up to {net.batch}. Give fewer, or "
                             f"compile(batch={samples})")
+        for name, array in inputs.items():
+            require_finite(array, f'input "{name}"')
         results = net._results(None, samples)
         for kind, arrays in (("input", inputs), ("output", results)):
             for name, array in arrays.items():
@@ -139,6 +141,7 @@ class Manual:
                 raise DataError(f'dy of output "{name}" is {array.dtype} of shape {array.shape}; expected numbers of shape '
                                 f"{shape}, as forward returned")
             arrays[name] = np.ascontiguousarray(array, net.dtype)
+            require_finite(arrays[name], f'dy of output "{name}"')
         for name in self._dy_outputs:
             self._control[net._slots[f"dy:{name}"]] = net._cache.start_of(arrays[name])
         results = {entry.name: np.zeros((self._samples, *net.shapes[entry.name]), net.dtype) for entry in net.graph.inputs}

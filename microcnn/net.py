@@ -12,7 +12,7 @@ import numpy as np
 from . import layers, threads
 from .choices import fold_batchnorm, parse_budget, resolve_losses, resolve_train
 from .errors import CompileError, DataError, TrainingError
-from .feeding import input_array, several, target_array, weight_array
+from .feeding import input_array, require_finite, several, target_array, weight_array
 from .graph import Graph, size_of
 from .losses import CrossEntropyLoss
 from .memory import KINDS, Buffer, LayerMemory, Memory, lower_bound, place
@@ -49,6 +49,7 @@ class Net:
         self._factors = resolve_train(self.graph, train)
         self._losses = resolve_losses(self.graph, loss, self.shapes)
         self._lock = threading.RLock()
+        threads.locked.add(self)
         self._seed, self._steps, self.debug = seed, 0, False
         self._prepared: object = None
         self._target_kinds: dict[str, int] = {}
@@ -109,15 +110,16 @@ class Net:
         predict.run_forward()
         predict.run_outputs()
         schedules = {"predict": predict}
+        read = {tensor for _, tensor in self._losses.values()}
         if self._losses:
             evaluate = self.schedule("evaluate")
+            evaluate.skip_to(read)
             evaluate.run_forward()
             evaluate.run_losses(False)
             schedules["evaluate"] = evaluate
         if self._losses and self._factors and self.optimizer is not None:
             train = self.schedule("train")
-            skipped = {name for name, (_, tensor) in self._losses.items() if tensor != name}
-            train.skip_to({tensor for _, tensor in self._losses.values()}, skipped)
+            train.skip_to(read)
             train.run_forward()
             train.run_losses(True)
             train.run_backward()
@@ -155,7 +157,7 @@ class Net:
         found = {node.name: LayerMemory(node.name, node.op) for node in self.graph.nodes}
         fields = {"parameter": "parameters", "gradient": "gradients", "state": "state", "activation": "activations"}
         for buffer in transient + lasting:
-            layer = found.setdefault(buffer.layer, LayerMemory(buffer.layer, "input"))
+            layer = found.setdefault(buffer.layer, LayerMemory(buffer.layer, "loss" if buffer.layer == "loss" else "input"))
             if buffer.kind == "scratch":
                 layer.scratch = max(layer.scratch, buffer.bytes)
             else:
@@ -299,6 +301,7 @@ class Net:
             result = self._run("train", samples, timed)
         except TrainingError:
             self._steps -= 1
+            check_inputs(held)
             raise
         if self._control[self._cache.FLAGS]:
             self._steps -= 1
@@ -352,10 +355,7 @@ class Net:
 
     def _refuse(self, held: Arrays) -> None:
         """Say why a program stopped. Nothing was changed."""
-        for name, array in held.items():
-            if name.startswith("input:") and not np.isfinite(array).all():
-                where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-                raise DataError(f'input "{name.partition(":")[2]}" holds {array[where]} at {where}; expected finite numbers')
+        check_inputs(held)
         for name, (loss, tensor) in self._losses.items():
             array = held[f"target:{name}"]
             if isinstance(loss, CrossEntropyLoss) and array.dtype.kind == "i":
@@ -567,6 +567,14 @@ class Net:
     def __repr__(self) -> str:
         return f"Net({self.graph.name}, batch {self.batch}, {self.dtype.name}, {len(self._factors)} of " \
                f"{len(self._store.parameters)} weights train, arena {self.memory.arena:,} bytes)"
+
+
+def check_inputs(held: Arrays) -> None:
+    """Raises DataError where an input holds a NaN or an infinity."""
+    for name, array in held.items():
+        kind, _, own = name.partition(":")
+        if kind == "input":
+            require_finite(array, f'input "{own}"')
 
 
 def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any) -> None:

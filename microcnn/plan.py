@@ -127,7 +127,8 @@ class Schedule:
         self.prepared: list[Row] = []                      # rows to run once after the weights have changed
         self.buffers: list[Buffer] = []
         self.values: dict[str, Value] = {}
-        self.tape: list[tuple[Node, Callable[[], None]]] = []
+        self.tape: list[tuple[Node | None, Callable[[], None]]] = []
+        self.accepted: list[tuple[Node | None, Callable[[], None]]] = []
         self.gradients: dict[str, Gradient] = {}
         self.weight_gradients: dict[str, Buffer] = {}
         self.pending: dict[str, int] = {}
@@ -210,7 +211,7 @@ class Schedule:
         return buffer
 
     def _buffer(self, name: str, size: int, kind: str) -> Buffer:
-        buffer = Buffer(name, size, kind, self.node.name if self.node else name)
+        buffer = Buffer(name, size, kind, self.node.name if self.node else "loss" if self.phase == "loss" else name)
         self.buffers.append(buffer)
         return buffer
 
@@ -311,12 +312,17 @@ class Schedule:
         node = self.node
         self.prepared.append(Row(kernel, fields, node.name if node else "", node.op if node else "", "prepare"))
 
+    def when_finite(self, function: Callable[[], None]) -> None:
+        """Rows that change what outlives the step: in training they run once the loss is known to be finite."""
+        if self.mode == "train":
+            self.accepted.append((self.node, function))
+        else:
+            function()
+
     # Backward.
 
     def backward(self, function: Callable[[], None]) -> None:
-        """What to do for the current node when backward comes to it."""
-        if self.node is None:
-            raise AssertionError("backward outside a node")
+        """What to do when backward comes to the current node, or to what was moved for a loss (no node)."""
         self.tape.append((self.node, function))
 
     def gradient(self, tensor: str) -> Gradient | None:
@@ -399,10 +405,12 @@ class Schedule:
             value = self.make(entry.name, layout)
             self.row("layout.input", y=value.buffer, slot=self.slots[f"input:{entry.name}"],
                      **pad5(*strides_between(Layout.plain(shape), layout)))
+            if self.mode in ("train", "evaluate"):
+                self.row("loss.check_input", x=value.buffer, size=value.numbers)
         self.phase = "forward"
         if self.live:
             for node in self.graph.nodes:
-                for role in node.weights:
+                for role in node.weights if node.outputs[0] not in self.skipped else ():
                     if self.trains(node, role):
                         name = node.weights[role].name
                         self.pending[name] = self.pending.get(name, 0) + 1
@@ -413,7 +421,7 @@ class Schedule:
             layers.LAYERS[step.node.op].forward(self, step)
         self.node = None
 
-    def skip_to(self, wanted: set[str], skipped: set[str]) -> None:
+    def skip_to(self, wanted: set[str]) -> None:
         """Leave out what nothing wanted depends on: a softmax that is part of the loss, say."""
         makers = {name: node for node in self.graph.nodes for name in node.outputs}
         needed, frontier = set(wanted), list(wanted)
@@ -454,6 +462,11 @@ class Schedule:
         for name, (loss, tensor) in self.training.losses.items():
             loss_row(self, name, tensor, loss, gradient)
         self.row("loss.check_finite")
+        self.phase = "forward"
+        for node, function in self.accepted:
+            self.node = node
+            function()
+        self.node = None
 
     def run_backward(self) -> None:
         """The tape in reverse."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
@@ -83,13 +82,11 @@ def executor(name: str) -> Callable[[int, int], None]:
     """
     if name not in _executors:
         function = {"plain": _execute, "timed": _execute_timed}[name]
-        with cache.compiling() as folder:
-            compiled = cfunc(types.void(types.int64, types.int64), cache=True, error_model="numpy")(function)
-            if folder not in Path(compiled._cache.cache_path).parents:
-                raise cache.CacheError(f"numba cached the executor in {compiled._cache.cache_path}, not in {folder}; set "
-                                       "NUMBA_CACHE_DIR to a folder that can be written")
+        signature = types.void(types.int64, types.int64)
+        compiled = cache.compiled(lambda: cfunc(signature, cache=True, error_model="numpy")(function))
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
-        _executors[name] = compiled, prototype(compiled.address)
+        # another thread may have been first: its code is in use and has to stay
+        _executors.setdefault(name, (compiled, prototype(compiled.address)))
     return _executors[name][1]
 
 
@@ -167,10 +164,13 @@ class Program:
         header = self._header.copy()
         header[COUNT] = 1
         base = int(header[ARENA])
+        flags = (ctypes.c_int64 * (FLAGS + 1)).from_address(base)
         for number, info in enumerate(self.infos):
             header[KERNELS] = self._header[KERNELS] + 8 * number
             header[ROWS] = self._header[ROWS] + 8 * number
             self._run(cache.start_of(header), batch)
+            if flags[FLAGS]:
+                break
             for _, offset, size, per_sample in self._outputs[self._outputs[:, 0] == number]:
                 if per_sample:
                     size = size // planned * batch

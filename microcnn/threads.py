@@ -4,7 +4,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from .errors import CompileError
 
@@ -16,6 +18,8 @@ _wish: int | None = None
 _applied = threading.local()
 _forked = False
 _process_lock = threading.RLock()
+# everything with a _lock of its own: a thread that holds it does not exist in a forked child
+locked: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
@@ -23,6 +27,8 @@ def _after_fork() -> None:
     global _forked, _process_lock
     _forked = "numba" in sys.modules
     _process_lock = threading.RLock()
+    for holder in locked:
+        holder._lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

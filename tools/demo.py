@@ -20,6 +20,7 @@ import numpy as np
 
 from microcnn.errors import FileError
 
+from .compiling import compile_shown
 from .memory_table import show_memory
 from .terminal import Terminal, bytes_text
 
@@ -90,7 +91,8 @@ def run_demo(args: argparse.Namespace, terminal: Terminal) -> int:
 
         terminal.heading("1. A trained model")
         graph = mc.load_onnx(load_digits_model())
-        net = graph.compile(batch=BATCH, train="all", loss="cross_entropy", optimizer=mc.Adam(lr=RATE))
+        net, _ = compile_shown(graph, terminal, batch=BATCH, train="all", loss="cross_entropy",
+                               optimizer=mc.Adam(lr=RATE))
         shape = graph.shapes()[graph.inputs[0].name]
 
         def data(images: np.ndarray, rows: np.ndarray, white: int, name: str) -> Any:

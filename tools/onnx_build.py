@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from microcnn.errors import CompileError, ModelError
 from microcnn.graph import Graph, Node, WeightRef
 from microcnn.layers import LAYERS
+from microcnn.layers.windows import resolve_pads
 
 OPSET = 17
 IR_VERSION = 8
@@ -158,22 +159,27 @@ def _given(*names: str) -> list[str]:
     return found
 
 
-def _window(node: Node, dilations: bool = True) -> dict[str, Any]:
+def _window(build: Build, node: Node, dilations: bool = True) -> dict[str, Any]:
     attrs = node.attrs
     found: dict[str, Any] = {"kernel_shape": list(attrs["kernel"]), "strides": list(attrs["stride"])}
-    if isinstance(attrs["pads"], str):
-        found["auto_pad"] = attrs["pads"].upper()
+    pads, dilation = attrs["pads"], tuple(attrs["dilation"]) if dilations else (1, 1)
+    if isinstance(pads, str) and dilation != (1, 1) and build.shapes is not None:
+        # onnxruntime refuses auto_pad with a dilation
+        H, W = build.shapes[node.inputs[0]][1:]
+        pads = resolve_pads(pads, (H, W), tuple(attrs["kernel"]), tuple(attrs["stride"]), dilation)
+    if isinstance(pads, str):
+        found["auto_pad"] = pads.upper()
     else:
-        found["pads"] = list(attrs["pads"])
+        found["pads"] = list(pads)
     if dilations:
-        found["dilations"] = list(attrs["dilation"])
+        found["dilations"] = list(dilation)
     return found
 
 
 @builder("Conv2d")
 def convolution(build: Build, node: Node) -> None:
     build.add("Conv", node, _given(node.inputs[0], build.weight(node, "weight"), build.weight(node, "bias")),
-              group=node.attrs["groups"], **_window(node))
+              group=node.attrs["groups"], **_window(build, node))
 
 
 @builder("Linear")
@@ -194,13 +200,13 @@ def linear(build: Build, node: Node) -> None:
 
 @builder("MaxPool2d")
 def max_pool(build: Build, node: Node) -> None:
-    build.add("MaxPool", node, [node.inputs[0]], ceil_mode=_ceil_mode(build, node), **_window(node))
+    build.add("MaxPool", node, [node.inputs[0]], ceil_mode=_ceil_mode(build, node), **_window(build, node))
 
 
 @builder("AvgPool2d")
 def average_pool(build: Build, node: Node) -> None:
     build.add("AveragePool", node, [node.inputs[0]], ceil_mode=_ceil_mode(build, node),
-              count_include_pad=int(node.attrs["count_include_pad"]), **_window(node, dilations=False))
+              count_include_pad=int(node.attrs["count_include_pad"]), **_window(build, node, dilations=False))
 
 
 @builder("GlobalAvgPool2d")

@@ -24,7 +24,7 @@ from .samples import default_loss, example
 from .terminal import bytes_text, count_text, short, table_text, time_text
 
 SCHEMA = "microcnn.profile/1"
-KINDS = ("activations", "saved", "gradients", "state", "scratch")
+KINDS = ("activations", "gradients", "state", "scratch")
 # Which column a row's time is shown in. Layout rows and packed weights count where they happen, forward or backward.
 COLUMN = {"forward": "forward_us", "loss": "forward_us", "backward": "backward_us"}
 

@@ -114,7 +114,7 @@ class Terminal:
         from rich.table import Table
         from rich.text import Text
         drawn = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
-                      show_header=any(column.lstrip(">") for column in columns), pad_edge=False)
+                      show_edge=False, show_header=any(column.lstrip(">") for column in columns), pad_edge=False)
         for column in columns:
             drawn.add_column(Text(column.lstrip(">")), justify="right" if column.startswith(">") else "left",
                              no_wrap=True)
@@ -144,7 +144,7 @@ class Progress:
             self._rich = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
                                   TextColumn("{task.fields[note]}", markup=False),
                                   console=Console(file=self.terminal.err), transient=True, redirect_stdout=False,
-                                  redirect_stderr=False)
+                                  redirect_stderr=False, auto_refresh=False)   # no thread beside what is measured
             self._rich.start()
             self._task = self._rich.add_task(self.label, total=self.total, note="")
         return self
@@ -156,7 +156,8 @@ class Progress:
             return
         self._drawn, self.label = now, label or self.label
         if self._rich is not None:
-            self._rich.update(self._task, completed=min(done, self.total), note=note, description=self.label)
+            self._rich.update(self._task, completed=min(done, self.total), total=self.total, note=note,
+                              description=self.label, refresh=True)
             return
         filled = min(24, 24 * done // self.total)
         line = f"{self.label} [{'#' * filled}{'.' * (24 - filled)}] {note}"[:shutil.get_terminal_size().columns - 1]

@@ -1,5 +1,6 @@
 """ReLU, Clip, Sigmoid and Tanh, forward and backward. Backward needs only the output, so all of them may run in place."""
 import numba
+import numpy as np
 
 from .cache import entry, fields_of, helper, number, threads_for, view
 from .simd import (
@@ -71,7 +72,8 @@ def activation_forward(x, kind, low, high, threads, y):
     """
     chunks = (x.size + CHUNK - 1) // CHUNK
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _forward_chunk(x, y, chunk * CHUNK, min(x.size, (chunk + 1) * CHUNK), kind, low, high)
     else:
         for chunk in range(chunks):
@@ -115,7 +117,8 @@ def activation_backward(y, dy, kind, low, high, accumulate, threads, dx):
     """
     chunks = (y.size + CHUNK - 1) // CHUNK
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _backward_chunk(y, dy, dx, chunk * CHUNK, min(y.size, (chunk + 1) * CHUNK), kind, low, high, accumulate)
     else:
         for chunk in range(chunks):

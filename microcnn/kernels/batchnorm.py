@@ -4,6 +4,7 @@ Tensors are `rows` x C, a row being one pixel of one sample. Rows are cut into c
 shape alone; a chunk's sums go to its own part of scratch and are merged in order.
 """
 import numba
+import numpy as np
 
 from .cache import entry, fields_of, helper, number, threads_for, view
 from .simd import (
@@ -99,7 +100,8 @@ def normalise(x, mean, bias, factor, factor_at, rows, C, low, high, threads, y):
     """
     chunks = _chunk_count(rows, C)
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _normalise_chunk(x, mean, bias, factor, factor_at, chunk * rows // chunks, (chunk + 1) * rows // chunks, C,
                              low, high, y)
     else:
@@ -193,28 +195,28 @@ def _statistics_chunk(x, begin, end, C, scratch, to):
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def statistics(x, scale, rows, C, eps, momentum, update, threads, running_mean, running_var, saved, scratch):
+def statistics(x, scale, rows, C, eps, threads, saved, scratch):
     """Mean and population variance of each channel.
 
-    Shapes   x (rows, C); scale, running_mean, running_var (C,); saved (2, C): the mean and 1 / sqrt(variance + eps)
-    Writes   saved; the factor in scratch; with update, running = running * momentum + value * (1 - momentum)
+    Shapes   x (rows, C); scale (C,); saved (3, C): the mean, 1 / sqrt(variance + eps), the variance
+    Writes   saved; the factor in scratch
     Threads  one iteration per chunk of rows, each owns its part of scratch; merged in order
     Source   ONNX BatchNormalization-15, training mode; Chan, Golub and LeVeque 1979 for the merging
     """
     chunks = _chunk_count(rows, C)
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
     else:
         for chunk in range(chunks):
             _statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
-    _finish_statistics(scale, rows, chunks, C, eps, momentum, update, running_mean, running_var, saved, scratch)
+    _finish_statistics(scale, rows, chunks, C, eps, saved, scratch)
 
 
 @helper
-def _finish_statistics(scale, rows, chunks, C, eps, momentum, update, running_mean, running_var, saved, scratch):
+def _finish_statistics(scale, rows, chunks, C, eps, saved, scratch):
     real = scale.dtype.type
-    old, new = vector_of(scale, real(momentum)), vector_of(scale, real(1 - momentum))
     for c in range(0, C, lanes(scale)):
         count = C - c
         mean, squares = vector_read(scratch, scratch, c, count), vector_read(scratch, scratch, C + c, count)
@@ -227,57 +229,81 @@ def _finish_statistics(scale, rows, chunks, C, eps, momentum, update, running_me
         inverse = vector_div(vector_of(scale, real(1)), vector_sqrt(vector_add(variance, vector_of(scale, real(eps)))))
         vector_write(mean, saved, c, count)
         vector_write(inverse, saved, C + c, count)
+        vector_write(variance, saved, 2 * C + c, count)
         vector_write(vector_mul(vector_read(scale, scale, c, count), inverse), scratch, FACTOR * C + c, count)
-        if update:
-            value = vector_fma(vector_read(running_mean, running_mean, c, count), old, vector_mul(mean, new))
-            vector_write(value, running_mean, c, count)
-            value = vector_fma(vector_read(running_var, running_var, c, count), old, vector_mul(variance, new))
-            vector_write(value, running_var, c, count)
 
 
-@entry("x< scale< bias< running_mean= running_var= saved> y> scratch> pixels C eps momentum update low high")
+@entry("x< scale< bias< saved> y> scratch> pixels C eps low high")
 def forward_batch(arena, row, batch):
-    """scratch: SCRATCH * C reals. saved: the mean, then 1 / sqrt(variance + eps). y must not be x."""
+    """scratch: SCRATCH * C reals. saved: the mean, 1 / sqrt(variance + eps), the variance. y must not be x."""
     row = fields_of(row)
     rows, C = batch * row.pixels, row.C
     threads = threads_for(arena, rows * C)
     x, scratch = view(arena, row.x, rows * C), view(arena, row.scratch, SCRATCH * C)
-    saved = view(arena, row.saved, 2 * C)
-    statistics(x, view(arena, row.scale, C), rows, C, number(row.eps), number(row.momentum), row.update, threads,
-               view(arena, row.running_mean, C), view(arena, row.running_var, C), saved, scratch)
+    saved = view(arena, row.saved, 3 * C)
+    statistics(x, view(arena, row.scale, C), rows, C, number(row.eps), threads, saved, scratch)
     normalise(x, saved, view(arena, row.bias, C), scratch, FACTOR * C, rows, C, number(row.low), number(row.high),
               threads, view(arena, row.y, rows * C))
 
 
+@entry("saved< running_mean= running_var= C momentum")
+def update_running(arena, row, batch):
+    """running = running * momentum + saved * (1 - momentum); saved: from forward_batch. Source: ONNX BatchNormalization-15"""
+    row = fields_of(row)
+    C = row.C
+    saved, mean, variance = view(arena, row.saved, 3 * C), view(arena, row.running_mean, C), view(arena, row.running_var, C)
+    real = saved.dtype.type
+    old, new = vector_of(saved, real(number(row.momentum))), vector_of(saved, real(1 - number(row.momentum)))
+    for c in range(0, C, lanes(saved)):
+        count = C - c
+        value = vector_mul(vector_read(saved, saved, c, count), new)
+        vector_write(vector_fma(vector_read(mean, mean, c, count), old, value), mean, c, count)
+        value = vector_mul(vector_read(saved, saved, 2 * C + c, count), new)
+        vector_write(vector_fma(vector_read(variance, variance, c, count), old, value), variance, c, count)
+
+
+@helper
+def _sums_tile(x, mean, y, dy, begin, end, C, masked, low, high, first, scratch, to):
+    """Add the sums of dz and of dz * (x - mean) over rows begin to end to scratch[to : to + 2 C]; or put, if first."""
+    zero = vector_of(dy, dy.dtype.type(0))
+    for c in range(0, C, lanes(dy)):
+        count = C - c
+        plain, weighted, centre = zero, zero, vector_read(mean, mean, c, count)
+        for at in range(begin * C + c, end * C, C):
+            dz = _masked(y, dy, at, count, masked, low, high)
+            plain = vector_add(plain, dz)
+            weighted = vector_fma(dz, vector_sub(vector_read(x, x, at, count), centre), weighted)
+        if not first:
+            plain = vector_add(plain, vector_read(scratch, scratch, to + c, count))
+            weighted = vector_add(weighted, vector_read(scratch, scratch, to + C + c, count))
+        vector_write(plain, scratch, to + c, count)
+        vector_write(weighted, scratch, to + C + c, count)
+
+
+@helper
+def _scale_tile(y, dy, begin, end, C, masked, low, high, accumulate, scratch, dx):
+    """dx = dz * factor for rows begin to end."""
+    step = lanes(dy)
+    for at in range(begin * C, end * C, C):
+        for c in range(0, C, step):
+            count = C - c
+            value = vector_mul(_masked(y, dy, at + c, count, masked, low, high),
+                               vector_read(scratch, scratch, FACTOR * C + c, count))
+            if accumulate:
+                value = vector_add(value, vector_read(dx, dx, at + c, count))
+            vector_write(value, dx, at + c, count)
+
+
 @helper
 def _sums_chunk(x, mean, y, dy, begin, end, C, masked, low, high, need_dx, need_sums, accumulate, scratch, to, dx):
-    """scratch[to : to + 2 C] = sums of dz and of dz * (x - mean) over rows begin to end; dx = dz * factor."""
-    zero = vector_of(dy, dy.dtype.type(0))
+    """Rows begin to end, a tile at a time: its sums, then its dx, which may take the place of dy."""
     tile = _tile_rows(C)
     for row in range(begin, end, tile):
-        for c in range(0, C, lanes(dy)):
-            count = C - c
-            plain, weighted, centre, factor = zero, zero, zero, zero
-            if need_dx:
-                factor = vector_read(scratch, scratch, FACTOR * C + c, count)
-            if need_sums:
-                centre = vector_read(mean, mean, c, count)
-            for at in range(row * C + c, min(row + tile, end) * C, C):
-                dz = _masked(y, dy, at, count, masked, low, high)
-                if need_sums:
-                    plain = vector_add(plain, dz)
-                    weighted = vector_fma(dz, vector_sub(vector_read(x, x, at, count), centre), weighted)
-                if need_dx:
-                    value = vector_mul(dz, factor)
-                    if accumulate:
-                        value = vector_add(value, vector_read(dx, dx, at, count))
-                    vector_write(value, dx, at, count)
-            if need_sums:
-                if row > begin:
-                    plain = vector_add(plain, vector_read(scratch, scratch, to + c, count))
-                    weighted = vector_add(weighted, vector_read(scratch, scratch, to + C + c, count))
-                vector_write(plain, scratch, to + c, count)
-                vector_write(weighted, scratch, to + C + c, count)
+        last = min(row + tile, end)
+        if need_sums:
+            _sums_tile(x, mean, y, dy, row, last, C, masked, low, high, row == begin, scratch, to)
+        if need_dx:
+            _scale_tile(y, dy, row, last, C, masked, low, high, accumulate, scratch, dx)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
@@ -292,7 +318,8 @@ def backward_sums(x, mean, y, dy, rows, C, masked, low, high, need_dx, need_sums
     """
     chunks = _chunk_count(rows, C)
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _sums_chunk(x, mean, y, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, masked, low, high,
                         need_dx, need_sums, accumulate, scratch, 2 * chunk * C, dx)
     else:
@@ -368,7 +395,8 @@ def backward_through_statistics(x, mean, y, dy, rows, C, masked, low, high, accu
     """
     chunks = _chunk_count(rows, C)
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _dx_chunk(x, mean, y, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, masked, low, high,
                       accumulate, scratch, dx)
     else:

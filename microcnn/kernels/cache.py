@@ -5,10 +5,12 @@ corrupt its index. So everything that is compiled, from the import of the kernel
 `compiling()`, which points numba at a folder whose name is a hash of the kernels' source and of numba's and llvmlite's
 versions, and holds an exclusive lock on it.
 """
+import atexit
 import contextlib
 import ctypes
 import hashlib
 import os
+import pickle
 import shutil
 import sys
 import tempfile
@@ -39,9 +41,19 @@ LEAN = (0, 60) <= numba.version_info.short <= (0, 68)
 
 _lock = threading.RLock()
 _folder = None
-_temporary = False
 _depth = 0
 _lock_file = None
+
+
+def _after_fork():
+    # a thread that was compiling does not exist in the child: nothing may wait for it, and its file lock is the parent's
+    global _lock, _depth, _lock_file
+    if _lock_file is not None:
+        _lock_file.close()
+    _lock, _depth, _lock_file = threading.RLock(), 0, None
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def fingerprint():
@@ -56,10 +68,9 @@ def fingerprint():
 
 def _roots():
     """Where the cache may live, best first: inside the user's NUMBA_CACHE_DIR, the user's cache."""
-    if given := os.environ.get("NUMBA_CACHE_DIR"):
-        yield Path(given) / "microcnn"
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        yield Path(xdg) / "microcnn"
+    for variable in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        if given := os.environ.get(variable):
+            yield Path(given).absolute() / "microcnn"
     with contextlib.suppress(RuntimeError):
         yield Path.home() / ".cache" / "microcnn"
 
@@ -77,8 +88,13 @@ def _writable(folder):
 
 
 def folder():
-    """The folder of this version's compiled code; made when first asked for."""
-    global _folder, _temporary
+    """The folder of this version's compiled code; chosen when first asked for.
+
+    The first of _roots() that can be written, or that already holds this version's code. What cannot be written
+    (a device with a read-only disk) is read through links in a temporary folder, which takes what is still missing.
+    Raises CacheError where nothing can be written at all.
+    """
+    global _folder
     with _lock:
         if _folder is None:
             name = fingerprint()
@@ -87,15 +103,41 @@ def folder():
                     _folder = root / name
                     _prune(root, name)
                     break
+                if _filled(root / name):
+                    _folder = _temporary(name, root / name)
+                    break
             else:
-                try:
-                    _folder = Path(tempfile.mkdtemp(prefix="microcnn-")) / name
-                    _folder.mkdir()
-                except OSError as error:
-                    raise CacheError("no folder for compiled kernels can be written; set NUMBA_CACHE_DIR to one "
-                                     f"that can ({error})") from error
-                _temporary = True
+                _folder = _temporary(name)
         return _folder
+
+
+def _filled(folder):
+    """Whether there is compiled code there that can be read."""
+    with contextlib.suppress(OSError):
+        return any(os.access(file, os.R_OK) for file in folder.rglob("*.nbi"))
+    return False
+
+
+def _temporary(name, behind=None):
+    """A private folder that goes when this process ends, with links to what lies in the one behind it."""
+    try:
+        root = Path(tempfile.mkdtemp(prefix="microcnn-"))
+        atexit.register(_discard, root, os.getpid())
+        (root / name).mkdir()
+        for file in behind.rglob("*.nb[ic]") if behind else ():
+            link = root / name / file.relative_to(behind)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+    except OSError as error:
+        raise CacheError("no folder for compiled kernels can be written; set NUMBA_CACHE_DIR to one that can "
+                         f"({error})") from error
+    return root / name
+
+
+def _discard(root, owner):
+    # not in a forked child: its parent still uses the folder
+    if os.getpid() == owner:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def _prune(root, name):
@@ -108,19 +150,26 @@ def _prune(root, name):
             shutil.rmtree(old, ignore_errors=True)
 
 
-def discard_temporary():
-    """Remove the private folder that was made because no other could be written."""
-    if _temporary and _folder is not None:
-        shutil.rmtree(_folder.parent, ignore_errors=True)
+@contextlib.contextmanager
+def compiling(subfolder=""):
+    """Within, numba caches in our folder, and no other thread or process compiles into it.
+
+    Raises CacheError where compiled code cannot be stored: on a full disk, say.
+    """
+    try:
+        with _compiling(subfolder) as target:
+            yield target
+    except OSError as error:
+        raise CacheError(f"compiled kernels cannot be stored in {_folder}: {error}; make room there, or set "
+                         "NUMBA_CACHE_DIR to another folder") from error
 
 
 @contextlib.contextmanager
-def compiling(subfolder=""):
-    """Within, numba caches in our folder, and no other thread or process compiles into it."""
+def _compiling(subfolder):
     global _depth, _lock_file
     target = folder() / subfolder if subfolder else folder()
     with _lock:
-        target.mkdir(exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
         if _depth == 0 and fcntl is not None:
             _lock_file = open(folder() / "lock", "a")
             fcntl.flock(_lock_file, fcntl.LOCK_EX)
@@ -138,6 +187,23 @@ def compiling(subfolder=""):
             if _depth == 0 and _lock_file is not None:
                 _lock_file.close()
                 _lock_file = None
+
+
+def compiled(make, subfolder=""):
+    """make(), compiled or loaded: an entry or an executor. Raises CacheError."""
+    with compiling(subfolder) as target:
+        try:
+            made = make()
+        except (pickle.UnpicklingError, EOFError):
+            # the disk kept only a part of a file, as after a loss of power: all is compiled anew
+            for file in folder().rglob("*.nb[ic]"):
+                file.unlink(missing_ok=True)
+            made = make()
+        path = Path(made._cache.cache_path)
+        if target not in path.parents:
+            raise CacheError(f"numba caches compiled kernels in {path}, not in {target}; set NUMBA_CACHE_DIR to a folder "
+                             "that can be written")
+        return made
 
 
 def helper(function):
@@ -200,15 +266,12 @@ class Entry:
     def address(self, dtype):
         """The address of the code for a dtype, compiled or loaded on first use and kept alive here."""
         if dtype not in self._compiled:
-            with compiling(dtype) as target:
-                real = {"float32": types.float32, "float64": types.float64}[dtype]
-                signature = types.void(types.CPointer(real), types.CPointer(self.record), types.int64)
-                compiled = cfunc(signature, cache=True, error_model="numpy")(self.function)
-                path = Path(compiled._cache.cache_path)
-                if target not in path.parents and path != target:
-                    raise CacheError(f"numba cached {self.name} in {path}, not in {target}; set NUMBA_CACHE_DIR to a "
-                                     "folder that can be written")
-                self._compiled[dtype] = compiled
+            with _lock:     # another thread may have been first: its code is in use and has to stay
+                if dtype not in self._compiled:
+                    real = {"float32": types.float32, "float64": types.float64}[dtype]
+                    signature = types.void(types.CPointer(real), types.CPointer(self.record), types.int64)
+                    self._compiled[dtype] = compiled(
+                        lambda: cfunc(signature, cache=True, error_model="numpy")(self.function), dtype)
         return self._compiled[dtype].address
 
     def is_compiled(self, dtype):
@@ -324,7 +387,16 @@ def threads_for(arena, work):
 
 def start_of(array):
     """The address of a numpy array's first byte."""
-    return array.__array_interface__["data"][0]
+    # a fifth of the time that array.ctypes.data or __array_interface__ take, and no dict made on the way
+    return _word_at(id(array) + object.__basicsize__).value
+
+
+_word_at = ctypes.c_size_t.from_address
+_probe = np.zeros(1)
+if start_of(_probe) != _probe.ctypes.data:     # another Python or numpy, whose arrays begin with something else
+    def start_of(array):    # noqa: F811
+        """The address of a numpy array's first byte."""
+        return array.ctypes.data
 
 
 def aligned_bytes(size, alignment=64):
@@ -333,5 +405,3 @@ def aligned_bytes(size, alignment=64):
     begin = -start_of(raw) % alignment
     return raw[begin:begin + size]
 
-
-_ = ctypes

@@ -157,7 +157,8 @@ def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, batch, H
     fill_table(x_table, band, OW, stride_h * row_width * C, stride_w * C)
     fill_table(y_table, band, OW, y_row, y_pixel)
     if threads > 1 and chunks > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S,
                    dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band,
                    low, high, y)
@@ -209,7 +210,8 @@ def conv2d_flip(weight, S, C, K, G, tap_r, tap_s, step_r, step_s, TR, TS, w_row,
     """
     taps = TR * TS
     if threads > 1 and taps > 1:
-        for job in numba.prange(taps):
+        for index in numba.prange(taps):
+            job = np.int64(index)
             _flip_tap(job, weight, S, C, K, G, tap_r, tap_s, step_r, step_s, TR, TS, w_row, packed)
     else:
         for job in range(taps):

@@ -122,7 +122,8 @@ def conv2d_backward_weight(x, dy, batch, H, W, C, OH, OW, K, G, R, S, stride_h, 
     blocks = ((batch + samples - 1) // samples) * bands
     jobs = chunks * groups
     if threads > 1 and jobs > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _tap_job(job, groups, tiles, chunks, blocks, bands, band, samples, x, dy, batch, H, W, C, OH, OW, K, G, R, S,
                      stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left, accumulate, partials, dweight)
     else:
@@ -226,7 +227,8 @@ def conv2d_backward_weight_few(x, dy, batch, H, W, C, OH, OW, K, R, S, stride_h,
             for c in range(C):
                 row_table[(r * S + s) * C + c] = (r * dilation_h * width + s * dilation_w) * C + c
     if threads > 1 and chunks > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _window_chunk(chunk, chunks, x, dy, batch, H, W, C, OH, OW, K, R, S, stride_h, stride_w, dilation_h, dilation_w,
                           pad_top, pad_left, band, x_table, row_table, padded, partials)
     else:

@@ -1,111 +1,153 @@
-"""Depthwise 2-D convolution: one kernel per channel, vectors along the channels, no padding copied."""
+"""Depthwise 2-D convolution: one kernel per channel, vectors along the channels.
+
+As in conv2d, each chunk of the work copies a band of the image with its zeros into scratch where there is padding, so that
+every pixel has all its taps and images of any size run alike. 3 x 3 kernels keep their nine weights in registers.
+"""
 import numba
+import numpy as np
 
 from .cache import entry, fields_of, helper, number, threads_for, view
-from .conv2d_weight import first_inside, past_inside
+from .conv2d import copy_band
 from .layout import zero_run
 from .linear import add_partials
 from .simd import (
+    MASKS_ARE_FREE,
     lanes,
-    rows_strided,
-    tile_add,
-    tile_clamp,
-    tile_fill,
-    tile_fma_rows,
-    tile_store,
-    tile_zeros,
     vector_add,
     vector_fma,
+    vector_load,
     vector_load_first,
+    vector_max,
+    vector_min,
     vector_of,
     vector_store_first,
 )
 
-PIXELS = 6
-# Rows of output that one iteration of a parallel loop takes hold about this many numbers.
-GRAIN = 16384
+
+@helper
+def _take(a, at, columns):
+    """a[at : at + columns], then zeros; a plain load for a whole vector where masks cost something."""
+    if MASKS_ARE_FREE or columns < lanes(a):
+        return vector_load_first(a, at, columns)
+    return vector_load(a, at)
 
 
 @helper
-def _pixel_run(x, x_at, x_pixel, count, r_begin, r_end, s_begin, s_end, x_row, x_tap, weight, w_at, w_row, w_tap, bias, c,
-               columns, residual, y, y_at, y_pixel, low, high, mr):
-    """count <= mr neighbouring pixels of one vector of channels, taps from r_begin, s_begin to r_end, s_end."""
-    tile = tile_zeros(x, mr, 1)
-    if bias.size > 0:
-        tile = tile_fill(tile, bias, c, columns)
-    rows = rows_strided(x_at + c, x_pixel, count, mr)
-    for r in range(r_begin, r_end):
-        for s in range(s_begin, s_end):
-            factor = vector_load_first(weight, w_at + r * w_row + s * w_tap + c, columns)
-            tile = tile_fma_rows(tile, x, rows, r * x_row + s * x_tap, factor, columns)
-    out = rows_strided(y_at + c, y_pixel, count, mr)
+def _finish(value, residual, y, at, columns, low, high):
+    """The residual added, the result clamped and stored."""
     if residual.size > 0:
-        tile = tile_add(tile, residual, out, 0, count, columns)
-    tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
+        value = vector_add(value, _take(residual, at, columns))
+    vector_store_first(vector_min(vector_max(value, vector_of(y, low)), vector_of(y, high)), y, at, columns)
 
 
 @helper
-def _output_row(n, oh, x, weight, bias, residual, H, W, C, R, S, w_at, w_row, w_tap, dilation_h, dilation_w, stride_h,
-                stride_w, origin_h, origin_w, OW, y_at, y_pixel, low, high, y):
-    """One row of y: pixels at the sides with the taps they have, those between PIXELS at a time."""
-    top = oh * stride_h + origin_h
-    r_begin, r_end = first_inside(top, dilation_h), past_inside(top, dilation_h, H, R)
-    inner = min(OW, first_inside(origin_w, stride_w))
-    past = max(inner, past_inside(origin_w + (S - 1) * dilation_w, stride_w, W, OW))
-    x_row, x_tap, x_pixel = dilation_h * W * C, dilation_w * C, stride_w * C
-    x_at = (n * H + top) * W * C + origin_w * C
-    width = lanes(x)
-    for c in range(0, C, width):
-        columns = min(width, C - c)
-        for ow in range(inner, past, PIXELS):
-            _pixel_run(x, x_at + ow * x_pixel, x_pixel, min(PIXELS, past - ow), r_begin, r_end, 0, S, x_row, x_tap, weight,
-                       w_at, w_row, w_tap, bias, c, columns, residual, y, y_at + ow * y_pixel, y_pixel, low, high, PIXELS)
-        for side in range(2):
-            for ow in range(0 if side == 0 else past, inner if side == 0 else OW):
-                left = ow * stride_w + origin_w
-                _pixel_run(x, x_at + ow * x_pixel, x_pixel, 1, r_begin, r_end, first_inside(left, dilation_w),
-                           past_inside(left, dilation_w, W, S), x_row, x_tap, weight, w_at, w_row, w_tap, bias, c, columns,
-                           residual, y, y_at + ow * y_pixel, y_pixel, low, high, 1)
+def _row_3x3(x, x_at, x_row, x_tap, x_pixel, weight, w_at, w_row, w_tap, start, residual, y, y_at, y_pixel, count, columns,
+             low, high):
+    """count pixels of one vector of channels. Three sums, one for each row of taps, hide the latency."""
+    zero = vector_of(x, x.dtype.type(0))
+    w00 = _take(weight, w_at, columns)
+    w01 = _take(weight, w_at + w_tap, columns)
+    w02 = _take(weight, w_at + 2 * w_tap, columns)
+    w10 = _take(weight, w_at + w_row, columns)
+    w11 = _take(weight, w_at + w_row + w_tap, columns)
+    w12 = _take(weight, w_at + w_row + 2 * w_tap, columns)
+    w20 = _take(weight, w_at + 2 * w_row, columns)
+    w21 = _take(weight, w_at + 2 * w_row + w_tap, columns)
+    w22 = _take(weight, w_at + 2 * w_row + 2 * w_tap, columns)
+    for ow in range(count):
+        top = x_at + ow * x_pixel
+        middle, bottom = top + x_row, top + 2 * x_row
+        a = vector_fma(_take(x, top, columns), w00, start)
+        b = vector_fma(_take(x, middle, columns), w10, zero)
+        c = vector_fma(_take(x, bottom, columns), w20, zero)
+        a = vector_fma(_take(x, top + x_tap, columns), w01, a)
+        b = vector_fma(_take(x, middle + x_tap, columns), w11, b)
+        c = vector_fma(_take(x, bottom + x_tap, columns), w21, c)
+        a = vector_fma(_take(x, top + 2 * x_tap, columns), w02, a)
+        b = vector_fma(_take(x, middle + 2 * x_tap, columns), w12, b)
+        c = vector_fma(_take(x, bottom + 2 * x_tap, columns), w22, c)
+        _finish(vector_add(vector_add(a, b), c), residual, y, y_at + ow * y_pixel, columns, low, high)
 
 
 @helper
-def _rows(begin, end, x, weight, bias, residual, H, W, C, R, S, w_at, w_row, w_tap, dilation_h, dilation_w, stride_h,
-          stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, low, high, y):
-    for job in range(begin, end):
-        n, oh = job // OH, job % OH
-        _output_row(n, oh, x, weight, bias, residual, H, W, C, R, S, w_at, w_row, w_tap, dilation_h, dilation_w, stride_h,
-                    stride_w, origin_h, origin_w, OW, n * y_size + y_base + oh * y_row, y_pixel, low, high, y)
+def _row_any(x, x_at, x_row, x_tap, x_pixel, R, S, weight, w_at, w_row, w_tap, start, residual, y, y_at, y_pixel, count,
+             columns, low, high):
+    """count pixels of one vector of channels, any number of taps."""
+    for ow in range(count):
+        value = start
+        for r in range(R):
+            at, w = x_at + ow * x_pixel + r * x_row, w_at + r * w_row
+            for s in range(S):
+                value = vector_fma(_take(x, at + s * x_tap, columns), _take(weight, w + s * w_tap, columns), value)
+        _finish(value, residual, y, y_at + ow * y_pixel, columns, low, high)
+
+
+@helper
+def _bands(chunk, chunks, x, weight, bias, residual, padded, batch, H, W, C, R, S, w_at, w_row, w_tap, dilation_h, dilation_w,
+           stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, low, high, y):
+    """The bands of one chunk of the work, one after the other."""
+    bands = (OH + band - 1) // band
+    jobs = batch * bands
+    rows = (band - 1) * stride_h + (max(R, 1) - 1) * dilation_h + 1
+    columns = (OW - 1) * stride_w + (max(S, 1) - 1) * dilation_w + 1
+    copied = padded.size > 0
+    part = padded[chunk * rows * columns * C:(chunk + 1) * rows * columns * C] if copied else x
+    width = columns if copied else W
+    step = lanes(x)
+    x_row, x_tap, x_pixel = dilation_h * width * C, dilation_w * C, stride_w * C
+    for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
+        n, first = job // bands, (job % bands) * band
+        height = min(band, OH - first)
+        top = first * stride_h + origin_h
+        if copied:
+            copy_band(x, n * H * W * C, H, W, C, top, origin_w, (height - 1) * stride_h + (R - 1) * dilation_h + 1, columns,
+                      part, 0)
+            begin = 0
+        else:
+            begin = ((n * H + top) * W + origin_w) * C
+        for c in range(0, C, step):
+            count = min(step, C - c)
+            start = vector_of(x, x.dtype.type(0))
+            if bias.size > 0:
+                start = _take(bias, c, count)
+            for oh in range(height):
+                x_at, y_at = begin + oh * stride_h * width * C + c, n * y_size + y_base + (first + oh) * y_row + c
+                if R == 3 and S == 3:
+                    _row_3x3(part, x_at, x_row, x_tap, x_pixel, weight, w_at + c, w_row, w_tap, start, residual, y, y_at,
+                             y_pixel, OW, count, low, high)
+                else:
+                    _row_any(part, x_at, x_row, x_tap, x_pixel, R, S, weight, w_at + c, w_row, w_tap, start, residual, y,
+                             y_at, y_pixel, OW, count, low, high)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def depthwise2d_forward(x, weight, bias, residual, batch, H, W, C, R, S, w_at, w_row, w_tap, dilation_h, dilation_w,
-                        stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, low, high, threads,
-                        y):
+def depthwise2d_forward(x, weight, bias, residual, padded, batch, H, W, C, R, S, w_at, w_row, w_tap, dilation_h, dilation_w,
+                        stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, chunks, low,
+                        high, threads, y):
     """y[c] = clamp(x[c] * weight[c] + bias[c] + residual), on a grid of output pixels that may be a part of y.
 
     Shapes   x (N, H, W, C); weight: tap (r, s) of the R x S in use at w_at + r * w_row + s * w_tap (steps may be negative:
-             a flipped kernel); bias (C,) or empty; residual like y, empty, or y itself; y as in conv2d_forward
-    Writes   y (its grid overwritten)
-    Threads  one iteration per group of output rows, each owns them
+             a flipped kernel); bias (C,) or empty; residual like y, empty, or y itself; y and the bands as in conv2d_forward
+    Writes   y (its grid overwritten); padded (chunks bands, or empty when nothing lies outside)
+    Threads  one iteration per chunk of bands, each owns its rows of y and its part of padded
     Source   ONNX Conv with group = C; backward to the input is this kernel on dY with the taps of one phase of the stride in
              reverse order (seed, dZ through flipped kernels)
     """
-    rows = max(1, GRAIN // (OW * C))
-    jobs = (batch * OH + rows - 1) // rows
-    if threads > 1 and jobs > 1:
-        for job in numba.prange(jobs):
-            _rows(job * rows, min(batch * OH, (job + 1) * rows), x, weight, bias, residual, H, W, C, R, S, w_at, w_row,
-                  w_tap, dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel,
-                  y_base, low, high, y)
+    if threads > 1 and chunks > 1:
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
+            _bands(chunk, chunks, x, weight, bias, residual, padded, batch, H, W, C, R, S, w_at, w_row, w_tap, dilation_h,
+                   dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, low,
+                   high, y)
     else:
-        for job in range(jobs):
-            _rows(job * rows, min(batch * OH, (job + 1) * rows), x, weight, bias, residual, H, W, C, R, S, w_at, w_row,
-                  w_tap, dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel,
-                  y_base, low, high, y)
+        for chunk in range(chunks):
+            _bands(chunk, chunks, x, weight, bias, residual, padded, batch, H, W, C, R, S, w_at, w_row, w_tap, dilation_h,
+                   dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, low,
+                   high, y)
 
 
-@entry("x< weight< bias< residual< y= weight_size H W C R S w_at w_row w_tap dilation_h dilation_w stride_h stride_w origin_h "
-       "origin_w OH OW y_size y_row y_pixel y_base low high")
+@entry("x< weight< bias< residual< y= padded> weight_size H W C R S w_at w_row w_tap dilation_h dilation_w stride_h stride_w "
+       "origin_h origin_w OH OW y_size y_row y_pixel y_base band padded_size chunks low high")
 def forward(arena, row, batch):
     row = fields_of(row)
     real = view(arena, 0, 1).dtype.type
@@ -113,90 +155,138 @@ def forward(arena, row, batch):
     biases = row.C if row.bias >= 0 else 0
     residuals = y_numbers if row.residual >= 0 else 0
     depthwise2d_forward(view(arena, row.x, batch * row.H * row.W * row.C), view(arena, row.weight, row.weight_size),
-                        view(arena, row.bias, biases),
-                        view(arena, row.residual, residuals), batch, row.H, row.W, row.C, row.R,
-                        row.S, row.w_at, row.w_row, row.w_tap, row.dilation_h, row.dilation_w, row.stride_h, row.stride_w,
-                        row.origin_h, row.origin_w, row.OH, row.OW, row.y_size, row.y_row, row.y_pixel, row.y_base,
+                        view(arena, row.bias, biases), view(arena, row.residual, residuals),
+                        view(arena, row.padded, row.padded_size), batch, row.H, row.W, row.C, row.R, row.S, row.w_at,
+                        row.w_row, row.w_tap, row.dilation_h, row.dilation_w, row.stride_h, row.stride_w, row.origin_h,
+                        row.origin_w, row.OH, row.OW, row.y_size, row.y_row, row.y_pixel, row.y_base, row.band, row.chunks,
                         real(number(row.low)), real(number(row.high)),
                         threads_for(arena, batch * row.OH * row.OW * row.C * row.R * row.S * 2),
                         view(arena, row.y, y_numbers))
 
 
 @helper
-def _tap_sum(x, dy, begin, end, r, s, c, columns, H, W, C, OH, OW, stride_h, stride_w, top, left):
-    """One vector: the sum over output rows begin to end of x under one tap times dy; four sums hide the latency."""
-    zero = vector_of(x, x.dtype.type(0))
-    a, b, d, e = zero, zero, zero, zero
-    first, past = first_inside(left, stride_w), past_inside(left, stride_w, W, OW)
-    step = stride_w * C
-    for job in range(begin, end):
-        n, h = job // OH, (job % OH) * stride_h + top
-        if h < 0 or h >= H:
-            continue
-        x_at = ((n * H + h) * W + left) * C + c
-        dy_at = job * OW * C + c
-        ow = first
-        while ow + 4 <= past:
-            at, to = x_at + ow * step, dy_at + ow * C
-            a = vector_fma(vector_load_first(x, at, columns), vector_load_first(dy, to, columns), a)
-            b = vector_fma(vector_load_first(x, at + step, columns), vector_load_first(dy, to + C, columns), b)
-            d = vector_fma(vector_load_first(x, at + 2 * step, columns), vector_load_first(dy, to + 2 * C, columns), d)
-            e = vector_fma(vector_load_first(x, at + 3 * step, columns), vector_load_first(dy, to + 3 * C, columns), e)
-            ow += 4
-        while ow < past:
-            a = vector_fma(vector_load_first(x, x_at + ow * step, columns), vector_load_first(dy, dy_at + ow * C, columns), a)
-            ow += 1
-    return vector_add(vector_add(a, b), vector_add(d, e))
+def _add_to(total, at, value, columns):
+    vector_store_first(vector_add(value, vector_load_first(total, at, columns)), total, at, columns)
 
 
 @helper
-def _weight_chunk(chunk, chunks, x, dy, batch, H, W, C, OH, OW, R, S, stride_h, stride_w, dilation_h, dilation_w, pad_top,
-                  pad_left, partials):
-    begin, end = chunk * batch * OH // chunks, (chunk + 1) * batch * OH // chunks
-    # few enough rows at a time that their x and dy stay in the first-level cache for all taps
-    block = max(1, 4096 // (OW * min(C, lanes(x))))
-    size = R * S * C
+def _weight_3x3(x, x_at, x_line, x_row, x_tap, x_pixel, dy, dy_at, dy_line, C, height, OW, columns, total, t_at):
+    """The nine sums of one vector of channels over a band, all in registers."""
+    zero = vector_of(x, x.dtype.type(0))
+    a, b, c, d, e, f, g, h, i = zero, zero, zero, zero, zero, zero, zero, zero, zero
+    for oh in range(height):
+        for ow in range(OW):
+            top = x_at + oh * x_line + ow * x_pixel
+            middle, bottom = top + x_row, top + 2 * x_row
+            slope = _take(dy, dy_at + oh * dy_line + ow * C, columns)
+            a = vector_fma(_take(x, top, columns), slope, a)
+            b = vector_fma(_take(x, top + x_tap, columns), slope, b)
+            c = vector_fma(_take(x, top + 2 * x_tap, columns), slope, c)
+            d = vector_fma(_take(x, middle, columns), slope, d)
+            e = vector_fma(_take(x, middle + x_tap, columns), slope, e)
+            f = vector_fma(_take(x, middle + 2 * x_tap, columns), slope, f)
+            g = vector_fma(_take(x, bottom, columns), slope, g)
+            h = vector_fma(_take(x, bottom + x_tap, columns), slope, h)
+            i = vector_fma(_take(x, bottom + 2 * x_tap, columns), slope, i)
+    _add_to(total, t_at, a, columns)
+    _add_to(total, t_at + C, b, columns)
+    _add_to(total, t_at + 2 * C, c, columns)
+    _add_to(total, t_at + 3 * C, d, columns)
+    _add_to(total, t_at + 4 * C, e, columns)
+    _add_to(total, t_at + 5 * C, f, columns)
+    _add_to(total, t_at + 6 * C, g, columns)
+    _add_to(total, t_at + 7 * C, h, columns)
+    _add_to(total, t_at + 8 * C, i, columns)
+
+
+@helper
+def _weight_any(x, x_at, x_line, x_pixel, dy, dy_at, dy_line, C, height, OW, columns, total, t_at):
+    """The sum of one tap and one vector of channels over a band; four sums hide the latency."""
+    zero = vector_of(x, x.dtype.type(0))
+    a, b, c, d = zero, zero, zero, zero
+    for oh in range(height):
+        at, to = x_at + oh * x_line, dy_at + oh * dy_line
+        ow = 0
+        while ow + 4 <= OW:
+            a = vector_fma(_take(x, at, columns), _take(dy, to, columns), a)
+            b = vector_fma(_take(x, at + x_pixel, columns), _take(dy, to + C, columns), b)
+            c = vector_fma(_take(x, at + 2 * x_pixel, columns), _take(dy, to + 2 * C, columns), c)
+            d = vector_fma(_take(x, at + 3 * x_pixel, columns), _take(dy, to + 3 * C, columns), d)
+            at, to, ow = at + 4 * x_pixel, to + 4 * C, ow + 4
+        while ow < OW:
+            a = vector_fma(_take(x, at, columns), _take(dy, to, columns), a)
+            at, to, ow = at + x_pixel, to + C, ow + 1
+    _add_to(total, t_at, vector_add(vector_add(a, b), vector_add(c, d)), columns)
+
+
+@helper
+def _weight_chunk(chunk, chunks, x, dy, padded, batch, H, W, C, OH, OW, R, S, stride_h, stride_w, dilation_h, dilation_w,
+                  pad_top, pad_left, band, partials):
+    """One chunk's bands into its partial sum."""
+    bands = (OH + band - 1) // band
+    jobs = batch * bands
+    rows = (band - 1) * stride_h + (R - 1) * dilation_h + 1
+    columns = (OW - 1) * stride_w + (S - 1) * dilation_w + 1
+    copied = padded.size > 0
+    part = padded[chunk * rows * columns * C:(chunk + 1) * rows * columns * C] if copied else x
+    width = columns if copied else W
+    step, size = lanes(x), R * S * C
     total = partials[chunk * size:(chunk + 1) * size]
     zero_run(total, 0, size)
-    for c in range(0, C, lanes(x)):
-        columns = min(lanes(x), C - c)
-        for at in range(begin, end, block):
-            for r in range(R):
-                for s in range(S):
-                    value = _tap_sum(x, dy, at, min(end, at + block), r, s, c, columns, H, W, C, OH, OW, stride_h, stride_w,
-                                     r * dilation_h - pad_top, s * dilation_w - pad_left)
-                    to = (r * S + s) * C + c
-                    vector_store_first(vector_add(value, vector_load_first(total, to, columns)), total, to, columns)
+    x_line, x_row, x_tap, x_pixel = stride_h * width * C, dilation_h * width * C, dilation_w * C, stride_w * C
+    for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
+        n, first = job // bands, (job % bands) * band
+        height = min(band, OH - first)
+        top = first * stride_h - pad_top
+        begin = ((n * H + top) * W - pad_left) * C
+        if copied:
+            copy_band(x, n * H * W * C, H, W, C, top, -pad_left, (height - 1) * stride_h + (R - 1) * dilation_h + 1, columns,
+                      part, 0)
+            begin = 0
+        dy_at = (n * OH + first) * OW * C
+        for c in range(0, C, step):
+            count = min(step, C - c)
+            if R == 3 and S == 3:
+                _weight_3x3(part, begin + c, x_line, x_row, x_tap, x_pixel, dy, dy_at + c, OW * C, C, height, OW, count,
+                            total, c)
+            else:
+                for r in range(R):
+                    for s in range(S):
+                        _weight_any(part, begin + r * x_row + s * x_tap + c, x_line, x_pixel, dy, dy_at + c, OW * C, C,
+                                    height, OW, count, total, (r * S + s) * C + c)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def depthwise2d_backward_weight(x, dy, batch, H, W, C, OH, OW, R, S, stride_h, stride_w, dilation_h, dilation_w, pad_top,
-                                pad_left, chunks, accumulate, threads, partials, dweight):
+def depthwise2d_backward_weight(x, dy, padded, batch, H, W, C, OH, OW, R, S, stride_h, stride_w, dilation_h, dilation_w,
+                                pad_top, pad_left, band, chunks, accumulate, threads, partials, dweight):
     """dweight[r, s, c] = sum over pixels of x under the tap times dy.
 
-    Shapes   x (N, H, W, C); dy (N, OH, OW, C); dweight (R, S, C); partials (chunks, R, S, C)
-    Writes   dweight (overwritten, or added to with accumulate); partials (undefined)
-    Threads  one iteration per chunk of output rows, each owns its partial sum, added in order
+    Shapes   x (N, H, W, C); dy (N, OH, OW, C); dweight (R, S, C); partials (chunks, R, S, C); padded as in forward
+    Writes   dweight (overwritten, or added to with accumulate); padded and partials (undefined)
+    Threads  one iteration per chunk of bands, each owns its partial sum, added in order
     Source   seed, dW = sum of the patches of A times dZ, channel by channel
     """
     if threads > 1 and chunks > 1:
-        for chunk in numba.prange(chunks):
-            _weight_chunk(chunk, chunks, x, dy, batch, H, W, C, OH, OW, R, S, stride_h, stride_w, dilation_h, dilation_w,
-                          pad_top, pad_left, partials)
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
+            _weight_chunk(chunk, chunks, x, dy, padded, batch, H, W, C, OH, OW, R, S, stride_h, stride_w, dilation_h,
+                          dilation_w, pad_top, pad_left, band, partials)
     else:
         for chunk in range(chunks):
-            _weight_chunk(chunk, chunks, x, dy, batch, H, W, C, OH, OW, R, S, stride_h, stride_w, dilation_h, dilation_w,
-                          pad_top, pad_left, partials)
+            _weight_chunk(chunk, chunks, x, dy, padded, batch, H, W, C, OH, OW, R, S, stride_h, stride_w, dilation_h,
+                          dilation_w, pad_top, pad_left, band, partials)
     add_partials(partials, chunks, R * S * C, 0, R * S * C, accumulate, dweight)
 
 
-@entry("x< dy< dweight= scratch> H W C OH OW R S stride_h stride_w dilation_h dilation_w pad_top pad_left chunks accumulate")
+@entry("x< dy< dweight= padded> scratch> H W C OH OW R S stride_h stride_w dilation_h dilation_w pad_top pad_left band "
+       "padded_size chunks accumulate")
 def backward_weight(arena, row, batch):
     row = fields_of(row)
     size = row.R * row.S * row.C
     depthwise2d_backward_weight(view(arena, row.x, batch * row.H * row.W * row.C),
-                                view(arena, row.dy, batch * row.OH * row.OW * row.C), batch, row.H, row.W, row.C, row.OH,
-                                row.OW, row.R, row.S, row.stride_h, row.stride_w, row.dilation_h, row.dilation_w,
-                                row.pad_top, row.pad_left, row.chunks, row.accumulate,
+                                view(arena, row.dy, batch * row.OH * row.OW * row.C),
+                                view(arena, row.padded, row.padded_size), batch, row.H, row.W, row.C, row.OH, row.OW, row.R,
+                                row.S, row.stride_h, row.stride_w, row.dilation_h, row.dilation_w, row.pad_top, row.pad_left,
+                                row.band, row.chunks, row.accumulate,
                                 threads_for(arena, batch * row.OH * row.OW * size * 2),
                                 view(arena, row.scratch, row.chunks * size), view(arena, row.dweight, size))

@@ -55,7 +55,8 @@ def add_same_shape(a, b, low, high, threads, y):
     """
     chunks = (y.size + CHUNK - 1) // CHUNK
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _add_chunk(a, b, y, chunk * CHUNK, min(y.size, (chunk + 1) * CHUNK), low, high)
     else:
         for chunk in range(chunks):
@@ -171,7 +172,8 @@ def add_strided(a, b, dims, a_strides, b_strides, low, high, threads, y):
     rows_per_job = max(1, CHUNK // dims[5])
     jobs = (rows + rows_per_job - 1) // rows_per_job * segments
     if threads > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _broadcast_job(a, b, y, job, segments, rows_per_job, rows, dims, a_strides, b_strides, low, high)
     else:
         for job in range(jobs):
@@ -261,7 +263,8 @@ def sum_strided(dy, dims, strides, accumulate, threads, dx):
     blocks = (dims[5] + width - 1) // width
     jobs = _product(_kept(dims, strides)) * blocks
     if threads > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _reduce_job(dy, dx, job, blocks, width, dims, strides, accumulate)
     else:
         for job in range(jobs):
@@ -342,7 +345,8 @@ def dropout(x, key, p, accumulate, threads, y):
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
     chunks = (y.size + CHUNK - 1) // CHUNK
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _dropout_chunk(x, y, chunk * CHUNK, min(y.size, (chunk + 1) * CHUNK), key, p, scale, accumulate)
     else:
         for chunk in range(chunks):

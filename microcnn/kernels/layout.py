@@ -216,7 +216,8 @@ def move(x, batch, d0, d1, d2, d3, d4, s0, s1, s2, s3, s4, accumulate, threads, 
         count, group = _counts(batch, _blocks((d0, d1, d2, d3, d4), (s0, s1, s2, s3, s4)))
         jobs = (count + group - 1) // group
     if threads > 1 and jobs > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _move_job(job, x, batch, d0, d1, d2, d3, d4, s0, s1, s2, s3, s4, accumulate, y)
     else:
         for job in range(jobs):
@@ -284,7 +285,8 @@ def fill_zero(threads, y):
     """
     chunks = (y.size + BLOCK - 1) // BLOCK
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _fill_chunk(y, chunk * BLOCK, min(y.size, (chunk + 1) * BLOCK))
     else:
         for chunk in range(chunks):

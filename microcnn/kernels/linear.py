@@ -1,5 +1,6 @@
 """Matrix products over rows: Linear layers, and 1x1 convolutions as products over all pixels."""
 import numba
+import numpy as np
 
 from .cache import entry, fields_of, helper, number, threads_for, view
 from .layout import zero_run
@@ -96,7 +97,8 @@ def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, threads
     """
     jobs = (M + ROWS - 1) // ROWS
     if threads > 1 and jobs > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _forward_rows(x, weight, bias, residual, job * ROWS, min(M, (job + 1) * ROWS), C, K, w_row, low, high, y)
     else:
         for job in range(jobs):
@@ -196,7 +198,8 @@ def linear_backward_weight(x, dy, M, C, K, chunks, chunk_rows, accumulate, threa
     groups = (C + c_rows - 1) // c_rows
     jobs = chunks * groups
     if threads > 1 and jobs > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _weight_part(job, groups, x, dy, M, C, K, chunks, chunk_rows, c_rows, accumulate, partials, dweight)
     else:
         for job in range(jobs):
@@ -249,7 +252,8 @@ def linear_backward_bias(dy, M, K, chunks, accumulate, threads, partials, dbias)
     """
     size = (M + chunks - 1) // chunks
     if threads > 1 and chunks > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _bias_chunk(dy, min(M, chunk * size), min(M, (chunk + 1) * size), K, partials[chunk * K:(chunk + 1) * K])
     else:
         for chunk in range(chunks):
@@ -321,7 +325,8 @@ def linear_backward_input_few(dy, weight, M, C, K, accumulate, threads, dx):
     """
     jobs = (C + 31) // 32
     if threads > 1 and jobs > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _input_job(dy, M, weight, job * 32, min(C, job * 32 + 32), C, K, accumulate, dx)
     else:
         for job in range(jobs):
@@ -361,7 +366,8 @@ def linear_transpose(weight, C, K, w_row, threads, packed):
     """
     jobs = (K + 63) // 64
     if threads > 1 and jobs > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _transpose_job(job, weight, C, K, w_row, packed)
     else:
         for job in range(jobs):

@@ -211,7 +211,8 @@ def softmax_cross_entropy(x, labels, goal, sample_weight, class_weight, rows, C,
     counted = float(groups)
     if not probabilities:
         if threads > 1:
-            for chunk in numba.prange(chunks):
+            for index in numba.prange(chunks):
+                chunk = np.int64(index)
                 _count_chunk(labels, class_weight, ignore_index, chunk, chunks, partial)
         else:
             for chunk in range(chunks):
@@ -219,7 +220,8 @@ def softmax_cross_entropy(x, labels, goal, sample_weight, class_weight, rows, C,
         counted = _total(partial, 0, chunks)
     mean = 1.0 / counted if counted != 0.0 else 0.0
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _cross_entropy_chunk(x, labels, goal, sample_weight, class_weight, rows, C, inner, probabilities,
                                  smoothing, ignore_index, gradient, counting, mean, chunk, chunks, dx, partial)
     else:
@@ -297,7 +299,8 @@ def mean_squared_error(x, target, sample_weight, size, gradient, threads, dx, pa
     """
     chunks = min(CHUNKS, (x.size + 1023) // 1024)
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _mse_chunk(x, target, sample_weight, size, gradient, chunk, chunks, dx, partial)
     else:
         for chunk in range(chunks):
@@ -321,6 +324,20 @@ def mse(arena, row, batch):
 
 # Why a program stopped before it changed anything: what slot FLAGS says.
 BAD_LABEL, NOT_FINITE = 1, 2
+
+
+@entry("x< size")
+def check_input(arena, row, batch):
+    # stops the program where an input is NaN or infinite: a clamp may hide it from the loss, but not from a gradient
+    row = fields_of(row)
+    x = view(arena, row.x, row.size * batch)
+    width = lanes(x)
+    zero = vector_of(x, x.dtype.type(0))
+    total = zero
+    for i in range(0, x.size, width):
+        total = vector_fma(take(x, i, min(width, x.size - i)), zero, total)
+    if vector_sum(total) != 0.0:
+        view_as(arena, 0, FLAGS + 1, np.int64)[FLAGS] = NOT_FINITE
 
 
 @entry("target_slot rows C ignore_index probabilities")

@@ -157,7 +157,8 @@ def max_pool(x, batch, geometry, index_bytes, threads, y, indices):
     """
     jobs = batch * geometry[3]
     if threads > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _max_row(x, job, geometry, index_bytes, y, indices)
     else:
         for job in range(jobs):
@@ -244,7 +245,8 @@ def max_unpool(indices, dy, batch, geometry, index_bytes, accumulate, threads, d
     """
     jobs = batch * geometry[0]
     if threads > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _unpool_row(indices, dy, job, geometry, index_bytes, accumulate, dx)
     else:
         for job in range(jobs):
@@ -326,7 +328,8 @@ def average_pool(x, batch, geometry, threads, y):
     """
     jobs = batch * geometry[3]
     if threads > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _average_row(x, job, geometry, y)
     else:
         for job in range(jobs):
@@ -403,7 +406,8 @@ def average_unpool(dy, batch, geometry, accumulate, threads, dx):
     """
     jobs = batch * geometry[0]
     if threads > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _spread_row(dy, job, geometry, accumulate, dx)
     else:
         for job in range(jobs):
@@ -459,7 +463,8 @@ def global_average_pool(x, batch, pixels, C, threads, y):
     step = lanes(x)
     blocks = (C + step - 1) // step
     if threads > 1:
-        for job in numba.prange(batch * blocks):
+        for index in numba.prange(batch * blocks):
+            job = np.int64(index)
             _global_average(x, job // blocks, job % blocks * step, pixels, C, y)
     else:
         for job in range(batch * blocks):
@@ -497,7 +502,8 @@ def global_average_unpool(dy, batch, pixels, C, accumulate, threads, dx):
     """
     blocks = (pixels + PIXELS - 1) // PIXELS
     if threads > 1:
-        for job in numba.prange(batch * blocks):
+        for index in numba.prange(batch * blocks):
+            job = np.int64(index)
             begin = job % blocks * PIXELS
             _global_spread(dy, job // blocks, begin, min(pixels, begin + PIXELS), pixels, C, accumulate, dx)
     else:

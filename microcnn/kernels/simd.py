@@ -378,6 +378,29 @@ def tile_add(typing_context, tile, c, rows, c_offset, row_count, count):
 
 
 @intrinsic
+def tile_accumulate(typing_context, tile, c, rows, c_offset, row_count, count):
+    """c[rows[i] + c_offset : ... + count] += tile[i, :count] for i < row_count, one row after the other: rows may overlap."""
+    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
+        return None
+    signature = types.void(tile, c, rows, types.intp, types.intp, types.intp)
+    vector, bits = _vector(tile.dtype), _bits(tile.dtype)
+
+    def codegen(context, builder, sig, args):
+        value, c_array, row_offsets, c_off, row_count, count = args
+        data = context.make_array(sig.args[1])(context, builder, c_array).data
+
+        def add(i):
+            pointer = builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [c_off])
+            for j, column in enumerate(_columns(builder, pointer, tile, vector, bits, count)):
+                total = builder.fadd(builder.extract_value(value, i * tile.nv + j), column)
+                _masked_store(builder, total, builder.gep(pointer, [I64(j * vector.count)]), bits,
+                              builder.sub(count, I64(j * vector.count)))
+        _each_row(builder, tile, row_count, add)
+        return context.get_dummy_value()
+    return signature, codegen
+
+
+@intrinsic
 def tile_clamp(typing_context, tile, low, high):
     """min(max(tile, low), high); NaN stays NaN."""
     if not isinstance(tile, TileType):

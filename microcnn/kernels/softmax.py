@@ -134,7 +134,8 @@ def softmax_forward(x, C, inner, kind, threads, y):
     _, blocks, per_job = _job_shape(x, C, inner)
     jobs = (x.size // (C * inner) * blocks + per_job - 1) // per_job
     if threads > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _forward_job(x, y, job, C, inner, kind)
     else:
         for job in range(jobs):
@@ -216,7 +217,8 @@ def softmax_backward(y, dy, C, inner, kind, accumulate, threads, dx):
     _, blocks, per_job = _job_shape(y, C, inner)
     jobs = (y.size // (C * inner) * blocks + per_job - 1) // per_job
     if threads > 1:
-        for job in numba.prange(jobs):
+        for index in numba.prange(jobs):
+            job = np.int64(index)
             _backward_job(y, dy, dx, job, C, inner, kind, accumulate)
     else:
         for job in range(jobs):

@@ -53,7 +53,8 @@ def sgd_step(weight, gradient, velocity, rate, momentum, dampening, weight_decay
     """
     chunks = (weight.size + CHUNK - 1) // CHUNK
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _sgd_chunk(weight, gradient, velocity, chunk * CHUNK, min(weight.size, (chunk + 1) * CHUNK), rate,
                        momentum, dampening, weight_decay, nesterov, maximize, first_step)
     else:
@@ -112,7 +113,8 @@ def adam_step(weight, gradient, first, second, rate, beta1, beta2, eps, weight_d
     correction1, correction2 = 1.0 - beta1 ** float(steps), 1.0 - beta2 ** float(steps)
     chunks = (weight.size + CHUNK - 1) // CHUNK
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _adam_chunk(weight, gradient, first, second, chunk * CHUNK, min(weight.size, (chunk + 1) * CHUNK), rate,
                         beta1, beta2, eps, weight_decay, decoupled, correction1, correction2)
     else:
@@ -150,7 +152,8 @@ def add_scaled(x, scale, threads, y):
     """
     chunks = (y.size + CHUNK - 1) // CHUNK
     if threads > 1:
-        for chunk in numba.prange(chunks):
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
             _scaled_chunk(x, y, chunk * CHUNK, min(y.size, (chunk + 1) * CHUNK), scale)
     else:
         for chunk in range(chunks):

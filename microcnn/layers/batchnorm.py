@@ -24,7 +24,7 @@ class BatchNorm2d(Layer):
     always outside training, the running ones are used.
 
     Raises   ModelError: weights that do not have one number per channel
-    Memory   batch statistics where a gradient passes (2 C numbers), partial sums
+    Memory   batch statistics (3 C numbers), partial sums
     """
 
     op = "BatchNorm2d"
@@ -61,10 +61,11 @@ class BatchNorm2d(Layer):
         fields = {"pixels": pixels, "C": C, "low": step.low, "high": step.high}
         saved = None
         if batch_mode:
-            saved = s.saved(f"{step.output}.statistics", 2 * C * s.itemsize)
-            s.row("batchnorm.forward_batch", x=x.buffer, scale=weights["scale"], bias=weights["bias"],
-                  running_mean=weights["mean"], running_var=weights["var"], saved=saved, y=y.buffer, scratch=scratch(s, C),
-                  eps=float(node.attrs["eps"]), momentum=float(node.attrs["momentum"]), update=1, **fields)
+            saved = s.saved(f"{step.output}.statistics", 3 * C * s.itemsize)
+            s.row("batchnorm.forward_batch", x=x.buffer, scale=weights["scale"], bias=weights["bias"], saved=saved,
+                  y=y.buffer, scratch=scratch(s, C), eps=float(node.attrs["eps"]), **fields)
+            s.when_finite(lambda: s.row("batchnorm.update_running", saved=saved, running_mean=weights["mean"],
+                                        running_var=weights["var"], C=C, momentum=float(node.attrs["momentum"])))
         else:
             s.row("batchnorm.forward_frozen", x=x.buffer, y=y.buffer, scratch=scratch(s, C), eps=float(node.attrs["eps"]),
                   **weights, **fields)

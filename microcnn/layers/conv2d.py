@@ -146,9 +146,8 @@ def forward_rows(s: Schedule, g: Geometry, x: Value, weight: Buffer | None, bias
     sides = {"dilation_h": g.dilation[0], "dilation_w": g.dilation[1], "stride_h": g.stride[0], "stride_w": g.stride[1],
              "origin_h": -g.pads[0], "origin_w": -g.pads[1]}
     if g.depthwise:
-        s.row("depthwise2d.forward", x=x.buffer, weight=weight, bias=bias, residual=added, y=y.buffer,
-              weight_size=g.weight_numbers, H=g.H, W=g.W, C=g.C, R=g.R, S=g.S, w_at=0, w_row=g.S * g.C, w_tap=g.C, **sides,
-              **grid, **bounds)
+        depthwise_row(s, x.buffer, weight, bias, added, y.buffer, g.weight_numbers, g.H, g.W, g.C, g.R, g.S, 0, g.S * g.C, g.C,
+                      sides, grid, bounds)
     else:
         conv_row(s, x.buffer, weight, bias, added, y.buffer, g.H, g.W, g.C, g.K, g.G, g.K, g.R, g.S, sides, grid, bounds)
 
@@ -162,6 +161,16 @@ def conv_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None,
     s.row("conv2d.forward", x=x, weight=weight, bias=bias, residual=residual, y=y, tables=s.scratch(16 * band * OW, "tables"),
           padded=s.scratch(padded * s.itemsize, "padded") if padded else None, H=H, W=W, C=C, K=K, G=G, w_row=w_row, R=R, S=S,
           **sides, **grid, band=band, padded_size=padded, chunks=chunks, **bounds)
+
+
+def depthwise_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None, residual: Buffer | None, y: Buffer,
+                  weight_size: int, H: int, W: int, C: int, R: int, S: int, w_at: int, w_row: int, w_tap: int,
+                  sides: dict[str, int], grid: dict[str, int], bounds: dict[str, float]) -> None:
+    """A row of the depthwise kernel, with the bands that its padding needs."""
+    band, chunks, padded = band_plan(s, H, W, C, R, S, sides, grid["OH"], grid["OW"])
+    s.row("depthwise2d.forward", x=x, weight=weight, bias=bias, residual=residual, y=y,
+          padded=s.scratch(padded * s.itemsize, "padded") if padded else None, weight_size=weight_size, H=H, W=W, C=C, R=R,
+          S=S, w_at=w_at, w_row=w_row, w_tap=w_tap, **sides, **grid, band=band, padded_size=padded, chunks=chunks, **bounds)
 
 
 def band_plan(s: Schedule, H: int, W: int, C: int, R: int, S: int, sides: dict[str, int], OH: int,
@@ -229,14 +238,16 @@ def weight_gradient(s: Schedule, node: Node, g: Geometry, x: Value, dy: Gradient
               "R": g.R, "S": g.S, "stride_h": g.stride[0], "stride_w": g.stride[1], "dilation_h": g.dilation[0],
               "dilation_w": g.dilation[1], "pad_top": g.pads[0], "pad_left": g.pads[1], "accumulate": accumulate}
     size = g.weight_numbers * s.itemsize
+    sides = {"dilation_h": g.dilation[0], "dilation_w": g.dilation[1], "stride_h": g.stride[0], "stride_w": g.stride[1],
+             "origin_h": -g.pads[0], "origin_w": -g.pads[1]}
     if g.depthwise:
-        chunks = max(1, min(8, s.batch * g.OH * g.OW * g.C // 16384))
-        s.row("depthwise2d.backward_weight", scratch=s.scratch(chunks * size), chunks=chunks, **common)
+        band, chunks, padded = band_plan(s, g.H, g.W, g.C, g.R, g.S, sides, g.OH, g.OW)
+        chunks = min(chunks, CHUNKS)
+        s.row("depthwise2d.backward_weight", **common, band=band, chunks=chunks, padded_size=padded,
+              padded=s.scratch(padded * s.itemsize, "padded") if padded else None, scratch=s.scratch(chunks * size))
         return
     rows = 8
-    if g.G == 1 and g.C / (math.ceil(g.C / rows) * rows) < 0.6:
-        sides = {"dilation_h": g.dilation[0], "dilation_w": g.dilation[1], "stride_h": g.stride[0], "stride_w": g.stride[1],
-                 "origin_h": -g.pads[0], "origin_w": -g.pads[1]}
+    if g.G == 1 and g.C / (math.ceil(g.C / rows) * rows) < 0.8:
         band, chunks, padded = band_plan(s, g.H, g.W, g.C, g.R, g.S, sides, g.OH, g.OW)
         chunks = min(chunks, CHUNKS)
         s.row("conv2d_weight.backward_few", **common, K=g.K, band=band, chunks=chunks, padded_size=padded,
@@ -258,6 +269,9 @@ def input_gradient(s: Schedule, node: Node, g: Geometry, x: Value, dy: Gradient)
     """dX: the forward kernel on dY with flipped, transposed weights, once for each phase of the stride."""
     weight = s.weight(node, "weight", WEIGHT_STEPS)
     target, accumulate = s.dx(x.name)
+    if scatter_pays(s, g):
+        scatter_rows(s, g, weight, dy, target, accumulate)
+        return
     bounds = {"low": -math.inf, "high": math.inf}
     for down in phases(g.H, g.R, g.stride[0], g.pads[0], g.dilation[0]):
         for across in phases(g.W, g.S, g.stride[1], g.pads[1], g.dilation[1]):
@@ -276,14 +290,37 @@ def input_gradient(s: Schedule, node: Node, g: Geometry, x: Value, dy: Gradient)
                 dense_phase(s, g, weight, dy, target, added, down, across, R, S, sides, grid, bounds)
 
 
+def scatter_pays(s: Schedule, g: Geometry) -> bool:
+    """Whether few channels would leave so many lanes of the forward kernel empty that adding windows up is cheaper."""
+    if g.G != 1 or g.dilation[1] != 1 or g.OH * g.OW > 4096:
+        return False
+    gathered = g.H * g.W * g.R * g.S * math.ceil(g.C / s.lanes) / (g.stride[0] * g.stride[1])
+    scattered = g.OH * g.OW * g.R * math.ceil(g.S * g.C / s.lanes)
+    return scattered * 1.5 < gathered
+
+
+def scatter_rows(s: Schedule, g: Geometry, weight: Buffer | None, dy: Gradient, target: Buffer, accumulate: int) -> None:
+    """dX as the sum of windows: the weights turned once, then every output pixel adds its window."""
+    w_row = math.ceil(g.S * g.C / s.lanes) * s.lanes
+    packed = s.scratch(g.R * g.K * w_row * s.itemsize, "packed")
+    s.row("conv2d_scatter.turn", weight=weight, packed=packed, R=g.R, SC=g.S * g.C, K=g.K, w_row=w_row)
+    rows = max((g.OH - 1) * g.stride[0] + (g.R - 1) * g.dilation[0] + 1, g.pads[0] + g.H)
+    columns = max((g.OW - 1) * g.stride[1] + g.S, g.pads[1] + g.W)
+    chunks = min(s.batch, CHUNKS)
+    s.row("conv2d_scatter.backward_input", dy=dy.buffer, packed=packed, dx=target,
+          tables=s.scratch(16 * g.OH * g.OW, "tables"), sums=s.scratch(chunks * rows * columns * g.C * s.itemsize, "sums"),
+          H=g.H, W=g.W, C=g.C, OH=g.OH, OW=g.OW, K=g.K, R=g.R, S=g.S, w_row=w_row, stride_h=g.stride[0],
+          stride_w=g.stride[1], dilation_h=g.dilation[0], pad_top=g.pads[0], pad_left=g.pads[1], rows=rows, columns=columns,
+          chunks=chunks, accumulate=accumulate)
+
+
 def depthwise_phase(s: Schedule, g: Geometry, weight: Buffer | None, dy: Gradient, target: Buffer, added: Buffer | None,
                     down: Phase, across: Phase, R: int, S: int, sides: dict[str, int], grid: dict[str, int],
                     bounds: dict[str, float]) -> None:
     """One phase, its taps read backwards where they lie."""
     last = ((down.tap + (R - 1) * down.step) * g.S + across.tap + (S - 1) * across.step) * g.C if R and S else 0
-    s.row("depthwise2d.forward", x=dy.buffer, weight=weight, bias=None, residual=added, y=target,
-          weight_size=g.weight_numbers, H=g.OH, W=g.OW, C=g.C, R=R, S=S, w_at=last, w_row=-down.step * g.S * g.C,
-          w_tap=-across.step * g.C, **sides, **grid, **bounds)
+    depthwise_row(s, dy.buffer, weight, None, added, target, g.weight_numbers, g.OH, g.OW, g.C, R, S, last,
+                  -down.step * g.S * g.C, -across.step * g.C, sides, grid, bounds)
 
 
 def dense_phase(s: Schedule, g: Geometry, weight: Buffer | None, dy: Gradient, target: Buffer, added: Buffer | None,

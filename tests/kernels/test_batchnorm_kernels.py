@@ -44,11 +44,13 @@ def _forward_frozen(case, low, high, threads=1):
 def _forward_batch(case, low=-INF, high=INF, threads=1, update=0):
     x = case["x"]
     C = x.shape[2]
-    y, saved = np.full_like(x, np.nan), np.full((2, C), np.nan, x.dtype)
+    y, saved = np.full_like(x, np.nan), np.full((3, C), np.nan, x.dtype)
     running_mean, running_var = case["mean"].copy(), case["var"].copy()
     run("batchnorm.forward_batch", len(x), threads, str(x.dtype), x=x, scale=case["scale"], bias=case["bias"],
-        running_mean=running_mean, running_var=running_var, saved=saved, y=y, scratch=_scratch(C, x.dtype),
-        pixels=x.shape[1], C=C, eps=EPS, momentum=MOMENTUM, update=update, low=low, high=high)
+        saved=saved, y=y, scratch=_scratch(C, x.dtype), pixels=x.shape[1], C=C, eps=EPS, low=low, high=high)
+    if update:
+        run("batchnorm.update_running", len(x), threads, str(x.dtype), saved=saved, running_mean=running_mean,
+            running_var=running_var, C=C, momentum=MOMENTUM)
     return y, saved, running_mean, running_var
 
 
@@ -104,7 +106,7 @@ def test_forward_batch(update, C, dtype):
         expected = (exact["x"] - mean) / np.sqrt(variance + EPS) * exact["scale"] + exact["bias"]
         y, saved, running_mean, running_var = _forward_batch(case, low, high, update=update)
         _close(y, np.clip(expected, low, high), dtype)
-        _close(saved, np.stack([mean, 1 / np.sqrt(variance + EPS)]), dtype)
+        _close(saved, np.stack([mean, 1 / np.sqrt(variance + EPS), variance]), dtype)
         keep = MOMENTUM if update else 1
         _close(running_mean, exact["mean"] * keep + mean * (1 - keep), dtype)
         _close(running_var, exact["var"] * keep + variance * (1 - keep), dtype)

@@ -89,6 +89,8 @@ BAD = [
     ("finetune", "small.mcnn --data data.npz --momentum 0.9", "--momentum belongs to sgd"),
     ("finetune", "small.mcnn --data data.npz --loss hinge", "hinge"),
     ("finetune", "small.mcnn --data data.npz --test large.npz", "samples have shape (9, 9)"),
+    ("finetune", "small.mcnn --data data.npz --batch 16000000", "Use a smaller batch"),
+    ("finetune", "small.mcnn --data data.npz --batch 99999999", "batch is 99999999"),
     ("convert", "small.mcnn small.txt", "ends in .onnx or .mcnn"),
     ("convert", "small.mcnn small.mcnn", "is the model itself"),
     ("convert", "missing.onnx small.mcnn", "no such file"),
@@ -220,7 +222,7 @@ def test_finetune_evaluate_predict(capsys, tmp_path, data, suffix):
     assert code == 0 and out.exists()
     for expected in ("arena", "before", "epoch 12/12", "samples/s", "kept epoch", f"saved {out}"):
         assert expected in text
-    assert ("does not hold the normalisation" in err) == (suffix == ".onnx")
+    assert ("does not hold this normalisation" in err) == (suffix == ".onnx")
     again = [] if suffix == ".mcnn" else ["--scale", "1/255"]
     code, text, _ = run(capsys, "evaluate", out, "--data", data, *again)
     assert code == 0 and text.startswith("60 samples: loss ")
@@ -230,6 +232,77 @@ def test_finetune_evaluate_predict(capsys, tmp_path, data, suffix):
     with np.load(tmp_path / "y.npz") as stored:
         assert stored["y"].shape == (60, 3)
         assert (stored["y"].argmax(1) == stripes(60)[1]).mean() > 0.9
+
+
+def test_normalisation_goes_where_a_file_can_hold_it(capsys, tmp_path, model, data):
+    """A model built in Python keeps it through .onnx and back; the metadata of an .onnx file stays as it was."""
+    pytest.importorskip("onnx")
+    code, _, err = run(capsys, "finetune", model, "--data", data, "--scale", "1/255", "--mean", "0.5", "--epochs", "1",
+                       "--out", tmp_path / "a.onnx")
+    assert code == 0 and not err
+    code, _, err = run(capsys, "convert", tmp_path / "a.onnx", tmp_path / "b.mcnn")
+    assert code == 0 and not err
+    assert mc.load(tmp_path / "b.mcnn").meta == {"scale": pytest.approx(1 / 255), "mean": 0.5}
+    code, _, err = run(capsys, "finetune", tmp_path / "b.mcnn", "--data", data, "--std", "0.25", "--epochs", "1",
+                       "--out", tmp_path / "c.onnx")
+    assert code == 0 and "does not hold this normalisation" in err
+    graph = mc.load(tmp_path / "b.mcnn")
+    graph.meta["labels"] = ["lying", "standing", "none"]
+    graph.save(tmp_path / "d.mcnn")
+    code, out, err = run(capsys, "predict", tmp_path / "d.mcnn", "--data", data)
+    assert code == 0 and "standing: " in out
+    code, _, err = run(capsys, "convert", tmp_path / "d.mcnn", tmp_path / "d.onnx")
+    assert code == 0 and "does not hold labels" in err
+
+
+def test_regression(capsys, tmp_path):
+    """One output that is no class: mean squared error, no accuracy, the loss decides."""
+    x, _ = stripes(80)
+    y = (x[:, :, 0].mean(axis=1) / 255).astype(np.float64)
+    np.savez(tmp_path / "d.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    mc.Sequential([mc.Conv2d(4, 3, padding=1), mc.ReLU(), mc.Flatten(), mc.Linear(1)],
+                  input_shape=(1, 8, 8)).graph().save(tmp_path / "r.mcnn")
+    code, out, err = run(capsys, "finetune", tmp_path / "r.mcnn", "--data", tmp_path / "d.npz", "--scale", "1/255",
+                         "--epochs", "8", "--batch", "8", "--lr", "0.01", "--optimizer", "adamw")
+    assert code == 0, err
+    assert "on 60 samples, validating on 20" in out and "the best in validation: loss " in out and "accuracy" not in out
+    code, out, _ = run(capsys, "evaluate", tmp_path / "r-tuned.mcnn", "--data", tmp_path / "d.npz")
+    assert code == 0 and out.startswith("20 samples: loss 0.0") and "accuracy" not in out
+    code, out, _ = run(capsys, "predict", tmp_path / "r-tuned.mcnn", "--data", tmp_path / "d.npz")
+    assert code == 0 and out.startswith("output: 20 x 1, from ")
+
+
+def test_several_inputs_and_outputs(capsys, tmp_path, data):
+    """Data files hold one array of samples: what does not fit that is said, the rest works."""
+    build = mc.GraphBuilder()
+    x = build.input("image", (1, 8, 8))
+    features = build(mc.Flatten(), x)
+    build.graph(build(mc.Linear(3), features), build(mc.Linear(2), features)).save(tmp_path / "two.mcnn")
+    code, out, _ = run(capsys, "predict", tmp_path / "two.mcnn", "--data", data, "--out", tmp_path / "y.npz")
+    assert code == 0
+    with np.load(tmp_path / "y.npz") as stored:
+        assert sorted(array.shape for array in stored.values()) == [(60, 2), (60, 3)]
+    for command in ("finetune", "evaluate"):
+        code, _, err = run(capsys, command, tmp_path / "two.mcnn", "--data", data)
+        assert code == 2 and "the model has 2 outputs" in err and "use the Python interface" in err
+    build = mc.GraphBuilder()
+    a, b = build.input("a", (1, 8, 8)), build.input("b", (1, 8, 8))
+    build.graph(build(mc.Linear(3), build(mc.Flatten(), build(mc.Add(), a, b)))).save(tmp_path / "in.mcnn")
+    for command in ("finetune", "evaluate", "predict"):
+        code, _, err = run(capsys, command, tmp_path / "in.mcnn", "--data", data)
+        assert code == 2 and "the model has 2 inputs, a, b" in err
+    code, out, _ = run(capsys, "profile", tmp_path / "in.mcnn", "--train", "--repeats", "2")
+    assert code == 0 and "Linear" in out
+    code, _, err = run(capsys, "info", tmp_path / "in.mcnn", "--shape", "1,8,8")
+    assert code == 2 and "--shape 1,8,8 names no input" in err
+
+
+def test_sizes_come_from_the_data(capsys, tmp_path, data):
+    graph = small_graph()
+    graph.inputs[0] = mc.graph.Input("input", (1, None, None))
+    graph.save(tmp_path / "open.mcnn")
+    code, out, err = run(capsys, "evaluate", tmp_path / "open.mcnn", "--data", data)
+    assert code == 0 and out.startswith("60 samples"), err
 
 
 def test_only_the_head_trains(capsys, tmp_path, model, data):

@@ -78,7 +78,7 @@ def test_rows_become_layers():
             ("relu", "Relu", "backward", 5), ("conv", "Conv2d", "backward", 20), ("conv", "Conv2d", "prepare", 8),
             ("conv", "Conv2d", "update", 6)]
     infos = [SimpleNamespace(layer=layer, op=op, phase=phase) for layer, op, phase, _ in rows]
-    facts = {"conv": {"op": "Conv2d", "macs": 9, "parameters": 2, "bytes": {"saved": 5}, "shape": (1, 2)},
+    facts = {"conv": {"op": "Conv2d", "macs": 9, "parameters": 2, "bytes": {"state": 5}, "shape": (1, 2)},
              "relu": {"op": "Relu", "macs": 0, "parameters": 0, "bytes": {}, "shape": (1, 2)},
              "folded": {"op": "BatchNorm2d", "macs": 0, "parameters": 4, "bytes": {}, "shape": (1, 2)}}
     net = SimpleNamespace(layer_facts=lambda: facts)
@@ -88,7 +88,7 @@ def test_rows_become_layers():
     assert [getattr(found["conv (layout)"], key) for key in NUMBERS] == [2 + 7, 0, 0]
     assert [getattr(found["relu"], key) for key in NUMBERS] == [3, 5, 0]
     assert found["loss"].op == "cross_entropy" and found["loss"].macs == 0
-    assert found["conv"].bytes == {**dict.fromkeys(profiler.KINDS, 0), "saved": 5}
+    assert found["conv"].bytes == {**dict.fromkeys(profiler.KINDS, 0), "state": 5}
 
 
 def test_typical_rows_add_up_to_a_typical_whole():

@@ -27,6 +27,6 @@ def run_convert(args: argparse.Namespace, terminal: Terminal) -> int:
     check_writable(out)
     save_model(graph, out)
     terminal.say(f"{source} ({bytes_text(source.stat().st_size)}) -> {out} ({bytes_text(out.stat().st_size)})")
-    if out.suffix.lower() == ".onnx" and graph.meta:
-        terminal.warn(f"an .onnx file does not hold {', '.join(sorted(graph.meta))}; the .mcnn file does")
+    if lost := sorted(set(graph.meta) - set(load_model(out).meta)):
+        terminal.warn(f"{out} does not hold {', '.join(lost)}, because its metadata stays as it was")
     return 0

@@ -10,6 +10,7 @@ import numpy as np
 
 from microcnn.errors import CompileError, FileError
 
+from ..compiling import compile_shown
 from ..loading import check_writable, input_shapes, load_model, shapes_for_data
 from ..samples import default_loss
 from ..terminal import Terminal, bytes_text
@@ -42,7 +43,7 @@ def _add_common(parser: argparse.ArgumentParser, data: str) -> None:
     options.add_threads(parser)
 
 
-def _prepared(args: argparse.Namespace, loss: Any, targets: bool) -> tuple[Any, Any]:
+def _prepared(args: argparse.Namespace, terminal: Terminal, loss: Any, targets: bool) -> tuple[Any, Any]:
     """The compiled network and the data in its shapes."""
     from microcnn.data import load_npz
     options.set_threads(args.threads)
@@ -55,7 +56,8 @@ def _prepared(args: argparse.Namespace, loss: Any, targets: bool) -> tuple[Any, 
                            "targets for one; use the Python interface")
     if loss == "auto":
         loss = default_loss(sizes, graph.outputs)
-    net = graph.compile(batch=min(args.batch, len(data)), loss=loss, dtype=args.dtype, input_shapes=shapes)
+    net, _ = compile_shown(graph, terminal, batch=min(args.batch, len(data)), loss=loss, dtype=args.dtype,
+                           input_shapes=shapes)
     name = graph.inputs[0].name
     if loss is None:
         return net, data.matched(sizes[name], input_name=name)
@@ -65,7 +67,7 @@ def _prepared(args: argparse.Namespace, loss: Any, targets: bool) -> tuple[Any, 
 def run_evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
     """Print loss and accuracy."""
     from microcnn import train
-    net, data = _prepared(args, args.loss, targets=True)
+    net, data = _prepared(args, terminal, args.loss, targets=True)
     result = train.evaluate(net, data)
     terminal.say(f"{len(data):,} samples: loss {result['loss']:.4f}"
                  + (f", accuracy {result['accuracy']:.2%}" if result.get("accuracy") is not None else ""))
@@ -79,7 +81,7 @@ def run_predict(args: argparse.Namespace, terminal: Terminal) -> int:
         if Path(args.out).suffix.lower() != ".npz":
             raise FileError(f"{args.out}: expected a file that ends in .npz")
         check_writable(args.out)
-    net, data = _prepared(args, None, targets=False)
+    net, data = _prepared(args, terminal, None, targets=False)
     names = net.graph.outputs
     made: dict[str, list[Any]] = {name: [] for name in names}
     for y in train.predict(net, data):

@@ -7,6 +7,7 @@ from typing import Any
 
 from microcnn.errors import CompileError, FileError
 
+from ..compiling import compile_shown
 from ..loading import check_suffix, check_writable, input_shapes, load_model, save_model, shapes_for_data
 from ..memory_table import show_memory
 from ..samples import default_loss
@@ -63,8 +64,8 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     sizes = graph.shapes(shapes)
     loss = default_loss(sizes, graph.outputs) if args.loss == "auto" else args.loss
     graph.meta.update(normalization.to_meta())
-    net = graph.compile(batch=args.batch, train=args.train, loss=loss, optimizer=optimizer, bn=args.bn,
-                        dtype=args.dtype, input_shapes=shapes, seed=args.seed)
+    net, _ = compile_shown(graph, terminal, batch=args.batch, train=args.train, loss=loss, optimizer=optimizer,
+                           bn=args.bn, dtype=args.dtype, input_shapes=shapes, seed=args.seed)
     input_name = graph.inputs[0].name
     fits = (sizes[input_name], sizes[graph.outputs[0]], net.loss, input_name)
     training, validation = training.matched(*fits), validation.matched(*fits)
@@ -79,9 +80,9 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
                         seed=args.seed)
     save_model(net, out)
     report(history, out, terminal)
-    if out.suffix.lower() == ".onnx" and normalization.to_meta():
-        terminal.warn("an .onnx file does not hold the normalisation; give the same --scale, --mean and --std when it "
-                      "runs, or write a .mcnn file")
+    if options.normalization_of(load_model(out), None) != normalization:
+        terminal.warn(f"{out} does not hold this normalisation, because its metadata stays as it was; give the same "
+                      "--scale, --mean and --std when it runs, or write a .mcnn file")
     return 130 if history.interrupted else 0
 
 

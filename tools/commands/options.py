@@ -94,13 +94,13 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
                         help="what the network computes in (float32)")
 
 
-def add_bn(parser: argparse.ArgumentParser) -> None:
+def add_bn(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--bn", choices=("frozen", "batch", "fold"), default="frozen",
                         help="batch normalisation: running statistics kept, batch statistics, or folded into the "
                         "convolution (frozen)")
 
 
-def add_loss(parser: argparse.ArgumentParser) -> None:
+def add_loss(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--loss", metavar="NAME", default="auto",
                         help="cross_entropy, mse, ... (cross_entropy for one output of class scores, else mse)")
 
@@ -128,9 +128,9 @@ def set_threads(number: int | None) -> None:
         mc.set_num_threads(number)
 
 
-def normalization_of(graph: Any, args: argparse.Namespace) -> Any:
-    """What the model has stored, with what the options say in its place."""
+def normalization_of(graph: Any, args: argparse.Namespace | None) -> Any:
+    """What the model has stored, with what the options (where there are any) say in its place."""
     from microcnn.data import Normalization
     stored = {name: graph.meta.get(name) for name in ("scale", "mean", "std")}
-    stored.update({name: getattr(args, name) for name in stored if getattr(args, name) is not None})
+    stored.update({name: getattr(args, name) for name in stored if getattr(args, name, None) is not None})
     return Normalization(**stored)

@@ -34,6 +34,7 @@ def run_profile(args: argparse.Namespace, terminal: Terminal) -> int:
     from ..profiler import Profile, profile
     if args.json:
         check_writable(args.json)
+    options.set_threads(max((n for n in args.threads if n is not None), default=None))   # numba cannot get more later
     graph = load_model(args.model)
     shapes = input_shapes(graph, args.shape)
     runs: list[Any] = []

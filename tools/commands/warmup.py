@@ -7,6 +7,7 @@ from typing import Any
 
 from microcnn.errors import CompileError
 
+from ..compiling import compile_shown
 from ..loading import input_shapes, load_model
 from ..samples import default_loss, example
 from ..terminal import Terminal
@@ -31,7 +32,6 @@ def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
     """Compile with a bar, then run once."""
     import microcnn as mc
     from microcnn.kernels import cache
-    from microcnn.net import Net
     options.set_threads(args.threads)
     graph = load_model(args.model)
     shapes = input_shapes(graph, args.shape)
@@ -41,19 +41,13 @@ def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
     elif args.loss != "auto":
         raise CompileError("--loss belongs to training; give --train too, or leave it out")
     optimizer = {"sgd": mc.SGD, "adam": mc.Adam, "adamw": mc.AdamW}[args.optimizer](lr=1e-3)
-    began, count = time.perf_counter(), [0]
-    with terminal.progress(1, "compiling") as bar:
-        def progress(done: int, total: int, name: str) -> None:
-            count[0] = total
-            bar.total = max(1, total)
-            bar.show(done, f"{done}/{total} {name}")
-
-        net = Net(graph, batch=args.batch, train=args.train, loss=loss, optimizer=optimizer if args.train else None,
-                  bn=args.bn, dtype=args.dtype, budget=None, input_shapes=shapes, progress=progress)
-        x, t = example(net.graph, 1, net.loss, args.dtype, {i.name: net.shapes[i.name] for i in net.graph.inputs})
-        net.predict(x)
-        if args.train is not None:
-            net.train_step(x, t)
-            net.evaluate(x, t)
-    terminal.say(f"{count[0]} kernels are ready, after {time.perf_counter() - began:.1f} s, in {cache.folder()}")
+    began = time.perf_counter()
+    net, count = compile_shown(graph, terminal, batch=args.batch, train=args.train, loss=loss, bn=args.bn,
+                               dtype=args.dtype, optimizer=optimizer if args.train else None, input_shapes=shapes)
+    x, t = example(net.graph, 1, net.loss, args.dtype, {i.name: net.shapes[i.name] for i in net.graph.inputs})
+    net.predict(x)
+    if args.train is not None:
+        net.train_step(x, t)
+        net.evaluate(x, t)
+    terminal.say(f"{count} kernels are ready, after {time.perf_counter() - began:.1f} s, in {cache.folder()}")
     return 0

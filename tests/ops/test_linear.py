@@ -1,0 +1,99 @@
+"""Linear: Gemm and MatMul, both orders of the weight, any number of axes in front."""
+import numpy as np
+import pytest
+
+import microcnn as mc
+from microcnn.graph import Graph, Input, Node, WeightRef
+from tests import graph_oracle
+from tests.ops.table import Case, built, close, drawn, graph_of, repeated, runtime, single_precision, table
+
+
+def linear(shape, K, transposed=True, bias=True, batch=2):
+    C = shape[-1]
+    weights = {"weight": (K, C) if transposed else (C, K), **({"bias": (K,)} if bias else {})}
+    name = f"{'x'.join(map(str, shape))}-to-{K}{'' if transposed else '-as-stored'}{'' if bias else '-no-bias'}-batch{batch}"
+    return Case(name, lambda: graph_of("Linear", shape, weights=weights, transposed=transposed), batch)
+
+
+CASES = [
+    linear((1,), 1, batch=1), linear((3,), 5), linear((17,), 33, batch=1), linear((33,), 17, False, batch=3),
+    linear((5,), 3, False, False), linear((17,), 1, bias=False, batch=3), linear((1,), 17, batch=3), linear((70,), 10, batch=3),
+    # enough rows for the transposed weights
+    linear((5,), 7, batch=9), linear((4, 5), 3), linear((3, 4, 17), 5, False), linear((2, 3, 2, 5), 33, batch=1),
+    linear((9, 6), 4, True, False, 3),
+]
+
+
+@table(CASES)
+def test_linear(case, check):
+    check(case)
+
+
+def network(*layers, shape=(6,)):
+    return lambda: built(shape, *layers)
+
+
+def residual():
+    b = mc.GraphBuilder(seed=2)
+    x = b.input("x", (7,))
+    y = b(mc.Linear(7), x)
+    y = b(mc.ReLU(), b(mc.Add(), b(mc.Linear(7), y), y))
+    z = b(mc.Clip(-0.3, 0.3), b(mc.Add(), b(mc.Linear(7), y), b(mc.Linear(7), x)))
+    return b.graph(b(mc.Linear(3), b(mc.Add(), z, y)), z)
+
+
+def shared():
+    """One weight read by two layers: its gradients add up, and it is updated once."""
+    rng = np.random.default_rng(2)
+    weights = {"w": drawn(rng, "weight", (6, 6)), "b": drawn(rng, "bias", (6,)), "c": drawn(rng, "bias", (6,))}
+    first = Node("Linear", "first", ("x",), ("h",), {"transposed": True}, {"weight": WeightRef("w"), "bias": WeightRef("b")})
+    middle = Node("Tanh", "middle", ("h",), ("a",))
+    last = Node("Linear", "last", ("a",), ("y",), {"transposed": True}, {"weight": WeightRef("w"), "bias": WeightRef("c")})
+    return Graph([Input("x", (6,))], ["y"], [first, middle, last], weights)
+
+
+def viewed():
+    """A weight that is stored transposed and flat."""
+    rng = np.random.default_rng(2)
+    view = (("reshape", (5, 6)), ("transpose", (1, 0)))
+    node = Node("Linear", "fc", ("x",), ("y",), {"transposed": False}, {"weight": WeightRef("w", view)})
+    return Graph([Input("x", (6,))], ["y"], [node], {"w": drawn(rng, "weight", (30,))})
+
+
+CHAINS = [
+    Case("three-layers", network(mc.Linear(17), mc.ReLU(), mc.Linear(9), mc.Tanh(), mc.Linear(3)), 3),
+    Case("clipped", network(mc.Linear(17), mc.Clip(-0.3, 0.4), mc.Linear(3))),
+    Case("residual", residual, 3),
+    Case("residual-many-rows", residual, 9),
+    Case("shared-weight", shared, 3),
+    Case("stored-otherwise", viewed, 3),
+    Case("only-the-first-trains", network(mc.Linear(5), mc.ReLU(), mc.Linear(3)), options={"train": ["linear1.*"]}),
+    Case("only-the-last-trains", network(mc.Linear(5), mc.ReLU(), mc.Linear(3)), options={"train": "head"}),
+    Case("only-biases-train", network(mc.Linear(5), mc.ReLU(), mc.Linear(3)), options={"train": ["*.bias"]}),
+]
+
+
+@table(CHAINS)
+def test_chains(case, check):
+    check(case)
+
+
+LARGE = [linear((300,), 200, batch=16), linear((17, 150), 65, False, batch=3), linear((2000, 9), 11, batch=2),
+         linear((2000,), 130, batch=1)]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
+def test_large(case):
+    for check in (single_precision, repeated, runtime):
+        check(case)
+    inputs = case.inputs()
+    close(case.compile().predict(inputs["x"]), graph_oracle.evaluate(case.graph(), inputs)["y"], 1e-12, "predict")
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(mc.MicroCNNError, match=r'Linear "node": the input has 4 features, the weight \(3, 5\) expects 5'):
+        graph_of("Linear", (4,), weights={"weight": (3, 5)}, transposed=True).shapes()
+    with pytest.raises(mc.MicroCNNError, match="put a Flatten before it"):
+        graph_of("Linear", (2, 2), weights={"weight": (3, 4)}, transposed=True).shapes()
+    with pytest.raises(mc.MicroCNNError, match=r"bias has shape \(4,\); expected \(3,\)"):
+        graph_of("Linear", (4,), weights={"weight": (3, 4), "bias": (4,)}, transposed=True).shapes()

@@ -1,0 +1,271 @@
+"""Memory: what the plan says is what is allocated, to the byte; nothing overlaps; a step allocates nothing."""
+from __future__ import annotations
+
+import gc
+import re
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import microcnn as mc
+from microcnn.kernels.cache import ENTRIES
+from microcnn.memory import ALIGNMENT
+from microcnn.plan import Schedule
+
+from .tiny import compiled, convolutional, images
+
+PACKAGE = Path(mc.__file__).parent
+
+
+@pytest.fixture
+def planned(monkeypatch) -> dict[str, Schedule]:
+    """The schedules of the networks that a test compiles, by mode."""
+    found: dict[str, Schedule] = {}
+    finish = Schedule.finish
+
+    def watched(self):
+        finish(self)
+        found[self.mode] = self
+    monkeypatch.setattr(Schedule, "finish", watched)
+    return found
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A network with every kind of memory, trained for a step so that all code is loaded."""
+    net = compiled(bn="batch")
+    net.train_step(*images(4))
+    return net
+
+
+def residual(train="all", **arguments):
+    """Two branches that meet, a gradient that two layers need, a frozen or trained trunk."""
+    b = mc.GraphBuilder()
+    x = b.input("input", (2, 6, 6))
+    first = b(mc.Conv2d(4, 3, padding=1, name="first"), x)
+    y = b(mc.ReLU(), b(mc.Conv2d(4, 3, padding=1, name="second"), first))
+    y = b(mc.Linear(3, name="head"), b(mc.Flatten(), b(mc.Add(), first, y)))
+    return compiled(b.graph(y), train=train, **arguments)
+
+
+def intervals(schedule: Schedule) -> dict[object, tuple[int, int]]:
+    """Each buffer's life from the rows themselves: the first that writes it to the last that touches it."""
+    found: dict[object, tuple[int, int]] = {}
+    lasting = {id(p.buffer) for p in schedule.store.parameters.values()}
+    lasting |= {id(buffer) for states in schedule.store.states.values() for buffer in states}
+    lasting |= {id(buffer) for buffer, _ in schedule.store.constants.values()}
+    for number, row in enumerate(schedule.rows):
+        for field, mode in ENTRIES[row.kernel].modes.items():
+            buffer = row.fields[field]
+            if buffer is None or id(buffer) in lasting:
+                continue
+            if buffer not in found and not buffer.held:
+                assert mode in ">=", f"row {number}, {row.kernel}: reads {buffer.name}, which nothing has written"
+            found[buffer] = found.get(buffer, (number, number))[0], number
+    prepared = {buffer for row in schedule.prepared for field in ENTRIES[row.kernel].modes
+                if (buffer := row.fields[field]) is not None and id(buffer) not in lasting}
+    for buffer in {*found, *prepared}:
+        if buffer.held or buffer in prepared:
+            found[buffer] = 0, len(schedule.rows)
+    return found
+
+
+def rounded(size: int) -> int:
+    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+CASES = [dict(), dict(bn="batch"), dict(bn="fold"), dict(train="head"), dict(train=None, loss=None, optimizer=None),
+         dict(train=["conv1.*"]), dict(batch=7, optimizer=mc.SGD(lr=0.1))]
+
+
+@pytest.mark.parametrize("arguments", CASES, ids=str)
+def test_lower_bound_and_no_overlap(planned, arguments):
+    net = compiled(**arguments)
+    check_plan(net, planned)
+
+
+@pytest.mark.parametrize("train", ["all", "head", ["first.*"]])
+def test_lower_bound_and_no_overlap_with_branches(planned, train):
+    check_plan(residual(train), planned)
+
+
+def check_plan(net: mc.Net, planned: dict[str, Schedule]) -> None:
+    store = net._store
+    lasting = [p.buffer for p in store.parameters.values()]
+    lasting += [buffer for buffers in store.states.values() for buffer in buffers]
+    lasting += [buffer for buffer, _ in store.constants.values()]
+    fixed = net._control_bytes + sum(rounded(buffer.bytes) for buffer in lasting)
+    bound = 0
+    assert set(planned) == set(net._programs)
+    for schedule in planned.values():
+        lives = intervals(schedule)
+        assert set(lives) == set(schedule.buffers)
+        for number in range(len(schedule.rows) + 1):
+            live = [buffer for buffer, (first, last) in lives.items() if first <= number <= last]
+            bound = max(bound, sum(rounded(buffer.bytes) for buffer in live))
+            places = sorted((buffer.offset, buffer.offset + buffer.bytes, buffer.name) for buffer in lasting + live)
+            assert places[0][0] >= net._control_bytes
+            assert places[-1][1] <= net.memory.arena
+            for (_, end, one), (begin, _, other) in zip(places, places[1:], strict=False):
+                assert end <= begin, f"row {number}: {one} and {other} overlap"
+            assert all(begin % ALIGNMENT == 0 for begin, _, _ in places)
+    assert net.memory.lower_bound == fixed + bound
+    assert net.memory.lower_bound <= net.memory.arena <= 1.05 * net.memory.lower_bound
+
+
+def test_the_arena_is_what_is_allocated(net):
+    assert net._arena.nbytes == net.memory.arena
+    assert net._arena.ctypes.data % 64 == 0
+    assert net.memory.manual == 0
+    x, _ = images(4)
+    net.forward(x)
+    assert net.memory.manual == net._manual._arena.nbytes > 0
+
+
+def test_tables_beside_the_arena_are_small():
+    x, t = images(4)
+    graph = convolutional()
+    compiled(graph).train_step(x, t)       # loads all code
+    gc.collect()
+    tracemalloc.start()
+    try:
+        net = compiled(graph)
+        net.train_step(x, t)
+        net.predict(x)
+        gc.collect()
+        allocated, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0 < allocated - net.memory.arena <= 64 * 1024
+
+
+def rss() -> int:
+    return int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def test_a_step_allocates_nothing(net):
+    x, t = images(4)
+    ours = [tracemalloc.Filter(True, str(PACKAGE / "*"))]
+    tracemalloc.start()
+    try:
+        for _ in range(100):        # Python keeps small objects that were freed for later ones
+            net.train_step(x, t)
+        before, resident = tracemalloc.take_snapshot().filter_traces(ours), rss()
+        for _ in range(1000):
+            net.train_step(x, t)
+        after, at_last = tracemalloc.take_snapshot().filter_traces(ours), rss()
+    finally:
+        tracemalloc.stop()
+    changed = [stat for stat in after.compare_to(before, "lineno") if stat.size_diff]
+    assert sum(stat.size_diff for stat in changed) == 0, changed
+    assert at_last - resident <= 1024**2          # the snapshot itself, and nothing that grows with the steps
+
+
+def test_predict_allocates_nothing_but_what_it_returns(net):
+    x, _ = images(4)
+    out = np.empty((4, 3), np.float32)
+    net.predict(x, out=out)
+    ours = [tracemalloc.Filter(True, str(PACKAGE / "*"))]
+    tracemalloc.start()
+    try:
+        net.predict(x, out=out)
+        before = tracemalloc.take_snapshot().filter_traces(ours)
+        for _ in range(1000):
+            net.predict(x, out=out)
+        after = tracemalloc.take_snapshot().filter_traces(ours)
+    finally:
+        tracemalloc.stop()
+    assert sum(stat.size_diff for stat in after.compare_to(before, "lineno")) == 0
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("float64", 8)])
+def test_parameters_are_the_bytes_of_the_weights(dtype, size):
+    graph = convolutional()
+    for arguments in dict(), dict(train=None, loss=None, optimizer=None), dict(train="head"):
+        net = compiled(graph, dtype=dtype, **arguments)
+        assert net.memory.parameters == sum(array.size for array in graph.weights.values()) * size
+
+
+def test_layers_add_up(net):
+    memory = net.memory
+    assert [layer.name for layer in memory.layers][:6] == [node.name for node in net.graph.nodes]
+    assert sum(layer.parameters for layer in memory.layers) == memory.parameters
+    assert sum(layer.state for layer in memory.layers) == memory.state
+    # these share memory over time: all together are no less than the most at one time
+    for kind in ("gradients", "activations"):
+        assert sum(getattr(layer, kind) for layer in memory.layers) >= getattr(memory, kind) - 64 * len(memory.layers) * 4
+    by_name = {layer.name: layer for layer in memory.layers}
+    assert by_name["conv1"].parameters == 4 * (4 * 2 * 9 + 4)
+    assert by_name["conv1"].state == by_name["conv1"].gradients == by_name["conv1"].parameters
+    assert by_name["bn1"].parameters == 4 * 4 * 4 and by_name["bn1"].state == 2 * 4 * 4
+    assert by_name["input"].activations == x_bytes(net)
+    # the pool keeps its output and one byte of index for each number of it, not its input
+    outputs = 4 * 4 * 3 * 3
+    assert by_name["maxpool1"].activations == outputs * 4 + outputs
+
+
+def x_bytes(net: mc.Net) -> int:
+    return net.batch * 2 * 6 * 6 * 4
+
+
+def test_state_by_optimizer():
+    trained = 4 * sum(array.size for name, array in convolutional().weights.items() if "running" not in name)
+    for optimizer, copies in (mc.SGD(lr=0.1), 0), (mc.SGD(lr=0.1, momentum=0.9), 1), (mc.Adam(), 2):
+        assert compiled(optimizer=optimizer).memory.state == copies * trained
+    assert compiled(train="head", optimizer=mc.Adam()).memory.state == 2 * 4 * (3 * 36 + 3)
+
+
+def test_memory_prints_as_a_table(net):
+    text = str(net.memory)
+    assert re.search(rf"^arena +{net.memory.arena:,} ", text, re.M)
+    assert re.search(rf"^conv1 +Conv2d +{net.memory.layers[0].parameters:,} ", text, re.M)
+
+
+def test_frozen_layers_keep_nothing():
+    arenas = [compiled(train=train, loss=loss, optimizer=optimizer, batch=16).memory for train, loss, optimizer in (
+        (None, None, None), ("head", "cross_entropy", mc.SGD(lr=0.1)), ("all", "cross_entropy", mc.SGD(lr=0.1)))]
+    inference, head, everything = arenas
+    assert inference.arena <= head.arena < everything.arena
+    assert inference.gradients == inference.state == 0
+    layers = {layer.name: layer for layer in head.layers}
+    assert layers["conv1"].gradients == layers["bn1"].gradients == layers["maxpool1"].gradients == 0
+    assert layers["maxpool1"].activations == 16 * 36 * 4      # no indices
+
+
+def test_backward_stops_at_the_first_trainable_layer(planned):
+    compiled(train="head")
+    backward = [row.layer for row in planned["train"].rows if row.phase == "backward"]
+    assert set(backward) == {"linear1"}
+    compiled(train=["bn1.*"])
+    backward = [row.layer for row in planned["train"].rows if row.phase == "backward"]
+    assert set(backward) == {"linear1", "maxpool1", "bn1"}
+
+
+def test_budget():
+    net = compiled()
+    needed = net.memory.arena - net.memory.parameters
+    assert compiled(budget=needed).memory.arena == net.memory.arena
+    with pytest.raises(mc.CompileError) as caught:
+        compiled(budget=needed - 1)
+    message = str(caught.value)
+    assert message == (f"budget is {needed - 1:,} bytes; this network at batch 4 needs {needed:,} beside its parameters: the "
+                       "smallest budget that works. Use a smaller batch, or train fewer weights")
+    assert compiled(budget=f"{-(-needed // 1024)}KB").memory.arena == net.memory.arena
+    assert compiled(budget="1MB").memory.arena == net.memory.arena
+
+
+@pytest.mark.parametrize("batch", [2**24, 2**22])
+def test_absurd_batches_are_refused_before_anything_is_allocated(batch):
+    compiled()
+    graph = mc.Sequential([mc.Conv2d(64, 3, padding=1), mc.Flatten(), mc.Linear(3)], (2, 64, 64)).graph()
+    tracemalloc.start()
+    try:
+        with pytest.raises(mc.CompileError, match=rf"batch {batch} needs an arena of [\d,]+ bytes; this machine has [\d,]+\. "
+                                                  "Use a smaller batch"):
+            graph.compile(batch=batch)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 1024**2

@@ -1,0 +1,32 @@
+"""One small network for the tests of the ground: few kernels, so that little has to be compiled."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import microcnn as mc
+
+
+def images(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 2, 6, 6) and classes of 3."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((samples, 2, 6, 6)).astype(np.float32), rng.integers(0, 3, samples)
+
+
+def convolutional(seed: int = 0) -> mc.Graph:
+    """Convolution, batch norm, pooling, a head: weights conv1.*, bn1.*, linear1.*"""
+    return mc.Sequential([mc.Conv2d(4, 3, padding=1), mc.BatchNorm2d(), mc.ReLU(), mc.MaxPool2d(2), mc.Flatten(),
+                          mc.Linear(3)], input_shape=(2, 6, 6), seed=seed).graph()
+
+
+def compiled(graph: mc.Graph | None = None, **arguments: Any) -> mc.Net:
+    """The network, ready to train at batch 4; arguments of compile win."""
+    chosen: dict[str, Any] = {"batch": 4, "train": "all", "loss": "cross_entropy",
+                              "optimizer": mc.SGD(lr=0.1, momentum=0.9)}
+    return (convolutional() if graph is None else graph).compile(**{**chosen, **arguments})
+
+
+def same(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> bool:
+    """Whether two sets of arrays are equal to the bit."""
+    return before.keys() == after.keys() and all(before[name].tobytes() == after[name].tobytes() for name in before)
