@@ -188,7 +188,7 @@ class Graph:
         for output in self.outputs:
             frontier, seen = [output], set()
             while frontier:
-                following = []
+                following: list[str] = []
                 for name in frontier:
                     node = makers.get(name)
                     if node is None or node.name in seen:

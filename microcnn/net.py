@@ -178,7 +178,7 @@ class Net:
 
     def _build_programs(self, schedules: dict[str, Schedule], progress: Callable[[int, int, str], None] | None) -> None:
         """Compile or load the kernels, then the tables."""
-        from .program import Program, compile_kernels
+        from .program import compile_kernels
         self._cache.start_threads()
         rows = [row for schedule in schedules.values() for row in schedule.prepared + schedule.rows]
         compile_kernels(rows, self.dtype.name, progress)

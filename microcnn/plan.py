@@ -329,6 +329,10 @@ class Schedule:
         """The complete gradient of a tensor, None where nothing reached it. The caller releases it."""
         return self.gradients.pop(tensor, None)
 
+    def start_gradient(self, tensor: str, buffer: Buffer) -> None:
+        """A tensor's gradient is what a row, the loss, writes to this buffer."""
+        self.gradients[tensor] = Gradient(buffer)
+
     def release(self, gradient: Gradient | None) -> None:
         if gradient is not None:
             gradient.users -= 1

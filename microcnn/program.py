@@ -175,7 +175,7 @@ class Program:
                 if per_sample:
                     size = size // planned * batch
                 raw = (ctypes.c_uint8 * int(size)).from_address(base + int(offset))
-                if not np.isfinite(np.frombuffer(raw, dtype)).all():
+                if not np.isfinite(np.frombuffer(memoryview(raw), np.dtype(dtype))).all():
                     return info
         return None
 

@@ -163,8 +163,9 @@ def _window(build: Build, node: Node, dilations: bool = True) -> dict[str, Any]:
     attrs = node.attrs
     found: dict[str, Any] = {"kernel_shape": list(attrs["kernel"]), "strides": list(attrs["stride"])}
     pads, dilation = attrs["pads"], tuple(attrs["dilation"]) if dilations else (1, 1)
-    if isinstance(pads, str) and dilation != (1, 1) and build.shapes is not None:
-        # onnxruntime refuses auto_pad with a dilation
+    skips = any(s > k for s, k in zip(attrs["stride"], attrs["kernel"], strict=True))
+    if isinstance(pads, str) and (skips or dilation != (1, 1)) and build.shapes is not None:
+        # onnxruntime refuses auto_pad with a dilation, and takes a stride above the window for negative padding
         H, W = build.shapes[node.inputs[0]][1:]
         pads = resolve_pads(pads, (H, W), tuple(attrs["kernel"]), tuple(attrs["stride"]), dilation)
     if isinstance(pads, str):

@@ -115,8 +115,8 @@ def conv2d_backward_input_few(dy, packed, dy_table, s_table, sums, batch, H, W, 
                      pad_top, pad_left, rows, columns, accumulate, dx)
 
 
-@entry("dy< packed< dx= tables> sums> H W C OH OW K R S w_row stride_h stride_w dilation_h pad_top pad_left rows columns chunks "
-       "accumulate")
+@entry("dy< packed< dx= tables> sums> H W C OH OW K R S w_row stride_h stride_w dilation_h pad_top pad_left rows columns "
+       "chunks accumulate")
 def backward_input(arena, row, batch):
     row = fields_of(row)
     table = row.OH * row.OW

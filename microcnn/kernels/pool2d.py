@@ -67,7 +67,7 @@ def _address_of(arena, offset):
     return view_as(arena, offset, 1, np.uint8).ctypes.data
 
 
-@numba.njit(error_model="numpy", forceinline=True)
+@helper
 def _write_index(index, indices, at, count, index_bytes):
     if index_bytes == 1:
         vector_write(index, outside(indices, at + count, np.uint8), at, count)
@@ -77,7 +77,7 @@ def _write_index(index, indices, at, count, index_bytes):
         vector_write(index, outside(indices, at + count, np.int32), at, count)
 
 
-@numba.njit(error_model="numpy", forceinline=True)
+@helper
 def _read_index(like, indices, at, count, index_bytes):
     if index_bytes == 1:
         return vector_read(like, outside(indices, at + count, np.uint8), at, count)
@@ -86,7 +86,7 @@ def _read_index(like, indices, at, count, index_bytes):
     return vector_read(like, outside(indices, at + count, np.int32), at, count)
 
 
-@numba.njit(error_model="numpy", forceinline=True)
+@helper
 def _max_run(x, corner, windows, stride, rows, columns, first, kernel_w, step_h, step_w, index_bytes, y, indices,
              to, C):
     """A run of windows of which rows x columns positions lie inside, from `corner` and position `first` on."""
@@ -179,7 +179,7 @@ def maxpool_forward(arena, row, batch):
              _address_of(arena, row.indices))
 
 
-@numba.njit(error_model="numpy", forceinline=True)
+@helper
 def _unpool_run(indices, dy, at, windows, stride, columns, first, step_w, index_bytes, add, dx, to, C):
     """One row of a run of windows, of which `columns` positions lie inside, numbered from `first` on."""
     real = dy.dtype.type
@@ -273,7 +273,7 @@ def _counted(start, extent, kernel, pad_end, count_include_pad):
     return max(0, end - (start if count_include_pad else max(start, 0)))
 
 
-@numba.njit(error_model="numpy", forceinline=True)
+@helper
 def _average_run(x, corner, windows, stride, rows, columns, step_h, share, y, to, C):
     """The sums of a run of windows, of which rows x columns positions lie inside, times the share of each position."""
     for _ in range(windows):
@@ -347,7 +347,7 @@ def avgpool_forward(arena, row, batch):
                  threads_for(arena, size * row.kernel_h * row.kernel_w), view(arena, row.y, size))
 
 
-@numba.njit(error_model="numpy", forceinline=True)
+@helper
 def _spread_run(dy, at, windows, stride, columns, share, add, dx, to, C):
     """One row of a run of windows, of which `columns` positions lie inside."""
     for _ in range(windows):

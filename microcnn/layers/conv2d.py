@@ -328,10 +328,9 @@ def dense_phase(s: Schedule, g: Geometry, weight: Buffer | None, dy: Gradient, t
                 bounds: dict[str, float]) -> None:
     """One phase: its taps flipped and transposed into scratch, then the dense kernel."""
     w_row = math.ceil(g.C / s.lanes) * s.lanes
-    packed = s.scratch(R * S * (g.K // g.G) * w_row * s.itemsize, "packed")
+    packed = None
     if R and S:
+        packed = s.scratch(R * S * (g.K // g.G) * w_row * s.itemsize, "packed")
         s.row("conv2d.flip", weight=weight, packed=packed, R=g.R, S=g.S, C=g.C, K=g.K, G=g.G, tap_r=down.tap,
               tap_s=across.tap, step_r=down.step, step_s=across.step, TR=R, TS=S, w_row=w_row)
-    else:
-        packed = None
     conv_row(s, dy.buffer, packed, None, added, target, g.OH, g.OW, g.K, g.C, g.G, w_row, R, S, sides, grid, bounds)

@@ -127,7 +127,9 @@ def add_broadcast(s: Schedule, step: Step, a: Value, shape: Shape) -> None:
     if None in strides or strides[0][0] != strides[1][0]:  # type: ignore[index]
         layout = Layout.plain(shape)
         moved = [s.plain(s.value(name)) if name else None for name, _, _, _ in operands]
-        operands = [(m.name, m.layout, m.buffer, True) if m else old for m, old in zip(moved, operands, strict=True)]
+        # as Layout.plain, for one that lies plainly may still be cut into other dimensions
+        operands = [(m.name, Layout.plain(m.layout.shape), m.buffer, True) if m else old
+                    for m, old in zip(moved, operands, strict=True)]
         strides = [expanded_strides(lay, layout) for _, lay, _, _ in operands]
     sizes, loops = merge_pair(strides)
     if len(sizes) > 5:

@@ -46,9 +46,8 @@ def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) 
     live = gradient and s.needs_gradient(value.name)
     over = live and s.free_to_overwrite(value)
     if live:
-        from ..plan import Gradient
         buffer = value.buffer if over else s.dx(value.name)[0]
-        s.gradients[value.name] = Gradient(buffer)
+        s.start_gradient(value.name, buffer)
     else:
         buffer = value.buffer
     s.row(kernel, x=value.buffer, dx=buffer, scratch=s.scratch(SCRATCH_BYTES), gradient=int(live), **slots, **fields)

@@ -66,7 +66,7 @@ def test_between_other_layers(case, check):
     check(case)
 
 
-LARGE = [((24, 40, 41), 3), ((33, 30, 31), 3), ((3, 150, 151), 2)]
+LARGE = [((24, 60, 61), 3), ((33, 50, 51), 3), ((3, 220, 221), 2)]
 
 
 @pytest.mark.parametrize("mode", ["frozen", "batch"])

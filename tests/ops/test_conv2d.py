@@ -4,7 +4,19 @@ import pytest
 
 import microcnn as mc
 from tests import graph_oracle
-from tests.ops.table import Case, built, by_name, close, graph_of, lively, only, repeated, runtime, single_precision, table
+from tests.ops.table import (
+    Case,
+    built,
+    by_name,
+    close,
+    graph_of,
+    lively,
+    only,
+    repeated,
+    runtime,
+    single_precision,
+    table,
+)
 
 
 def conv(name, shape, K, kernel, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1, bias=True, batch=2, skip=()):
@@ -65,8 +77,8 @@ CASES = [
     # ONNX's auto_pad
     conv("same-upper", (3, 5, 6), 4, (3, 2), (2, 2), "same_upper"),
     conv("same-lower", (3, 5, 6), 4, (2, 4), (1, 3), "same_lower"),
-    conv("same-upper-dilated", (3, 5, 6), 4, (3, 2), (2, 1), "same_upper", (1, 2),
-         skip=("reference",)),   # it leaves out the dilation
+    conv("same-upper-dilated", (3, 5, 6), 4, (3, 2), (2, 1), "same_upper", (1, 2)),
+    conv("same-upper-gaps", (3, 5, 6), 4, (1, 2), (2, 3), "same_upper"),
 ]
 
 
@@ -163,6 +175,7 @@ LARGE = [
     conv("grouped", (24, 20, 21), 48, (3, 3), pads=(1, 1, 1, 1), groups=3, batch=3),
     conv("depthwise", (33, 40, 41), 33, (3, 3), pads=(1, 1, 1, 1), groups=33, batch=3),
     conv("depthwise-strided", (48, 41, 40), 48, (3, 3), (2, 2), (0, 0, 1, 1), groups=48, batch=3),
+    conv("many-channels", (100, 4, 5), 112, (3, 3), (2, 1), (1, 1, 1, 1), batch=3),
     conv("long-rows", (4, 3, 1500), 8, (3, 5), pads=(1, 2, 1, 2), batch=2),
 ]
 

@@ -89,6 +89,16 @@ def two_orders():
     return b.graph(b(mc.ReLU(), b(mc.Add(), turned, y)), b(mc.Add(), y, turned))
 
 
+def excitation():
+    """Channel weights made by fully connected layers, put back into an image's shape; one operand's memory is cut otherwise."""
+    b = mc.GraphBuilder(seed=2)
+    x = b(mc.Conv2d(6, 3, padding=1), b.input("x", (3, 4, 5)))
+    y = b(mc.Linear(6), b(mc.Flatten(), b(mc.GlobalAvgPool2d(), x)))
+    y = b(mc.Add(), x, b(mc.Reshape((6, 1, 1)), y))
+    halves = b(mc.Reshape((12, 2, 5)), y)
+    return b.graph(b(mc.Add(), halves, b(mc.Reshape((12, 1, 1)), b(mc.Linear(12), b(mc.Flatten(), y)))))
+
+
 def sums_of_sums():
     """Gradients that are several tensors' at once, and add up: x + x, (x + y) + y, all of them read again."""
     b = mc.GraphBuilder(seed=2)
@@ -106,6 +116,7 @@ CHAINS = [
     Case("constant-image", with_constant((3, 5, 4), (6, 4, 3), [mc.Conv2d(6, 2), mc.ReLU()])),
     Case("constant-widens", with_constant((3, 4, 5), (1, 2, 1, 1), [mc.Conv2d(1, 2)])),
     Case("squeezed-branch", broadcast_activations, 3),
+    Case("excitation", excitation),
     Case("two-orders", two_orders),
     Case("sums-of-sums", sums_of_sums),
     Case("add-relu", lambda: relu_after_add(mc.ReLU())),

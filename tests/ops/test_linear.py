@@ -78,7 +78,7 @@ def test_chains(case, check):
     check(case)
 
 
-LARGE = [linear((300,), 200, batch=16), linear((17, 150), 65, False, batch=3), linear((2000, 9), 11, batch=2),
+LARGE = [linear((400,), 300, batch=16), linear((17, 150), 65, False, batch=3), linear((2000, 9), 33, batch=2),
          linear((2000,), 130, batch=1)]
 
 

@@ -21,6 +21,7 @@ def held(graph, loss, x, t, logits, expected, *, dtype, batch=3, sample_weight=N
     values = walk.forward(graph, {"input": x})
     wanted, dx = expected(values[logits])
     gradients = walk.backward(graph, values, {logits: dx})[1]
+    poison(net)
     evaluated = net.evaluate(x, t)["loss"]
     poison(net)
     found = net.train_step(x.astype(dtype), t, sample_weight)

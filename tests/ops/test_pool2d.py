@@ -44,6 +44,7 @@ both("ceil-that-changes-nothing", (3, 5, 7), (3, 3), (2, 2), ceil_mode=True)
 # the last window would begin in the padding: PyTorch and onnxruntime leave it out
 both("ceil-behind-the-image", (2, 4, 4), (2, 2), (3, 3), (1, 1, 1, 1), ceil_mode=True)
 both("same-upper", (3, 5, 6), (3, 2), (2, 1), "same_upper")
+both("same-upper-gaps", (3, 5, 6), (1, 2), (2, 3), "same_upper")
 pool("MaxPool2d", "same-lower", (3, 5, 6), (2, 4), (1, 3), "same_lower", skip=("reference",))   # it pads as for same_upper
 pool("AvgPool2d", "same-lower", (3, 5, 6), (2, 4), (1, 3), "same_lower")
 pool("AvgPool2d", "same-lower", (3, 5, 6), (2, 4), (1, 3), "same_lower", count_include_pad=True)
