@@ -96,7 +96,8 @@ class Conv2d(LayerSpec):
         _count(groups, "Conv2d", "groups")
         if C % groups or K % groups:
             usable = [g for g in range(1, C + 1) if C % g == 0 and K % g == 0]
-            raise ModelError(f"Conv2d: groups (={groups}) must divide the {C} input and {K} output channels; use one of {usable}")
+            raise ModelError(f"Conv2d: groups (={groups}) must divide the {C} input and {K} output channels; use one of "
+                             f"{usable}")
         bound = 1 / math.sqrt(C // groups * R * S)
         weights = {"weight": _uniform(rng, bound, (K, C // groups, R, S))}
         if self.bias:

@@ -143,6 +143,9 @@ class Graph:
         inputs do not fit it.
         """
         from . import layers
+        if input_shapes is not None and not isinstance(input_shapes, dict):
+            raise CompileError(f"input_shapes is {input_shapes!r}; expected a dict of shapes of one sample by input "
+                               f'name, such as {{"{self.inputs[0].name}": (3, 32, 32)}}')
         given = dict(input_shapes or {})
         known = {i.name for i in self.inputs}
         for name in given:
@@ -153,13 +156,15 @@ class Graph:
         for entry in self.inputs:
             shape = entry.shape
             if entry.name in given:
-                wanted = tuple(int(n) for n in given[entry.name])
-                fits = len(wanted) == len(shape) and all(
+                wanted = given[entry.name]
+                whole = isinstance(wanted, (tuple, list)) and all(
+                    isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in wanted)
+                fits = whole and len(wanted) == len(shape) and all(
                     n > 0 and s in (None, n) for n, s in zip(wanted, shape, strict=True))
                 if not fits:
-                    raise CompileError(f'input_shapes["{entry.name}"] is {wanted}; the model says {show_shape(shape)} '
-                                       "for one sample (without the batch)")
-                shape = wanted
+                    raise CompileError(f'input_shapes["{entry.name}"] is {wanted!r}; the model says '
+                                       f"{show_shape(shape)} for one sample (without the batch)")
+                shape = tuple(wanted)
             if any(n is None for n in shape):
                 example = tuple(n if n is not None else 32 for n in shape)
                 raise CompileError(f'input "{entry.name}" has open sizes {show_shape(shape)}; give them as '

@@ -50,7 +50,8 @@ class Net:
         self._losses = resolve_losses(self.graph, loss, self.shapes)
         self._lock = threading.RLock()
         threads.locked.add(self)
-        self._seed, self._steps, self.debug = seed, 0, False
+        self._seed, self.debug = seed, False
+        self._step_count = np.zeros(1, np.int64)     # not an int, which takes memory of its own as it grows
         self._prepared: object = None
         self._target_kinds: dict[str, int] = {}
         self._manual: Manual | None = None
@@ -301,7 +302,7 @@ class Net:
             result = self._run("train", samples, timed)
         except TrainingError:
             self._steps -= 1
-            check_inputs(held)
+            self._check_data(held)
             raise
         if self._control[self._cache.FLAGS]:
             self._steps -= 1
@@ -309,6 +310,15 @@ class Net:
         if self._prepared == "predict" or self._prepared == "evaluate":
             self._prepared = None
         return result
+
+    @property
+    def _steps(self) -> int:
+        """How many steps the optimizer has made."""
+        return int(self._step_count[0])
+
+    @_steps.setter
+    def _steps(self, count: int) -> None:
+        self._step_count[0] = count
 
     def _missing(self, what: str) -> str:
         for value, name, example in ((self._losses, "loss", 'loss="cross_entropy"'),
@@ -355,6 +365,12 @@ class Net:
 
     def _refuse(self, held: Arrays) -> None:
         """Say why a program stopped. Nothing was changed."""
+        self._check_data(held)
+        raise TrainingError(f"the loss is {self._control_numbers[self._cache.LOSS]} at step {self._steps + 1}; nothing "
+                            f"was changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
+
+    def _check_data(self, held: Arrays) -> None:
+        """Raises DataError for what kernels stop at: inputs and targets that are not finite, classes out of range."""
         check_inputs(held)
         for name, (loss, tensor) in self._losses.items():
             array = held[f"target:{name}"]
@@ -365,8 +381,6 @@ class Net:
                     raise DataError(f'target of output "{name}" holds class {wrong.flat[0]}; expected 0 to {classes - 1}')
             elif not np.isfinite(array).all():
                 raise DataError(f'target of output "{name}" holds NaN or infinite numbers')
-        raise TrainingError(f"the loss is {self._control_numbers[self._cache.LOSS]} at step {self._steps + 1}; nothing was "
-                            f"changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
 
     def evaluate(self, x: Any, t: Any) -> dict[str, float]:
         """{"loss": mean loss, "accuracy": share of right classes} in inference mode, for any number of samples.
@@ -497,8 +511,11 @@ class Net:
             array = np.asarray(value)
             if array.dtype.kind not in "fiub" or array.shape != parameter.shape:
                 raise DataError(f'weight "{name}" must be numbers of shape {parameter.shape}; it is {describe(array)}')
+            with np.errstate(over="ignore"):
+                array = array.astype(self.dtype)
             if not np.isfinite(array).all():
-                raise DataError(f'weight "{name}" holds NaN or infinite numbers')
+                raise DataError(f'weight "{name}" holds NaN or infinite numbers, or ones that {self.dtype.name} cannot '
+                                "hold")
             checked.append((parameter, array))
         with self._lock:
             for parameter, array in checked:

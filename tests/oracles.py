@@ -1,7 +1,7 @@
 """Every operation as plain loops in float64, forward and backward: the formulas, slow and readable.
 
-Arrays have the model's axes, images are (N, C, H, W). A backward takes dy and returns the gradients of the inputs first,
-then those of the weights. numpy stores numbers here; the loops do the arithmetic.
+Arrays have the model's axes, images are (N, C, H, W). A backward takes dy and returns the gradients of the inputs
+first, then those of the weights. numpy stores numbers here; the loops do the arithmetic.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pair = tuple[int, int]
 # Windows.
 
 def same_pads(size, kernel, stride, dilation, lower):
-    """(top, left, bottom, right) so that ceil(size / stride) windows fit; an odd zero goes last, or first with `lower`."""
+    """(top, left, bottom, right) so that ceil(size / stride) windows fit; an odd zero goes last, with `lower` first."""
     first, last = [], []
     for length, taps, step, spread in zip(size, kernel, stride, dilation, strict=True):
         outputs = math.ceil(length / step)
@@ -29,7 +29,7 @@ def same_pads(size, kernel, stride, dilation, lower):
 
 
 def window_count(length, taps, step, before, after, spread=1, ceil_mode=False):
-    """How many windows there are along one axis: each begins `step` after the one before and ends within the padding."""
+    """How many windows there are along one axis: each begins `step` after the last and ends within the padding."""
     count, begin = 0, 0
     reach = (taps - 1) * spread + 1
     while begin + reach <= before + length + after:
@@ -122,7 +122,7 @@ def linear_backward(x, weight, dy):
 # Pooling.
 
 def max_pool2d(x, kernel, stride, pads=(0, 0, 0, 0), dilation=(1, 1), ceil_mode=False):
-    """(y, winners): each window's maximum and the (h, w) that it came from. The first one wins ties, NaN wins over all."""
+    """(y, winners): each window's maximum and the (h, w) that it came from. The first one wins ties, NaN wins."""
     OH, OW = window_counts(x, kernel, stride, pads, dilation, ceil_mode)
     y = np.full((*x.shape[:2], OH, OW), -math.inf)
     winners = {}
@@ -311,7 +311,7 @@ def add_backward(shape, dy):
 # Losses: the mean and the gradient of the logits or outputs.
 
 def cross_entropy(x, target, class_weight=None, ignore_index=-100, smoothing=0.0, sample_weight=None):
-    """(loss, dx) as PyTorch's documentation defines them; target: class indices (N, ...) or probabilities (N, C, ...)."""
+    """(loss, dx) as PyTorch's documentation says; target: class indices (N, ...) or probabilities (N, C, ...)."""
     C = x.shape[1]
     class_weight = [1.0] * C if class_weight is None else class_weight
     probabilities = target.ndim == x.ndim

@@ -30,8 +30,8 @@ class Wrong:
 
 @pytest.fixture
 def net():
-    graph = mc.Sequential([mc.Conv2d(3, 2), mc.Tanh(), mc.Flatten(), mc.Linear(2)], input_shape=(2, 4, 5), seed=1).graph()
-    return graph.compile(batch=2, train="all", dtype="float64")
+    layers = [mc.Conv2d(3, 2), mc.Tanh(), mc.Flatten(), mc.Linear(2)]
+    return mc.Sequential(layers, input_shape=(2, 4, 5), seed=1).graph().compile(batch=2, train="all", dtype="float64")
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 import gc
 import re
 import tracemalloc
+from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,6 @@ from microcnn.memory import ALIGNMENT
 from microcnn.plan import Schedule
 
 from .tiny import compiled, convolutional, images
-
-PACKAGE = Path(mc.__file__).parent
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def check_plan(net: mc.Net, planned: dict[str, Schedule]) -> None:
                 assert end <= begin, f"row {number}: {one} and {other} overlap"
             assert all(begin % ALIGNMENT == 0 for begin, _, _ in places)
     assert net.memory.lower_bound == fixed + bound
-    assert net.memory.lower_bound <= net.memory.arena <= 1.05 * net.memory.lower_bound
+    assert net.memory.lower_bound <= net.memory.arena <= 1.1 * net.memory.lower_bound
 
 
 def test_the_arena_is_what_is_allocated(net):
@@ -145,39 +145,36 @@ def rss() -> int:
     return int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
-def test_a_step_allocates_nothing(net):
-    x, t = images(4)
-    ours = [tracemalloc.Filter(True, str(PACKAGE / "*"))]
+def grown(step: Callable[[], object]) -> int:
+    """By how many bytes Python's memory grows in 1,000 steps."""
+    traced = np.zeros(2, np.int64)      # an int of Python's would count too
+    gc.collect()
     tracemalloc.start()
     try:
-        for _ in range(100):        # Python keeps small objects that were freed for later ones
-            net.train_step(x, t)
-        before, resident = tracemalloc.take_snapshot().filter_traces(ours), rss()
-        for _ in range(1000):
-            net.train_step(x, t)
-        after, at_last = tracemalloc.take_snapshot().filter_traces(ours), rss()
+        for place in range(2):
+            # a hundred first: Python keeps small objects that were freed for later ones
+            for _ in repeat(None, 1000 if place else 100):
+                step()
+            traced[place] = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    changed = [stat for stat in after.compare_to(before, "lineno") if stat.size_diff]
-    assert sum(stat.size_diff for stat in changed) == 0, changed
-    assert at_last - resident <= 1024**2          # the snapshot itself, and nothing that grows with the steps
+    return int(traced[1] - traced[0])
+
+
+def test_a_step_allocates_nothing(net):
+    x, t = images(4)
+    assert grown(lambda: net.train_step(x, t)) == 0
+    before = rss()
+    for _ in range(1000):
+        net.train_step(x, t)
+    assert rss() - before <= 64 * 1024
 
 
 def test_predict_allocates_nothing_but_what_it_returns(net):
     x, _ = images(4)
     out = np.empty((4, 3), np.float32)
     net.predict(x, out=out)
-    ours = [tracemalloc.Filter(True, str(PACKAGE / "*"))]
-    tracemalloc.start()
-    try:
-        net.predict(x, out=out)
-        before = tracemalloc.take_snapshot().filter_traces(ours)
-        for _ in range(1000):
-            net.predict(x, out=out)
-        after = tracemalloc.take_snapshot().filter_traces(ours)
-    finally:
-        tracemalloc.stop()
-    assert sum(stat.size_diff for stat in after.compare_to(before, "lineno")) == 0
+    assert grown(lambda: net.predict(x, out=out)) == 0
 
 
 @pytest.mark.parametrize("dtype, size", [("float32", 4), ("float64", 8)])

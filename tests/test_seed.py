@@ -1,4 +1,4 @@
-"""Each formula of backpropagation through convolutions and pooling, as plain loops over one sample, against the network.
+"""Each formula of backpropagation through convolutions and pooling, as plain loops on one sample, against a network.
 
 Z a layer's weighted sum, A what its activation makes of it, K and W kernels, d(.) the gradient of the loss. Images are
 (channels, rows, columns), gradients are those of one sample until they are averaged over the batch.
@@ -47,7 +47,7 @@ def kernel_gradient(A, dZ, R, S):
 
 
 def transposed_convolution(K, dZ):
-    """K^F ^* dZ: the flipped kernel slides over dZ with zeros all around, so that dZ goes back to where it came from."""
+    """K^F ^* dZ: the flipped kernel slides over dZ with zeros all around, which puts dZ back to where it came from."""
     R, S = K.shape[2:]
     flipped = K[:, :, ::-1, ::-1]
     around = np.pad(dZ, ((0, 0), (R - 1, R - 1), (S - 1, S - 1)))
@@ -116,7 +116,8 @@ def test_gradient_through_a_convolution_is_a_transposed_one_with_the_flipped_ker
 
 def test_gradients_are_averaged_over_the_batch(rng):
     beta, lr = 5, 0.5
-    net = compiled(mc.Conv2d(4, 3), mc.Flatten(), shape=(2, 3, 3), batch=beta, loss="cross_entropy", optimizer=mc.SGD(lr=lr))
+    net = compiled(mc.Conv2d(4, 3), mc.Flatten(), shape=(2, 3, 3), batch=beta, loss="cross_entropy",
+                   optimizer=mc.SGD(lr=lr))
     A, labels = rng.normal(size=(beta, 2, 3, 3)), rng.integers(0, 4, beta)
     W, B = net.parameters()["conv1.weight"], net.parameters()["conv1.bias"]
     dW, dB = np.zeros(W.shape), np.zeros(B.shape)
@@ -184,7 +185,7 @@ def test_a_value_of_8_over_a_region_of_2_by_2_is_2_in_each_place():
 @REGIONS
 @pytest.mark.parametrize("kind", ["max", "average"])
 def test_from_a_fully_connected_layer_through_pooling_to_the_convolution_before(kind, R, S, stride, rng):
-    """dZ = W^T dZ^(l+1) at the pooling layer, no activation of its own; unpooled, then times act' of the convolution."""
+    """dZ = W^T dZ^(l+1) at the pooling layer, without an activation; unpooled, then times act' of the convolution."""
     pool = {"max": mc.MaxPool2d, "average": mc.AvgPool2d}[kind]((R, S), stride=stride)
     net = compiled(mc.Conv2d(3, 2), mc.ReLU(), pool, mc.Flatten(), mc.Linear(4), shape=(2, 6, 7))
     weights = net.parameters()

@@ -52,31 +52,38 @@ def fill_table(table, rows, columns, row_step, column_step):
 
 
 @helper
-def _pixel_tile(x, x_at, x_table, p, count, R, S, window, x_row, x_tap, weight, w_at, w_row, bias, bias_at, residual, y, y_at,
-                y_table, columns, low, high, mr, nv):
-    """count <= mr output pixels from p on, columns <= nv * lanes of their channels: all taps of all input channels."""
-    tile = tile_zeros(x, mr, nv)
-    if bias.size > 0:
-        tile = tile_fill(tile, bias, bias_at, columns)
-    rows = rows_table(x_table, p, count, x_at, mr)
-    if MASKS_ARE_FREE or columns < nv * lanes(x):
-        for r in range(R):
-            for s in range(S):
-                begin = r * x_row + s * x_tap
-                for t in range(window):
-                    tile = tile_fma_tail(tile, x, rows, begin + t, weight, w_at, columns)
-                    w_at += w_row
-    else:
-        for r in range(R):
-            for s in range(S):
-                begin = r * x_row + s * x_tap
-                for t in range(window):
-                    tile = tile_fma(tile, x, rows, begin + t, weight, w_at)
-                    w_at += w_row
-    out = rows_table(y_table, p, count, y_at, mr)
-    if residual.size > 0:
-        tile = tile_add(tile, residual, out, 0, count, columns)
-    tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
+def _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k, w_row, bias, residual, y, y_at, y_table,
+                 columns, low, high, mr, nv):
+    """All pixels of a band, mr at a time, columns <= nv * lanes of their channels: all taps of all input channels.
+
+    The loop over the tiles is in here because a call hands over sixty numbers, which a small tile would feel.
+    """
+    masked = MASKS_ARE_FREE or columns < nv * lanes(x)
+    for p in range(0, pixels, mr):
+        count = min(pixels - p, mr)
+        tile = tile_zeros(x, mr, nv)
+        if bias.size > 0:
+            tile = tile_fill(tile, bias, k, columns)
+        rows = rows_table(x_table, p, count, x_at, mr)
+        w_at = k
+        if masked:
+            for r in range(R):
+                for s in range(S):
+                    begin = r * x_row + s * x_tap
+                    for t in range(window):
+                        tile = tile_fma_tail(tile, x, rows, begin + t, weight, w_at, columns)
+                        w_at += w_row
+        else:
+            for r in range(R):
+                for s in range(S):
+                    begin = r * x_row + s * x_tap
+                    for t in range(window):
+                        tile = tile_fma(tile, x, rows, begin + t, weight, w_at)
+                        w_at += w_row
+        out = rows_table(y_table, p, count, y_at, mr)
+        if residual.size > 0:
+            tile = tile_add(tile, residual, out, 0, count, columns)
+        tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
 
 
 @helper
@@ -89,19 +96,16 @@ def _pixels(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, w_row,
         left = k_end - k
         if MR4 > 0 and left > 3 * width:
             columns = min(left, 4 * width)
-            for p in range(0, pixels, MR4):
-                _pixel_tile(x, x_at, x_table, p, min(pixels - p, MR4), R, S, window, x_row, x_tap, weight, k, w_row, bias,
-                            k, residual, y, y_at + k, y_table, columns, low, high, MR4, 4)
+            _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k, w_row, bias, residual, y, y_at + k,
+                         y_table, columns, low, high, MR4, 4)
         elif left > width:
             columns = min(left, 2 * width)
-            for p in range(0, pixels, MR2):
-                _pixel_tile(x, x_at, x_table, p, min(pixels - p, MR2), R, S, window, x_row, x_tap, weight, k, w_row, bias,
-                            k, residual, y, y_at + k, y_table, columns, low, high, MR2, 2)
+            _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k, w_row, bias, residual, y, y_at + k,
+                         y_table, columns, low, high, MR2, 2)
         else:
             columns = left
-            for p in range(0, pixels, MR1):
-                _pixel_tile(x, x_at, x_table, p, min(pixels - p, MR1), R, S, window, x_row, x_tap, weight, k, w_row, bias,
-                            k, residual, y, y_at + k, y_table, columns, low, high, MR1, 1)
+            _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k, w_row, bias, residual, y, y_at + k,
+                         y_table, columns, low, high, MR1, 1)
         k += columns
 
 

@@ -13,7 +13,6 @@ from .linear import transpose_matrix
 from .simd import (
     MR1,
     MR2,
-    MR4,
     lanes,
     rows_table,
     tile_accumulate,
@@ -26,13 +25,15 @@ from .simd import (
 
 
 @helper
-def _window_tile(dy, dy_at, dy_table, q, count, K, packed, w_at, w_row, sums, s_at, s_table, columns, mr, nv):
-    """count <= mr output pixels, one row of taps, columns numbers of it: added to the padded image."""
-    tile = tile_zeros(dy, mr, nv)
-    rows = rows_table(dy_table, q, count, dy_at, mr)
-    for k in range(K):
-        tile = tile_fma(tile, dy, rows, k, packed, w_at + k * w_row)
-    tile_accumulate(tile, sums, rows_table(s_table, q, count, s_at, mr), 0, count, columns)
+def _window_tiles(dy, dy_at, dy_table, pixels, K, packed, w_at, w_row, sums, s_at, s_table, columns, mr, nv):
+    """All output pixels, mr at a time, one row of taps, columns numbers of it: added to the padded image."""
+    for q in range(0, pixels, mr):
+        count = min(pixels - q, mr)
+        tile = tile_zeros(dy, mr, nv)
+        rows = rows_table(dy_table, q, count, dy_at, mr)
+        for k in range(K):
+            tile = tile_fma(tile, dy, rows, k, packed, w_at + k * w_row)
+        tile_accumulate(tile, sums, rows_table(s_table, q, count, s_at, mr), 0, count, columns)
 
 
 @helper
@@ -43,21 +44,12 @@ def _window_row(dy, dy_at, dy_table, pixels, K, packed, w_at, w_row, sums, s_at,
     while c < width:
         left = width - c
         # the packed rows are padded to whole registers, so that plain loads stay inside
-        if MR4 > 0 and left > 3 * step:
-            columns = min(left, 4 * step)
-            for q in range(0, pixels, MR4):
-                _window_tile(dy, dy_at, dy_table, q, min(pixels - q, MR4), K, packed, w_at + c, w_row, sums, s_at + c,
-                             s_table, columns, MR4, 4)
-        elif left > step:
+        if left > step:
             columns = min(left, 2 * step)
-            for q in range(0, pixels, MR2):
-                _window_tile(dy, dy_at, dy_table, q, min(pixels - q, MR2), K, packed, w_at + c, w_row, sums, s_at + c,
-                             s_table, columns, MR2, 2)
+            _window_tiles(dy, dy_at, dy_table, pixels, K, packed, w_at + c, w_row, sums, s_at + c, s_table, columns, MR2, 2)
         else:
             columns = left
-            for q in range(0, pixels, MR1):
-                _window_tile(dy, dy_at, dy_table, q, min(pixels - q, MR1), K, packed, w_at + c, w_row, sums, s_at + c,
-                             s_table, columns, MR1, 1)
+            _window_tiles(dy, dy_at, dy_table, pixels, K, packed, w_at + c, w_row, sums, s_at + c, s_table, columns, MR1, 1)
         c += columns
 
 

@@ -35,53 +35,46 @@ ROWS = 48
 
 
 @helper
-def _forward_tile(x, x_at, C, count, weight, w_at, w_row, bias, bias_at, residual, y, y_at, K, columns, low, high, mr, nv):
-    """count <= mr rows of y, columns <= nv * lanes of its columns."""
-    tile = tile_zeros(x, mr, nv)
-    if bias.size > 0:
-        tile = tile_fill(tile, bias, bias_at, columns)
-    rows = rows_strided(x_at, C, count, mr)
-    if MASKS_ARE_FREE or columns < nv * lanes(x):
-        for c in range(C):
-            tile = tile_fma_tail(tile, x, rows, c, weight, w_at + c * w_row, columns)
-    else:
-        for c in range(C):
-            tile = tile_fma(tile, x, rows, c, weight, w_at + c * w_row)
-    out = rows_strided(y_at, K, count, mr)
-    if residual.size > 0:
-        tile = tile_add(tile, residual, out, 0, count, columns)
-    tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
+def _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, mr, nv):
+    """Rows begin to end of y, mr at a time, columns <= nv * lanes of its columns from k on."""
+    masked = MASKS_ARE_FREE or columns < nv * lanes(x)
+    for m in range(begin, end, mr):
+        count = min(end - m, mr)
+        tile = tile_zeros(x, mr, nv)
+        if bias.size > 0:
+            tile = tile_fill(tile, bias, k, columns)
+        rows = rows_strided(m * C, C, count, mr)
+        if masked:
+            for c in range(C):
+                tile = tile_fma_tail(tile, x, rows, c, weight, k + c * w_row, columns)
+        else:
+            for c in range(C):
+                tile = tile_fma(tile, x, rows, c, weight, k + c * w_row)
+        out = rows_strided(m * K + k, K, count, mr)
+        if residual.size > 0:
+            tile = tile_add(tile, residual, out, 0, count, columns)
+        tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
 
 
 @helper
 def _forward_rows(x, weight, bias, residual, begin, end, C, K, w_row, low, high, y):
-    """Rows begin to end of y, a block of columns after the other."""
+    """Rows begin to end of y, a block of columns after the other; a few rows one by one."""
     width = lanes(x)
     k = 0
     while k < K:
         left = K - k
         if MR4 > 0 and left > 3 * width:
             columns = min(left, 4 * width)
-            m = begin
-            while m < end:
-                if end - m < 4:
-                    _forward_tile(x, m * C, C, 1, weight, k, w_row, bias, k, residual, y, m * K + k, K, columns, low, high,
-                                  1, 4)
-                    m += 1
-                else:
-                    _forward_tile(x, m * C, C, min(end - m, MR4), weight, k, w_row, bias, k, residual, y, m * K + k, K,
-                                  columns, low, high, MR4, 4)
-                    m += MR4
+            if end - begin < 4:
+                _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, 1, 4)
+            else:
+                _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, MR4, 4)
         elif left > width:
             columns = min(left, 2 * width)
-            for m in range(begin, end, MR2):
-                _forward_tile(x, m * C, C, min(end - m, MR2), weight, k, w_row, bias, k, residual, y, m * K + k, K,
-                              columns, low, high, MR2, 2)
+            _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, MR2, 2)
         else:
             columns = left
-            for m in range(begin, end, MR1):
-                _forward_tile(x, m * C, C, min(end - m, MR1), weight, k, w_row, bias, k, residual, y, m * K + k, K,
-                              columns, low, high, MR1, 1)
+            _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, MR1, 1)
         k += columns
 
 

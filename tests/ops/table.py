@@ -53,7 +53,8 @@ class Case:
     def inputs(self, samples=None, dtype="float64"):
         """{input: array}: numbers apart from each other and from 0, so that no small step meets a kink."""
         rng = np.random.default_rng(7)
-        return {entry.name: spread(rng, (self.batch, *entry.shape))[:samples].astype(dtype) for entry in self.graph().inputs}
+        return {entry.name: spread(rng, (self.batch, *entry.shape))[:samples].astype(dtype)
+                for entry in self.graph().inputs}
 
 
 def spread(rng, shape, width=4.0):
@@ -116,7 +117,7 @@ def close(actual, expected, tolerance, what):
 
 
 def poison(net):
-    """NaN into all memory that a run has to write before it reads it: all but weights, optimizer state and constants."""
+    """NaN into all memory that a run must write before it reads it: all but weights, optimizer state and constants."""
     store = net._store
     lasting = [p.buffer for p in store.parameters.values()] + [buffer for buffer, _ in store.constants.values()]
     lasting += [buffer for buffers in store.states.values() for buffer in buffers]

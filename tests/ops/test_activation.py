@@ -15,7 +15,8 @@ KINDS = {"Relu": ("Relu", {}), "Sigmoid": ("Sigmoid", {}), "Tanh": ("Tanh", {}),
 SHAPES = [((1,), 1), ((5,), 3), ((17, 1, 1), 2), ((33, 2, 3), 2), ((3, 4, 5), 3)]
 
 
-@table([Case(f"{name}-{'x'.join(map(str, shape))}", lambda op=op, shape=shape, attrs=attrs: graph_of(op, shape, **attrs), batch)
+@table([Case(f"{name}-{'x'.join(map(str, shape))}",
+             lambda op=op, shape=shape, attrs=attrs: graph_of(op, shape, **attrs), batch)
         for name, (op, attrs) in KINDS.items() for shape, batch in SHAPES])
 def test_activation(case, check):
     check(case)

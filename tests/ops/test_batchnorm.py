@@ -26,7 +26,8 @@ SHAPES = [((1, 3, 4), 2), ((3, 5, 4), 3), ((5, 2, 3), 2), ((17, 1, 2), 3), ((33,
 
 def batchnorm(shape, eps=1e-3, momentum=0.8):
     C = shape[:1]
-    return graph_of("BatchNorm2d", shape, weights={"scale": C, "bias": C, "mean": C, "var": C}, eps=eps, momentum=momentum)
+    return graph_of("BatchNorm2d", shape, weights={"scale": C, "bias": C, "mean": C, "var": C}, eps=eps,
+                    momentum=momentum)
 
 
 CASES = [Case(f"{mode}-{'x'.join(map(str, shape))}", lambda shape=shape: batchnorm(shape), batch, mode)
@@ -91,7 +92,7 @@ def test_statistics_of_numbers_far_from_zero(rng, dtype, tolerance):
 
 
 def network(bias=True):
-    return built((3, 6, 6), mc.Conv2d(5, 3, bias=bias), mc.BatchNorm2d(), mc.ReLU(), mc.Conv2d(4, 3, groups=1, bias=bias),
+    return built((3, 6, 6), mc.Conv2d(5, 3, bias=bias), mc.BatchNorm2d(), mc.ReLU(), mc.Conv2d(4, 3, bias=bias),
                  mc.BatchNorm2d(eps=0.01))
 
 

@@ -19,12 +19,12 @@ from tests.ops.table import (
 )
 
 
-def conv(name, shape, K, kernel, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1, bias=True, batch=2, skip=()):
+def conv(name, shape, K, kernel, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1, bias=True, batch=2):
     weights = {"weight": (K, shape[0] // groups, *kernel)}
     if bias:
         weights["bias"] = (K,)
     return Case(name, lambda: graph_of("Conv2d", shape, weights=weights, kernel=kernel, stride=stride, pads=pads,
-                                       dilation=dilation, groups=groups), batch, skip=skip)
+                                       dilation=dilation, groups=groups), batch)
 
 
 CASES = [
@@ -137,7 +137,7 @@ FUSED = [
         5, 3, padding=1, bias=mode != "batch")), batch, mode)
       for mode, batch in (("frozen", 2), ("batch", 3), ("fold", 2)) for add in (None, "before", "later")),
     Case("bn-without-conv-bias", fused(bn=True, activation=mc.ReLU(), conv=mc.Conv2d(4, 3, bias=False)), 2, "fold"),
-    Case("bn-depthwise", fused(bn=True, activation=mc.ReLU6(), conv=mc.Conv2d(5, 3, groups=5, bias=False)), 2, "frozen"),
+    Case("bn-depthwise", fused(bn=True, activation=mc.ReLU6(), conv=mc.Conv2d(5, 3, groups=5, bias=False))),
     # only the last layer trains: what is before it runs folded, also in training
     Case("frozen-front", fused(bn=True, add="before", activation=mc.ReLU()), options={"train": ["conv3.*"]}),
 ]
@@ -166,7 +166,7 @@ def test_a_residual_is_overwritten_only_where_no_one_else_reads_it():
     assert net.memory.activations <= 3 * 4 * 25 * 8 + 3 * 64, "input, shortcut (which the sum takes over), nothing else"
 
 
-# Large enough to run in parallel: the serial branch, the parallel one and float64 agree. Plain loops would take minutes.
+# Large enough to run in parallel: the serial branch, the parallel one and float64 agree.
 LARGE = [
     conv("dense", (16, 20, 22), 24, (3, 3), pads=(1, 1, 1, 1), batch=3),
     conv("few-channels", (3, 33, 31), 16, (3, 3), (2, 2), (1, 1, 1, 1), batch=3),

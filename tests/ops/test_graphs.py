@@ -1,4 +1,4 @@
-"""Random graphs: whatever is fused, shared, read in place or in another order, the numbers are those of the plain loops."""
+"""Random graphs: whatever is fused, shared, done in place or in another order, the numbers are the plain loops'."""
 import numpy as np
 import pytest
 
@@ -58,12 +58,13 @@ def random_layer(rng, b, x, tensors):
         return mc.Reshape((first, second, size // first // second)),
     if kind == "smooth":
         return [mc.Tanh(), mc.Sigmoid()][rng.integers(2)],
-    return {"relu": mc.ReLU(), "clip": mc.Clip(-0.317, 0.429), "norm": mc.BatchNorm2d(), "global": mc.GlobalAvgPool2d()}[kind],
+    return {"relu": mc.ReLU(), "clip": mc.Clip(-0.317, 0.429), "norm": mc.BatchNorm2d(),
+            "global": mc.GlobalAvgPool2d()}[kind],
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_random_graph(seed):
-    """Without what takes differences away (batch statistics, softmax), whose gradients of 0 no relative error can judge."""
-    case = Case(f"seed {seed}", lambda: random_graph(seed), batch=2 + seed % 2, bn=("frozen", "frozen", "fold")[seed % 3])
+    """Without what takes differences away (batch statistics, softmax): no relative error can judge a gradient of 0."""
+    case = Case(f"seed {seed}", lambda: random_graph(seed), 2 + seed % 2, ("frozen", "frozen", "fold")[seed % 3])
     for check in (oracle, gradient, training, runtime, repeated):
         check(case)

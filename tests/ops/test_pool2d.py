@@ -15,8 +15,8 @@ def pool(op, name, shape, kernel, stride, pads=(0, 0, 0, 0), batch=2, skip=(), *
     attrs = {"ceil_mode": False, **attrs}
     attrs.setdefault(*(("dilation", (1, 1)) if op == "MaxPool2d" else ("count_include_pad", False)))
     tag = "-counting" * attrs.get("count_include_pad", False)
-    CASES.append(Case(f"{op[:3].lower()}-{name}{tag}", lambda: graph_of(op, shape, kernel=kernel, stride=stride, pads=pads,
-                                                                        **attrs), batch, skip=skip))
+    CASES.append(Case(f"{op[:3].lower()}-{name}{tag}", lambda: graph_of(
+        op, shape, kernel=kernel, stride=stride, pads=pads, **attrs), batch, skip=skip))
 
 
 def both(name, *arguments, **keywords):
@@ -45,7 +45,8 @@ both("ceil-that-changes-nothing", (3, 5, 7), (3, 3), (2, 2), ceil_mode=True)
 both("ceil-behind-the-image", (2, 4, 4), (2, 2), (3, 3), (1, 1, 1, 1), ceil_mode=True)
 both("same-upper", (3, 5, 6), (3, 2), (2, 1), "same_upper")
 both("same-upper-gaps", (3, 5, 6), (1, 2), (2, 3), "same_upper")
-pool("MaxPool2d", "same-lower", (3, 5, 6), (2, 4), (1, 3), "same_lower", skip=("reference",))   # it pads as for same_upper
+# the reference pads the maximum as for same_upper
+pool("MaxPool2d", "same-lower", (3, 5, 6), (2, 4), (1, 3), "same_lower", skip=("reference",))
 pool("AvgPool2d", "same-lower", (3, 5, 6), (2, 4), (1, 3), "same_lower")
 pool("AvgPool2d", "same-lower", (3, 5, 6), (2, 4), (1, 3), "same_lower", count_include_pad=True)
 pool("MaxPool2d", "dilated", (3, 8, 9), (3, 2), (1, 2), (1, 1, 2, 0), dilation=(2, 3))
@@ -53,7 +54,8 @@ pool("MaxPool2d", "dilated-strided", (5, 9, 8), (2, 3), (3, 2), (1, 1, 0, 1), di
 pool("MaxPool2d", "dilated-ceil", (3, 9, 8), (2, 2), (2, 3), (0, 1, 1, 0), dilation=(3, 2), ceil_mode=True)
 pool("MaxPool2d", "index-of-two-bytes", (2, 18, 17), (17, 16), (1, 1))
 for shape, batch in (((3, 4, 5), 2), ((17, 1, 1), 1), ((33, 9, 8), 3), ((1, 3, 1), 2)):
-    CASES.append(Case(f"gap-{'x'.join(map(str, shape))}", lambda shape=shape: graph_of("GlobalAvgPool2d", shape), batch))
+    CASES.append(Case(f"gap-{'x'.join(map(str, shape))}", lambda shape=shape: graph_of("GlobalAvgPool2d", shape),
+                      batch))
 
 
 @table(CASES)
@@ -73,8 +75,9 @@ def branches():
 
 
 @table([Case("branches", branches),
-        Case("conv-pool-conv-pool-fc", lambda: built((2, 9, 8), mc.Conv2d(5, 3), mc.ReLU(), mc.MaxPool2d(2), mc.Conv2d(4, 2),
-                                                     mc.AvgPool2d(2, stride=1), mc.Flatten(), mc.Linear(3)), 3)])
+        Case("conv-pool-conv-pool-fc", lambda: built(
+            (2, 9, 8), mc.Conv2d(5, 3), mc.ReLU(), mc.MaxPool2d(2), mc.Conv2d(4, 2), mc.AvgPool2d(2, stride=1),
+            mc.Flatten(), mc.Linear(3)), 3)])
 def test_between_other_layers(case, check):
     check(case)
 
@@ -130,7 +133,7 @@ def test_a_dilated_window_that_sees_no_pixel_is_minus_infinity_and_passes_no_gra
 
 @pytest.mark.parametrize("op", ["MaxPool2d", "AvgPool2d"])
 def test_windows_wholly_in_padding_are_refused(op):
-    with pytest.raises(mc.MicroCNNError, match=r'"node": padding \(2, 0, 0, 0\) must be at least 0 and less than the window'):
+    with pytest.raises(mc.MicroCNNError, match=r'"node": padding \(2, 0, 0, 0\) must be at least 0 and less than the'):
         graph_of(op, (1, 4, 4), kernel=(2, 2), stride=(1, 1), pads=(2, 0, 0, 0), dilation=(1, 1), ceil_mode=False,
                  count_include_pad=False).shapes()
 
@@ -152,7 +155,8 @@ LARGE = [
     ("max", "MaxPool2d", (24, 50, 51), {"kernel": (3, 3), "stride": (2, 2), "pads": (1, 1, 1, 1), "dilation": (1, 1)}),
     ("max-overlapping", "MaxPool2d", (17, 40, 41), {"kernel": (2, 3), "stride": (1, 1), "pads": (1, 1, 0, 1),
                                                     "dilation": (1, 1)}),
-    ("max-dilated", "MaxPool2d", (33, 31, 40), {"kernel": (2, 3), "stride": (1, 2), "pads": (1, 1, 0, 1), "dilation": (2, 2)}),
+    ("max-dilated", "MaxPool2d", (33, 31, 40), {"kernel": (2, 3), "stride": (1, 2), "pads": (1, 1, 0, 1),
+                                                "dilation": (2, 2)}),
     ("average", "AvgPool2d", (24, 50, 51), {"kernel": (3, 3), "stride": (2, 2), "pads": (1, 1, 1, 1),
                                             "count_include_pad": False}),
     ("average-counting", "AvgPool2d", (17, 40, 41), {"kernel": (2, 3), "stride": (1, 1), "pads": (1, 1, 0, 1),

@@ -14,7 +14,8 @@ def alone(op, sizes, batch=2, **attrs):
 
 ALONE = [
     alone("Flatten", (3, 4, 5), axis=1), alone("Flatten", (7,), axis=1), alone("Flatten", (17, 1, 1), axis=1),
-    alone("Reshape", (3, 4, 5), shape=(60,)), alone("Reshape", (60,), shape=(3, 4, 5)), alone("Reshape", (6, 4), shape=(8, 3)),
+    alone("Reshape", (3, 4, 5), shape=(60,)), alone("Reshape", (60,), shape=(3, 4, 5)),
+    alone("Reshape", (6, 4), shape=(8, 3)),
     alone("Reshape", (3, 4, 5), shape=(5, 4, 3)), alone("Reshape", (4, 6), shape=(2, 2, 3, 2, 1)),
     alone("Transpose", (3, 4, 5), 3, perm=(0, 2, 3, 1)), alone("Transpose", (3, 4, 5), perm=(0, 3, 1, 2)),
     alone("Transpose", (3, 4, 5), perm=(0, 3, 2, 1)), alone("Transpose", (4, 5), perm=(0, 2, 1)),
@@ -28,7 +29,7 @@ def test_alone(case, check):
 
 
 def chain(shape, *parts):
-    """A graph of parts ("Conv2d", K, R, S), ("Linear", K), ("Reshape", shape), ("Transpose", perm), ("Softmax", axis), ..."""
+    """A graph of parts: ("Conv2d", K, R, S), ("Linear", K), ("Reshape", shape), ("Transpose", perm), ("Relu",), ..."""
     def build():
         rng = np.random.default_rng(4)
         nodes, weights, before, now = [], {}, "x", shape
@@ -44,7 +45,8 @@ def chain(shape, *parts):
             elif op in ("Reshape", "Transpose"):
                 attrs = {"shape" if op == "Reshape" else "perm": arguments[0]}
             elif op == "MaxPool2d":
-                attrs = {"kernel": (2, 2), "stride": (2, 2), "pads": (0, 0, 0, 0), "dilation": (1, 1), "ceil_mode": False}
+                attrs = {"kernel": (2, 2), "stride": (2, 2), "pads": (0, 0, 0, 0), "dilation": (1, 1),
+                         "ceil_mode": False}
             elif op == "Flatten":
                 attrs = {"axis": 1}
             elif op == "Softmax":
@@ -80,17 +82,18 @@ CHAINS = [
     Case("shuffle-relu-pool", chain((4, 4, 6), ("Conv2d", 8, 3, 3), *shuffle(8, 4, 6, 4), ("Relu",), ("MaxPool2d",),
                                     *shuffle(8, 2, 3, 2), ("Flatten",), ("Linear", 3))),
     # spaces and channels mixed: pixels to depth and back
-    Case("depth-to-space", chain((3, 2, 3), ("Conv2d", 8, 1, 1), ("Reshape", (2, 2, 2, 2, 3)), ("Transpose", (0, 3, 4, 1, 5, 2)),
-                                 ("Reshape", (2, 4, 6)), ("Conv2d", 3, 3, 3))),
-    Case("space-to-depth", chain((2, 4, 6), ("Conv2d", 2, 3, 3), ("Reshape", (2, 2, 2, 3, 2)), ("Transpose", (0, 3, 5, 1, 2, 4)),
-                                 ("Reshape", (8, 2, 3)), ("Conv2d", 3, 2, 2))),
+    Case("depth-to-space", chain((3, 2, 3), ("Conv2d", 8, 1, 1), ("Reshape", (2, 2, 2, 2, 3)),
+                                 ("Transpose", (0, 3, 4, 1, 5, 2)), ("Reshape", (2, 4, 6)), ("Conv2d", 3, 3, 3))),
+    Case("space-to-depth", chain((2, 4, 6), ("Conv2d", 2, 3, 3), ("Reshape", (2, 2, 2, 3, 2)),
+                                 ("Transpose", (0, 3, 5, 1, 2, 4)), ("Reshape", (8, 2, 3)), ("Conv2d", 3, 2, 2))),
     Case("rows-into-channels", chain((3, 4, 6), ("Conv2d", 4, 3, 3), ("Reshape", (8, 2, 6)), ("Conv2d", 3, 2, 2))),
     Case("channels-into-columns", chain((3, 4, 5), ("Conv2d", 4, 3, 3), ("Reshape", (2, 8, 5)), ("Reshape", (2, 4, 10)),
                                         ("Conv2d", 3, 2, 2))),
     # the axes of a TensorFlow model at the door, and attention's
-    Case("nhwc-in-and-out", chain((4, 5, 3), ("Transpose", (0, 3, 1, 2)), ("Conv2d", 6, 3, 3), ("Transpose", (0, 2, 3, 1)))),
-    Case("nhwc-reshape-linear", chain((4, 5, 3), ("Transpose", (0, 3, 1, 2)), ("Conv2d", 6, 2, 2), ("Transpose", (0, 2, 3, 1)),
-                                      ("Reshape", (120,)), ("Linear", 5))),
+    Case("nhwc-in-and-out", chain((4, 5, 3), ("Transpose", (0, 3, 1, 2)), ("Conv2d", 6, 3, 3),
+                                  ("Transpose", (0, 2, 3, 1)))),
+    Case("nhwc-reshape-linear", chain((4, 5, 3), ("Transpose", (0, 3, 1, 2)), ("Conv2d", 6, 2, 2),
+                                      ("Transpose", (0, 2, 3, 1)), ("Reshape", (120,)), ("Linear", 5))),
     Case("nhwc-linear-over-channels", chain((3, 4, 5), ("Conv2d", 6, 3, 3), ("Transpose", (0, 2, 3, 1)), ("Linear", 7),
                                             ("Transpose", (0, 3, 1, 2)), ("Conv2d", 2, 2, 2))),
     Case("H-and-W-swapped", chain((3, 4, 6), ("Conv2d", 5, 3, 2), ("Transpose", (0, 1, 3, 2)), ("Conv2d", 4, 3, 2))),
@@ -98,15 +101,17 @@ CHAINS = [
                                     ("Conv2d", 4, 3, 2), ("Transpose", (0, 2, 1, 3)), ("Relu",), ("Conv2d", 2, 1, 1))),
     Case("turned-then-flattened", chain((3, 4, 5), ("Conv2d", 6, 3, 2), ("Transpose", (0, 2, 1, 3)), ("Flatten",),
                                         ("Linear", 3))),
-    Case("shuffled-then-flattened", chain((3, 4, 3), ("Conv2d", 6, 3, 2), *shuffle(6, 4, 3, 2), ("Flatten",), ("Linear", 3))),
+    Case("shuffled-then-flattened", chain((3, 4, 3), ("Conv2d", 6, 3, 2), *shuffle(6, 4, 3, 2), ("Flatten",),
+                                          ("Linear", 3))),
     Case("tokens", chain((3, 4, 4), ("Conv2d", 6, 2, 2), ("Reshape", (6, 16)), ("Transpose", (0, 2, 1)), ("Linear", 5),
                          ("Softmax", 2), ("Linear", 3)), 3),
     Case("ones-everywhere", chain((5, 1, 1), ("Conv2d", 17, 1, 1), ("Reshape", (1, 17, 1)), ("Transpose", (0, 2, 3, 1)),
                                   ("Flatten",), ("Linear", 3)), 3),
     Case("ones-put-in-and-taken-out", chain((12,), ("Linear", 6), ("Reshape", (6, 1, 1)), ("Conv2d", 4, 1, 1),
-                                            ("Reshape", (1, 2, 1, 2)), ("Transpose", (0, 4, 1, 3, 2)), ("Reshape", (4, 1, 1)))),
-    Case("a-row-of-pixels", chain((3, 4, 5), ("Conv2d", 6, 2, 2), ("Reshape", (1, 6, 1, 20)), ("Transpose", (0, 1, 4, 3, 2)),
-                                  ("Reshape", (20, 1, 6)), ("Conv2d", 2, 1, 2))),
+                                            ("Reshape", (1, 2, 1, 2)), ("Transpose", (0, 4, 1, 3, 2)),
+                                            ("Reshape", (4, 1, 1)))),
+    Case("a-row-of-pixels", chain((3, 4, 5), ("Conv2d", 6, 2, 2), ("Reshape", (1, 6, 1, 20)),
+                                  ("Transpose", (0, 1, 4, 3, 2)), ("Reshape", (20, 1, 6)), ("Conv2d", 2, 1, 2))),
     Case("three-reshapes", chain((24,), ("Reshape", (4, 6)), ("Transpose", (0, 2, 1)), ("Reshape", (3, 8)),
                                  ("Transpose", (0, 2, 1)), ("Reshape", (2, 3, 4)), ("Conv2d", 2, 2, 2))),
 ]
@@ -159,9 +164,9 @@ def test_nothing_moves_where_reading_differently_is_enough(parts, moves):
 
 @pytest.mark.parametrize("op, attrs, text", [
     ("Flatten", {"axis": 2}, r'Flatten "node": axis \(=2\) must be 1, so that the batch stays an axis'),
-    ("Reshape", {"shape": (7, -1)}, r'Reshape "node": \(7, -1\) does not hold the 60 numbers of a sample of shape \(3, 4, 5\)'),
+    ("Reshape", {"shape": (7, -1)}, r'Reshape "node": \(7, -1\) does not hold the 60 numbers of a sample of shape'),
     ("Reshape", {"shape": (3, 4, 4)}, r"does not hold the 60 numbers"),
-    ("Transpose", {"perm": (1, 0, 2, 3)}, r'Transpose "node": perm \(=\(1, 0, 2, 3\)\) must be a permutation of the 4 axes'),
+    ("Transpose", {"perm": (1, 0, 2, 3)}, r'Transpose "node": perm \(=\(1, 0, 2, 3\)\) must be a permutation of the 4'),
     ("Transpose", {"perm": (0, 2, 1)}, r"must be a permutation of the 4 axes"),
 ])
 def test_what_does_not_fit_is_refused(op, attrs, text):

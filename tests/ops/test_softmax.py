@@ -15,8 +15,9 @@ def softmax(shape, axis, flatten=False, batch=2):
 CASES = [
     softmax((1,), 1), softmax((5,), 1, batch=3), softmax((17,), -1, batch=3), softmax((33,), 1, batch=1),
     softmax((3, 4, 5), 1), softmax((3, 4, 5), 2), softmax((3, 4, 5), 3, batch=3), softmax((3, 4, 5), -3),
-    softmax((17, 2, 3), 1, batch=3), softmax((4, 17), 1), softmax((4, 33), 2), softmax((5, 1, 1), 1), softmax((1, 3, 1), 1),
-    softmax((3, 4, 5), 1, True), softmax((3, 4, 5), 2, True, 3), softmax((3, 4, 5), -1, True), softmax((2, 3, 2, 2), 3, True),
+    softmax((17, 2, 3), 1, batch=3), softmax((4, 17), 1), softmax((4, 33), 2), softmax((5, 1, 1), 1),
+    softmax((1, 3, 1), 1), softmax((3, 4, 5), 1, True), softmax((3, 4, 5), 2, True, 3), softmax((3, 4, 5), -1, True),
+    softmax((2, 3, 2, 2), 3, True),
 ]
 
 
@@ -26,12 +27,12 @@ def test_softmax(case, check):
 
 
 def between(axis, flatten=False):
-    """On an image that lies channels last, read again behind it. A bias would be the same for all of a group: no gradient."""
+    """On an image that lies channels last, read again behind it. A bias would be the same in all of a group."""
     def build():
         graph = graph_of("Softmax", (6, 4, 5), axis=axis, flatten=flatten)
         first = mc.Sequential([mc.Conv2d(6, 3, padding=1, bias=False)], input_shape=(3, 4, 5), seed=2).graph()
-        last = graph_of("Conv2d", (6, 4, 5), weights={"weight": (2, 6, 2, 2)}, kernel=(2, 2), stride=(1, 1), pads=(0, 0, 0, 0),
-                        dilation=(1, 1), groups=1)
+        last = graph_of("Conv2d", (6, 4, 5), weights={"weight": (2, 6, 2, 2)}, kernel=(2, 2), stride=(1, 1),
+                        pads=(0, 0, 0, 0), dilation=(1, 1), groups=1)
         soft, conv = graph.nodes[0], last.nodes[0]
         soft.name, soft.inputs, soft.outputs = "soft", ("output",), ("s",)
         conv.inputs = ("s",)
@@ -66,5 +67,5 @@ def test_large(case):
 
 @pytest.mark.parametrize("axis", [0, -4, 4])
 def test_the_batch_is_no_axis(axis):
-    with pytest.raises(mc.MicroCNNError, match=r'Softmax "node": axis \(=-?\d\) must be an axis of the sample, 1 to 3 or -3 to -1'):
+    with pytest.raises(mc.MicroCNNError, match=r'Softmax "node": axis \(=-?\d\) must be an axis of the sample, 1 to 3 or'):
         graph_of("Softmax", (3, 4, 5), axis=axis, flatten=False).shapes()

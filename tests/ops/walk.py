@@ -17,8 +17,8 @@ def forward(graph, inputs, batch_statistics=False):
     """{tensor: array} for inputs (N, ...)."""
     values = {name: np.asarray(x, np.float64) for name, x in inputs.items()}
     for node in graph.nodes:
-        result = OPS[node.op][0](node, [values[name] for name in node.inputs], weights_of(graph, node), batch_statistics)
-        values[node.outputs[0]] = result
+        inputs = [values[name] for name in node.inputs]
+        values[node.outputs[0]] = OPS[node.op][0](node, inputs, weights_of(graph, node), batch_statistics)
     return values
 
 
@@ -116,8 +116,8 @@ def batchnorm_backward(node, inputs, weights, dy, batch_statistics):
     if batch_statistics:
         dx, dscale, dbias = oracles.batchnorm_backward(inputs[0], weights["scale"], node.attrs["eps"], dy)
     else:
-        dx, dscale, dbias = oracles.frozen_batchnorm_backward(inputs[0], weights["scale"], weights["mean"], weights["var"],
-                                                              node.attrs["eps"], dy)
+        dx, dscale, dbias = oracles.frozen_batchnorm_backward(inputs[0], weights["scale"], weights["mean"],
+                                                              weights["var"], node.attrs["eps"], dy)
     return [dx], {"scale": dscale, "bias": dbias}
 
 
