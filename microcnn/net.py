@@ -5,28 +5,38 @@ import math
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import layers, threads
-from .choices import fold_batchnorm, parse_budget, resolve_losses, resolve_train
+from . import threads
 from .errors import CompileError, DataError, TrainingError
 from .feeding import input_array, require_finite, several, target_array, weight_array
-from .graph import Graph, size_of
+from .graph import Graph
 from .losses import CrossEntropyLoss
-from .memory import KINDS, Buffer, LayerMemory, Memory, lower_bound, place
-from .optim import Optimizer, resolve_optimizer
+from .memory import Buffer
+from .planned import Planned
 
 if TYPE_CHECKING:
     from .manual import Manual
-    from .plan import Parameter, Schedule, Training
+    from .plan import Parameter, Schedule
     from .program import Program, RowInfo
 
 Arrays = dict[str, np.ndarray]
 
 
-class Net:
+@dataclass(frozen=True, slots=True)
+class Single:
+    """The only input of a network with one output, and where their addresses stand."""
+
+    name: str
+    shape: tuple[int, ...]
+    x_slot: int
+    y_slot: int
+
+
+class Net(Planned):
     """A network that Graph.compile made. Its methods may be called from any thread, one at a time.
 
     graph     the graph it was made from
@@ -40,130 +50,28 @@ class Net:
     def __init__(self, graph: Graph, *, batch: int, train: Any, loss: Any, optimizer: Any, bn: str, dtype: str, budget: Any,
                  input_shapes: dict[str, tuple[int, ...]] | None, manual: bool = False, seed: int = 0,
                  progress: Callable[[int, int, str], None] | None = None):
-        check_arguments(batch, bn, dtype, seed)
-        limit = parse_budget(budget)
-        self.graph = graph if bn != "fold" else fold_batchnorm(graph)
-        self.batch, self.bn, self.dtype = batch, bn, np.dtype(dtype)
-        self.shapes = self.graph.shapes(input_shapes)
-        self.optimizer: Optimizer | None = resolve_optimizer(optimizer)
-        self._factors = resolve_train(self.graph, train)
-        self._losses = resolve_losses(self.graph, loss, self.shapes)
+        super().__init__(graph, batch=batch, train=train, loss=loss, optimizer=optimizer, bn=bn, dtype=dtype, budget=budget,
+                         input_shapes=input_shapes, seed=seed)
         self._lock = threading.RLock()
         threads.locked.add(self)
-        self._seed, self.debug = seed, False
+        self.debug = False
         self._step_count = np.zeros(1, np.int64)     # not an int, which takes memory of its own as it grows
         self._prepared: object = None
         self._target_kinds: dict[str, int] = {}
         self._manual: Manual | None = None
-        self._threads = 0
-
-        threads.prepare_environment()
-        from .kernels import cache
-        from .plan import Store, Training
-        self._cache = cache
-        self._slots = self._assign_slots()
-        self._training: Training = Training(
-            self._factors, {name: pair for name, pair in self._losses.items()}, self.optimizer)
-        self._store = Store(self.graph, self.dtype.itemsize)
-        schedules = self._schedules()
-        if self.optimizer is not None:
-            from .layers.update import update_row
-            for name in self._factors:
-                self._store.state(self._store.parameters[name], len(update_row(self.optimizer)[1]))
-        control = max(64, 8 * (max(self._slots.values(), default=0) + 1))
-        self._control_bytes = -(-control // 64) * 64
-        self._plan_memory(schedules, limit)
         self._arena = self._allocate(self.memory.arena)
-        self._base = cache.start_of(self._arena)
+        self._base = self._cache.start_of(self._arena)
         self._control = self._arena[:self._control_bytes].view(np.int64)
         self._control_numbers = self._arena[:self._control_bytes].view(np.float64)
-        self._control[cache.SEED] = seed
+        self._control[self._cache.SEED] = seed
         self.lr = self.optimizer.lr if self.optimizer else 0.0
         self._load_parameters()
-        self._build_programs(schedules, progress)
+        self._build_programs(self._planned, progress)
+        del self._planned            # the rows are tables now
         self._output_shapes = [self.shapes[name] for name in self.graph.outputs]
-        self._single = (self.graph.inputs[0].name, self.shapes[self.graph.inputs[0].name],
-                        self.graph.outputs[0]) if len(self.graph.inputs) == len(self.graph.outputs) == 1 else None
+        self._single = self._only_one()
         if manual:
             self._manual_programs()
-
-    # Planning.
-
-    def _assign_slots(self) -> dict[str, int]:
-        """Where in the control block each address stands."""
-        names = [f"input:{entry.name}" for entry in self.graph.inputs]
-        names += [f"output:{name}" for name in self.graph.outputs]
-        names += [f"target:{name}" for name in self.graph.outputs]
-        names += ["sample_weight", "correct"]
-        names += [f"dy:{name}" for name in self.graph.outputs] + [f"dx:{entry.name}" for entry in self.graph.inputs]
-        return {name: self._cache.FIRST_POINTER + i for i, name in enumerate(names)}
-
-    def schedule(self, mode: str) -> Schedule:
-        """A schedule over this network's parameters, without rows yet."""
-        from .kernels import simd
-        from .plan import Schedule
-        return Schedule(self.graph, self.shapes, self._store, mode, self.batch, simd.lanes_of(self.dtype), self.dtype.itemsize,
-                        self.bn, self._training, self._slots)
-
-    def _schedules(self) -> dict[str, Schedule]:
-        """Forward for prediction, for evaluation, and the whole training step, as far as they were asked for."""
-        predict = self.schedule("predict")
-        predict.run_forward()
-        predict.run_outputs()
-        schedules = {"predict": predict}
-        read = {tensor for _, tensor in self._losses.values()}
-        if self._losses:
-            evaluate = self.schedule("evaluate")
-            evaluate.skip_to(read)
-            evaluate.run_forward()
-            evaluate.run_losses(False)
-            schedules["evaluate"] = evaluate
-        if self._losses and self._factors and self.optimizer is not None:
-            train = self.schedule("train")
-            train.skip_to(read)
-            train.run_forward()
-            train.run_losses(True)
-            train.run_backward()
-            schedules["train"] = train
-        for schedule in schedules.values():
-            schedule.finish()
-        return schedules
-
-    def _plan_memory(self, schedules: dict[str, Schedule], limit: int | None) -> None:
-        """Offsets for everything: control block, what lives for ever, then what the largest program needs."""
-        parameters = [p.buffer for p in self._store.parameters.values()]
-        states = [buffer for buffers in self._store.states.values() for buffer in buffers]
-        constants = [buffer for buffer, _ in self._store.constants.values()]
-        at = self._control_bytes
-        for buffer in parameters + states + constants:
-            buffer.offset = at
-            at += buffer.size
-        end, bound = at, 0
-        for schedule in schedules.values():
-            end = max(end, place(schedule.buffers, at))
-            bound = max(bound, lower_bound(schedule.buffers))
-        most = schedules.get("train", schedules["predict"])
-        peaks = {kind: lower_bound(b for b in most.buffers if b.kind == kind) for kind in KINDS}
-        self.memory = Memory(
-            parameters=sum(buffer.bytes for buffer in parameters), gradients=peaks["gradient"],
-            state=sum(buffer.bytes for buffer in states), activations=peaks["activation"], scratch=peaks["scratch"],
-            arena=end, lower_bound=at + bound, layers=self._layer_memory(most.buffers, parameters + states))
-        if limit is not None and end - self.memory.parameters > limit:
-            raise CompileError(f"budget is {limit:,} bytes; this network at batch {self.batch} needs "
-                               f"{end - self.memory.parameters:,} beside its parameters: the smallest budget that works. Use "
-                               "a smaller batch, or train fewer weights")
-
-    def _layer_memory(self, transient: list[Buffer], lasting: list[Buffer]) -> list[LayerMemory]:
-        """Bytes by layer and kind; of scratch the largest at one time."""
-        found = {node.name: LayerMemory(node.name, node.op) for node in self.graph.nodes}
-        fields = {"parameter": "parameters", "gradient": "gradients", "state": "state", "activation": "activations"}
-        for buffer in transient + lasting:
-            layer = found.setdefault(buffer.layer, LayerMemory(buffer.layer, "loss" if buffer.layer == "loss" else "input"))
-            if buffer.kind == "scratch":
-                layer.scratch = max(layer.scratch, buffer.bytes)
-            else:
-                setattr(layer, fields[buffer.kind], getattr(layer, fields[buffer.kind]) + buffer.bytes)
-        return list(found.values())
 
     def _allocate(self, size: int) -> np.ndarray:
         """The arena. Raises CompileError where the machine cannot hold it."""
@@ -205,6 +113,13 @@ class Net:
     def _write(self, parameter: Parameter, array: np.ndarray) -> None:
         self._numbers(parameter.buffer)[:] = parameter.chain.apply(np.asarray(array)).reshape(-1)
 
+    def _only_one(self) -> Single | None:
+        """What predict needs to know where there is one input and one output."""
+        if len(self.graph.inputs) != 1 or len(self.graph.outputs) != 1:
+            return None
+        name, output = self.graph.inputs[0].name, self.graph.outputs[0]
+        return Single(name, self.shapes[name], self._slots[f"input:{name}"], self._slots[f"output:{output}"])
+
     # Running.
 
     def _run(self, name: str, samples: int, timed: bool = False) -> list[tuple[RowInfo, int]] | None:
@@ -236,6 +151,15 @@ class Net:
         Returns fresh arrays (or out): one, or a dict by output name where there are several.
         Raises DataError for inputs that do not fit.
         """
+        single = self._single
+        if single is not None and out is None and self._fits(x) and x.shape[0] <= self.batch:
+            # the shortest way, for which a small network's user waits
+            y = np.empty((x.shape[0], *self._output_shapes[0]), self.dtype)
+            with self._lock, threads.pool_lock():
+                self._control[single.x_slot] = self._cache.start_of(x)
+                self._control[single.y_slot] = self._cache.start_of(y)
+                self._run("predict", x.shape[0])
+            return y
         inputs = self._inputs(x)
         samples = next(iter(inputs.values())).shape[0]
         results = self._results(out, samples)
@@ -243,11 +167,14 @@ class Net:
             self._predict(inputs, results, samples)
         return results if len(results) > 1 else results[self.graph.outputs[0]]
 
+    def _fits(self, x: Any) -> bool:
+        """Whether x is just what the kernels read, for a network with one input."""
+        return type(x) is np.ndarray and x.dtype == self.dtype and x.shape[1:] == self._single.shape and x.shape[0] > 0 \
+            and x.flags.c_contiguous
+
     def _inputs(self, x: Any) -> Arrays:
-        single = self._single
-        if single is not None and type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous \
-                and x.shape[1:] == single[1] and x.shape[0] > 0:
-            return {single[0]: x}
+        if self._single is not None and self._fits(x):
+            return {self._single.name: x}
         given = several(x, [entry.name for entry in self.graph.inputs], "x")
         arrays = {name: input_array(array, name, self.shapes[name], self.dtype) for name, array in given.items()}
         counts = {name: array.shape[0] for name, array in arrays.items()}
@@ -470,26 +397,6 @@ class Net:
 
     # Weights.
 
-    @property
-    def loss(self) -> Any:
-        """The loss object, None without one, a dict by output name where several outputs have one."""
-        losses = {name: loss for name, (loss, _) in self._losses.items()}
-        return losses if len(losses) > 1 else next(iter(losses.values()), None)
-
-    @property
-    def trains(self) -> bool:
-        """Whether any weight trains."""
-        return bool(self._factors)
-
-    @property
-    def trained(self) -> set[str]:
-        """Names of the weights that training may have changed."""
-        names = set(self._factors)
-        if self.bn == "batch" and self._factors:
-            names.update(node.weights[role].name for node in self.graph.nodes if node.op == "BatchNorm2d"
-                         for role in ("mean", "var"))
-        return names
-
     def parameters(self) -> Arrays:
         """{weight name: a copy in ONNX's layout}, trained or not."""
         with self._lock:
@@ -566,21 +473,6 @@ class Net:
                 self._control[self._slots[f"output:{name}"]] = self._cache.start_of(array)
             return self._run("predict", samples, timed=True) or []
 
-    def layer_facts(self) -> dict[str, dict[str, Any]]:
-        """{layer: op, macs (one sample, forward), parameters, shape (one sample), bytes by kind}."""
-        facts = {}
-        memory = {layer.name: layer for layer in self.memory.layers}
-        for node in self.graph.nodes:
-            seen = {role: ref.apply(self.graph.weights[ref.name]).shape for role, ref in node.weights.items()}
-            outputs = [self.shapes[name] for name in node.outputs]
-            used = memory[node.name]
-            facts[node.name] = {
-                "op": node.op, "shape": outputs[0], "parameters": sum(size_of(shape) for shape in seen.values()),
-                "macs": layers.LAYERS[node.op].macs(node, [self.shapes[name] for name in node.inputs], outputs, seen),
-                "bytes": {"parameters": used.parameters, "gradients": used.gradients, "state": used.state,
-                          "activations": used.activations, "scratch": used.scratch}}
-        return facts
-
     def __repr__(self) -> str:
         return f"Net({self.graph.name}, batch {self.batch}, {self.dtype.name}, {len(self._factors)} of " \
                f"{len(self._store.parameters)} weights train, arena {self.memory.arena:,} bytes)"
@@ -592,18 +484,6 @@ def check_inputs(held: Arrays) -> None:
         kind, _, own = name.partition(":")
         if kind == "input":
             require_finite(array, f'input "{own}"')
-
-
-def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any) -> None:
-    """Raises CompileError for arguments of compile that no model allows."""
-    if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= 2**24:
-        raise CompileError(f"batch is {batch!r}; expected an integer from 1 to {2**24:,}")
-    if bn not in ("frozen", "batch", "fold"):
-        raise CompileError(f'bn is {bn!r}; expected "frozen", "batch" or "fold"')
-    if dtype not in ("float32", "float64"):
-        raise CompileError(f'dtype is {dtype!r}; expected "float32" or "float64"')
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise CompileError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
 
 
 def describe(array: Any) -> str:

@@ -63,15 +63,16 @@ def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, 
         "layers": [], "macs": None, "memory": {}, "refused": [], "problems": problems, "plans": {}}
     layer_facts: dict[str, Any] = {}
     if sizes:
-        from ..planning import PlannedNet
-        run = PlannedNet(graph, args.batch, bn=args.bn, dtype=args.dtype, input_shapes=shapes)
+        from microcnn.planned import Planned
+        run = Planned(graph, batch=args.batch, bn=args.bn, dtype=args.dtype, input_shapes=shapes)
         layer_facts = run.layer_facts()
         facts["plans"]["to run"] = run.memory
         try:
             # what memory it takes does not depend on the loss, and momentum is what most people use
             loss = default_loss(sizes, graph.outputs)
-            facts["plans"]["to train"] = PlannedNet(
-                graph, args.batch, args.train, loss, mc.SGD(lr=0.01, momentum=0.9), args.bn, args.dtype, shapes).memory
+            facts["plans"]["to train"] = Planned(
+                graph, batch=args.batch, train=args.train, loss=loss, optimizer=mc.SGD(lr=0.01, momentum=0.9), bn=args.bn,
+                dtype=args.dtype, input_shapes=shapes).memory
         except MicroCNNError as error:
             if args.train != "all":
                 raise

@@ -1,0 +1,174 @@
+"""A network's plan: every size fixed, every buffer placed, nothing compiled or allocated yet."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import layers, threads
+from .choices import fold_batchnorm, parse_budget, resolve_losses, resolve_train
+from .errors import CompileError
+from .graph import Graph, size_of
+from .memory import KINDS, Buffer, LayerMemory, Memory, lower_bound, place
+from .optim import Optimizer, resolve_optimizer
+
+if TYPE_CHECKING:
+    from .plan import Schedule, Training
+
+
+class Planned:
+    """A graph with the arguments of compile: its memory and its layers' costs are known, it cannot run.
+
+    graph, batch, bn, dtype, optimizer, loss, shapes (of one sample, by tensor), memory, trains, trained: as in Net.
+    Raises CompileError for arguments that do not fit the model, and where the budget is too small.
+    """
+
+    def __init__(self, graph: Graph, *, batch: int = 1, train: Any = None, loss: Any = None, optimizer: Any = None,
+                 bn: str = "frozen", dtype: str = "float32", budget: Any = None,
+                 input_shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0):
+        check_arguments(batch, bn, dtype, seed)
+        limit = parse_budget(budget)
+        self.graph = graph if bn != "fold" else fold_batchnorm(graph)
+        self.batch, self.bn, self.dtype, self._seed = batch, bn, np.dtype(dtype), seed
+        self.shapes = self.graph.shapes(input_shapes)
+        self.optimizer: Optimizer | None = resolve_optimizer(optimizer)
+        self._factors = resolve_train(self.graph, train)
+        self._losses = resolve_losses(self.graph, loss, self.shapes)
+        threads.prepare_environment()
+        from .kernels import cache
+        from .plan import Store, Training
+        self._cache = cache
+        self._slots = self._assign_slots()
+        self._training: Training = Training(self._factors, dict(self._losses), self.optimizer)
+        self._store = Store(self.graph, self.dtype.itemsize)
+        self._planned = self._schedules()
+        if self.optimizer is not None:
+            from .layers.update import update_row
+            for name in self._factors:
+                self._store.state(self._store.parameters[name], len(update_row(self.optimizer)[1]))
+        control = max(64, 8 * (max(self._slots.values(), default=0) + 1))
+        self._control_bytes = -(-control // 64) * 64
+        self._plan_memory(self._planned, limit)
+
+    def _assign_slots(self) -> dict[str, int]:
+        """Where in the control block each address stands."""
+        names = [f"input:{entry.name}" for entry in self.graph.inputs]
+        names += [f"output:{name}" for name in self.graph.outputs]
+        names += [f"target:{name}" for name in self.graph.outputs]
+        names += ["sample_weight", "correct"]
+        names += [f"dy:{name}" for name in self.graph.outputs] + [f"dx:{entry.name}" for entry in self.graph.inputs]
+        return {name: self._cache.FIRST_POINTER + i for i, name in enumerate(names)}
+
+    def schedule(self, mode: str) -> Schedule:
+        """A schedule over this network's parameters, without rows yet."""
+        from .kernels import simd
+        from .plan import Schedule
+        return Schedule(self.graph, self.shapes, self._store, mode, self.batch, simd.lanes_of(self.dtype), self.dtype.itemsize,
+                        self.bn, self._training, self._slots)
+
+    def _schedules(self) -> dict[str, Schedule]:
+        """Forward for prediction, for evaluation, and the whole training step, as far as they were asked for."""
+        predict = self.schedule("predict")
+        predict.run_forward()
+        predict.run_outputs()
+        schedules = {"predict": predict}
+        read = {tensor for _, tensor in self._losses.values()}
+        if self._losses:
+            evaluate = self.schedule("evaluate")
+            evaluate.skip_to(read)
+            evaluate.run_forward()
+            evaluate.run_losses(False)
+            schedules["evaluate"] = evaluate
+        if self._losses and self._factors and self.optimizer is not None:
+            train = self.schedule("train")
+            train.skip_to(read)
+            train.run_forward()
+            train.run_losses(True)
+            train.run_backward()
+            schedules["train"] = train
+        for schedule in schedules.values():
+            schedule.finish()
+        return schedules
+
+    def _plan_memory(self, schedules: dict[str, Schedule], limit: int | None) -> None:
+        """Offsets for everything: control block, what lives for ever, then what the largest program needs."""
+        parameters = [p.buffer for p in self._store.parameters.values()]
+        states = [buffer for buffers in self._store.states.values() for buffer in buffers]
+        constants = [buffer for buffer, _ in self._store.constants.values()]
+        at = self._control_bytes
+        for buffer in parameters + states + constants:
+            buffer.offset = at
+            at += buffer.size
+        end, bound = at, 0
+        for schedule in schedules.values():
+            end = max(end, place(schedule.buffers, at))
+            bound = max(bound, lower_bound(schedule.buffers))
+        most = schedules.get("train", schedules["predict"])
+        peaks = {kind: lower_bound(b for b in most.buffers if b.kind == kind) for kind in KINDS}
+        self.memory = Memory(
+            parameters=sum(buffer.bytes for buffer in parameters), gradients=peaks["gradient"],
+            state=sum(buffer.bytes for buffer in states), activations=peaks["activation"], scratch=peaks["scratch"],
+            arena=end, lower_bound=at + bound, layers=self._layer_memory(most.buffers, parameters + states))
+        if limit is not None and end - self.memory.parameters > limit:
+            raise CompileError(f"budget is {limit:,} bytes; this network at batch {self.batch} needs "
+                               f"{end - self.memory.parameters:,} beside its parameters: the smallest budget that works. Use "
+                               "a smaller batch, or train fewer weights")
+
+    def _layer_memory(self, transient: list[Buffer], lasting: list[Buffer]) -> list[LayerMemory]:
+        """Bytes by layer and kind; of scratch the largest at one time."""
+        found = {node.name: LayerMemory(node.name, node.op) for node in self.graph.nodes}
+        fields = {"parameter": "parameters", "gradient": "gradients", "state": "state", "activation": "activations"}
+        for buffer in transient + lasting:
+            layer = found.setdefault(buffer.layer, LayerMemory(buffer.layer, "loss" if buffer.layer == "loss" else "input"))
+            if buffer.kind == "scratch":
+                layer.scratch = max(layer.scratch, buffer.bytes)
+            else:
+                setattr(layer, fields[buffer.kind], getattr(layer, fields[buffer.kind]) + buffer.bytes)
+        return list(found.values())
+
+    @property
+    def loss(self) -> Any:
+        """The loss object, None without one, a dict by output name where several outputs have one."""
+        losses = {name: loss for name, (loss, _) in self._losses.items()}
+        return losses if len(losses) > 1 else next(iter(losses.values()), None)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any weight trains."""
+        return bool(self._factors)
+
+    @property
+    def trained(self) -> set[str]:
+        """Names of the weights that training may have changed."""
+        names = set(self._factors)
+        if self.bn == "batch" and self._factors:
+            names.update(node.weights[role].name for node in self.graph.nodes if node.op == "BatchNorm2d"
+                         for role in ("mean", "var"))
+        return names
+
+    def layer_facts(self) -> dict[str, dict[str, Any]]:
+        """{layer: op, macs (one sample, forward), parameters, shape (one sample), bytes by kind}."""
+        facts = {}
+        memory = {layer.name: layer for layer in self.memory.layers}
+        for node in self.graph.nodes:
+            seen = {role: ref.apply(self.graph.weights[ref.name]).shape for role, ref in node.weights.items()}
+            outputs = [self.shapes[name] for name in node.outputs]
+            used = memory[node.name]
+            facts[node.name] = {
+                "op": node.op, "shape": outputs[0], "parameters": sum(size_of(shape) for shape in seen.values()),
+                "macs": layers.LAYERS[node.op].macs(node, [self.shapes[name] for name in node.inputs], outputs, seen),
+                "bytes": {"parameters": used.parameters, "gradients": used.gradients, "state": used.state,
+                          "activations": used.activations, "scratch": used.scratch}}
+        return facts
+
+
+def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any) -> None:
+    """Raises CompileError for arguments of compile that no model allows."""
+    if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= 2**24:
+        raise CompileError(f"batch is {batch!r}; expected an integer from 1 to {2**24:,}")
+    if bn not in ("frozen", "batch", "fold"):
+        raise CompileError(f'bn is {bn!r}; expected "frozen", "batch" or "fold"')
+    if dtype not in ("float32", "float64"):
+        raise CompileError(f'dtype is {dtype!r}; expected "float32" or "float64"')
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise CompileError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
