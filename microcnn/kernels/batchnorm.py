@@ -7,8 +7,8 @@ import numba
 import numpy as np
 
 from .cache import entry, fields_of, helper, number, threads_for, view
-from .simd import (
-    lanes,
+from .simd import lanes
+from .vector import (
     vector_add,
     vector_div,
     vector_fma,

@@ -10,21 +10,8 @@ import numpy as np
 from .cache import entry, fields_of, helper, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import transpose_matrix
-from .simd import (
-    MASKS_ARE_FREE,
-    MR1,
-    MR2,
-    MR4,
-    lanes,
-    rows_table,
-    tile_add,
-    tile_clamp,
-    tile_fill,
-    tile_fma,
-    tile_fma_tail,
-    tile_store,
-    tile_zeros,
-)
+from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
+from .tile import rows_table, tile_add, tile_clamp, tile_fill, tile_fma, tile_fma_tail, tile_store, tile_zeros
 
 
 @helper

@@ -10,18 +10,9 @@ import numpy as np
 from .cache import entry, fields_of, helper, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import transpose_matrix
-from .simd import (
-    MR1,
-    MR2,
-    lanes,
-    rows_table,
-    tile_accumulate,
-    tile_fma,
-    tile_zeros,
-    vector_add,
-    vector_load_first,
-    vector_store_first,
-)
+from .simd import MR1, MR2, lanes
+from .tile import rows_table, tile_accumulate, tile_fma, tile_zeros
+from .vector import vector_add, vector_load_first, vector_store_first
 
 
 @helper

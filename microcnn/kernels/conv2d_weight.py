@@ -11,19 +11,8 @@ from .cache import entry, fields_of, helper, threads_for, view, view_as
 from .conv2d import copy_band, fill_table
 from .layout import zero_run
 from .linear import add_partials
-from .simd import (
-    MASKS_ARE_FREE,
-    MR1,
-    MR2,
-    lanes,
-    rows_strided,
-    rows_table,
-    tile_add,
-    tile_fma,
-    tile_fma_tail,
-    tile_store,
-    tile_zeros,
-)
+from .simd import MASKS_ARE_FREE, MR1, MR2, lanes
+from .tile import rows_strided, rows_table, tile_add, tile_fma, tile_fma_tail, tile_store, tile_zeros
 
 
 @helper

@@ -10,9 +10,8 @@ from .cache import entry, fields_of, helper, number, threads_for, view
 from .conv2d import copy_band
 from .layout import zero_run
 from .linear import add_partials
-from .simd import (
-    MASKS_ARE_FREE,
-    lanes,
+from .simd import MASKS_ARE_FREE, lanes
+from .vector import (
     vector_add,
     vector_fma,
     vector_load,

@@ -3,8 +3,8 @@ import numba
 import numpy as np
 
 from .cache import SEED, STEP, entry, fields_of, helper, number, slot, threads_for, view
-from .simd import (
-    lanes,
+from .simd import lanes
+from .vector import (
     vector_add,
     vector_load,
     vector_load_first,

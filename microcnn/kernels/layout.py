@@ -8,9 +8,9 @@ import numba
 import numpy as np
 
 from .cache import entry, fields_of, helper, outside, slot, threads_for, view
-from .simd import (
-    lanes,
-    transpose_square,
+from .simd import lanes
+from .transpose import transpose_square
+from .vector import (
     vector_add,
     vector_load,
     vector_load_first,

@@ -4,29 +4,10 @@ import numpy as np
 
 from .cache import entry, fields_of, helper, number, threads_for, view
 from .layout import zero_run
-from .simd import (
-    MASKS_ARE_FREE,
-    MR1,
-    MR2,
-    MR4,
-    lanes,
-    rows_strided,
-    tile_add,
-    tile_clamp,
-    tile_fill,
-    tile_fma,
-    tile_fma_tail,
-    tile_store,
-    tile_zeros,
-    transpose_block,
-    vector_add,
-    vector_fma,
-    vector_load,
-    vector_load_first,
-    vector_of,
-    vector_store_first,
-    vector_sum,
-)
+from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
+from .tile import rows_strided, tile_add, tile_clamp, tile_fill, tile_fma, tile_fma_tail, tile_store, tile_zeros
+from .transpose import transpose_block
+from .vector import vector_add, vector_fma, vector_load, vector_load_first, vector_of, vector_store_first, vector_sum
 
 # A sum over rows is cut into blocks of this many, so that rounding errors do not pile up and a block stays in the cache.
 BLOCK = 256

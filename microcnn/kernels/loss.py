@@ -8,8 +8,9 @@ import numba
 import numpy as np
 
 from .cache import FLAGS, LOSS, entry, fields_of, helper, number, outside, slot, threads_for, view, view_as
-from .simd import (
-    lanes,
+from .simd import lanes
+from .softmax import put, take
+from .vector import (
     vector_add,
     vector_exp,
     vector_fma,
@@ -21,7 +22,6 @@ from .simd import (
     vector_sum,
     vector_where_first,
 )
-from .softmax import put, take
 
 CHUNKS = 16
 # Squares are summed in the network's dtype over this many vectors, then in float64.

@@ -7,8 +7,8 @@ import numba
 import numpy as np
 
 from .cache import entry, fields_of, helper, outside, threads_for, view, view_as
-from .simd import (
-    lanes,
+from .simd import lanes
+from .vector import (
     vector_add,
     vector_div,
     vector_mul,

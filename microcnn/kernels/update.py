@@ -3,17 +3,9 @@ import numba
 import numpy as np
 
 from .cache import RATE, STEP, entry, fields_of, helper, number, slot, slot_number, threads_for, view
-from .simd import (
-    lanes,
-    vector_add,
-    vector_div,
-    vector_fma,
-    vector_mul,
-    vector_of,
-    vector_sqrt,
-    vector_sub,
-)
+from .simd import lanes
 from .softmax import put, take
+from .vector import vector_add, vector_div, vector_fma, vector_mul, vector_of, vector_sqrt, vector_sub
 
 CHUNK = 8192
 

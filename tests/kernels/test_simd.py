@@ -13,7 +13,7 @@ import numba
 import numpy as np
 import pytest
 
-from microcnn.kernels import simd
+from microcnn.kernels import simd, tile, vector
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -29,8 +29,8 @@ def compiled(name, make):
 
 def lanewise(name, *operands):
     """The intrinsic `name` on one vector of each operand."""
-    operation = getattr(simd, name)
-    load, store = simd.vector_load, simd.vector_store
+    operation = getattr(vector, name)
+    load, store = vector.vector_load, vector.vector_store
 
     def make():
         if len(operands) == 1:
@@ -103,9 +103,9 @@ def test_choices_with_nan(dtype):
 
 @DTYPES
 def test_across_lanes(dtype):
-    lanes, load = simd.lanes, simd.vector_load
-    total, highest, of = simd.vector_sum, simd.vector_highest, simd.vector_of
-    first, store = simd.vector_where_first, simd.vector_store
+    lanes, load = simd.lanes, vector.vector_load
+    total, highest, of = vector.vector_sum, vector.vector_highest, vector.vector_of
+    first, store = vector.vector_where_first, vector.vector_store
 
     @numba.njit
     def function(a, y, count):
@@ -126,9 +126,9 @@ def exponential(x, y):
     step = simd.lanes(x)
     i = 0
     while i + step <= x.size:
-        simd.vector_store(simd.vector_exp(simd.vector_load(x, i)), y, i)
+        vector.vector_store(vector.vector_exp(vector.vector_load(x, i)), y, i)
         i += step
-    simd.vector_store_first(simd.vector_exp(simd.vector_load_first(x, i, x.size - i)), y, i, x.size - i)
+    vector.vector_store_first(vector.vector_exp(vector.vector_load_first(x, i, x.size - i)), y, i, x.size - i)
 
 
 @DTYPES
@@ -162,7 +162,7 @@ def test_log_of_special_values(dtype):
 
 @DTYPES
 def test_uniform_numbers_depend_on_key_and_index_only(dtype):
-    uniform, store = simd.vector_uniform, simd.vector_store
+    uniform, store = vector.vector_uniform, vector.vector_store
 
     @numba.njit
     def function(key, index, y):
@@ -183,12 +183,12 @@ def test_uniform_numbers_depend_on_key_and_index_only(dtype):
 
 @numba.njit
 def copy_first(x, x_at, y, y_at, count):
-    simd.vector_store_first(simd.vector_load_first(x, x_at, count), y, y_at, count)
+    vector.vector_store_first(vector.vector_load_first(x, x_at, count), y, y_at, count)
 
 
 @numba.njit
 def load_first(x, x_at, y, count):
-    simd.vector_store(simd.vector_load_first(x, x_at, count), y, 0)
+    vector.vector_store(vector.vector_load_first(x, x_at, count), y, 0)
 
 
 @DTYPES
@@ -243,7 +243,7 @@ def test_masks_never_touch_the_next_page():
 @DTYPES
 @pytest.mark.parametrize("other", [np.uint8, np.uint16, np.int32, np.int64, np.float32, np.float64])
 def test_reading_and_writing_other_dtypes(other, dtype):
-    read, write = simd.vector_read, simd.vector_write
+    read, write = vector.vector_read, vector.vector_write
 
     @numba.njit
     def function(like, x, y, count):
@@ -259,8 +259,8 @@ def test_reading_and_writing_other_dtypes(other, dtype):
 
 
 def tile_functions(mr, nv):
-    fill, zeros, strided, table = simd.tile_fill, simd.tile_zeros, simd.rows_strided, simd.rows_table
-    fma, tail, add, clamp, store = simd.tile_fma, simd.tile_fma_tail, simd.tile_add, simd.tile_clamp, simd.tile_store
+    fill, zeros, strided, table = tile.tile_fill, tile.tile_zeros, tile.rows_strided, tile.rows_table
+    fma, tail, add, clamp, store = tile.tile_fma, tile.tile_fma_tail, tile.tile_add, tile.tile_clamp, tile.tile_store
 
     @numba.njit
     def product(a, a_stride, b, b_stride, depth, c, c_stride, row_count, count):
@@ -320,28 +320,6 @@ def test_tile_clamp_keeps_nan(dtype):
     fused(np.ones(1, dtype), np.zeros(2, np.int64), np.ones(width, dtype), width, 1, np.ones(width, dtype), dtype(0),
           dtype(6), c, width, 1, width)
     assert np.isnan(c).all()
-
-
-@DTYPES
-def test_tile_of_pixels_times_a_vector_of_channels(dtype):
-    zeros, strided, fma, store = simd.tile_zeros, simd.rows_strided, simd.tile_fma_rows, simd.tile_store
-    load = simd.vector_load_first
-
-    @numba.njit
-    def function(x, stride, factor, y, row_count, count):
-        rows = strided(0, stride, row_count, 3)
-        tile = fma(zeros(x, 3, 1), x, rows, 1, load(factor, 0, count), count)
-        store(tile, y, strided(0, stride, row_count, 3), 0, row_count, count)
-    width = simd.lanes_of(np.dtype(dtype))
-    x, factor = operands(dtype, 4), operands(dtype, 2)[1]
-    for count in (1, width - 1):
-        for row_count in (1, 3):
-            y = np.full_like(x, 77)
-            function(x.reshape(-1), width, factor, y.reshape(-1), row_count, count)
-            np.testing.assert_array_equal(y[:row_count, :count],
-                                          x.reshape(-1)[1:1 + 3 * width].reshape(3, width)[:row_count, :count]
-                                          * factor[:count])
-            assert (y[:, count:] == 77).all() and (y[row_count:] == 77).all()
 
 
 CPUS = {

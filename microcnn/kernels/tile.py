@@ -1,0 +1,277 @@
+"""Tile and Rows: a block of vector registers as one numba value, and where its rows begin.
+
+LLVM keeps a Tile, MR rows x NV vectors, in registers across ordinary Python loops. MR and NV are literal integers.
+"""
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+from .simd import (
+    I64,
+    bits_of,
+    fmuladd,
+    lanes_of,
+    load_vector,
+    masked_load,
+    masked_store,
+    pointer_to,
+    splat,
+    store_vector,
+    vector_type,
+)
+
+
+class TileType(types.Type):
+    """MR rows x NV vectors of dtype."""
+
+    def __init__(self, dtype, mr, nv):
+        self.dtype, self.mr, self.nv = dtype, mr, nv
+        super().__init__(name=f"Tile({dtype},{lanes_of(dtype)},{mr},{nv})")
+
+
+@register_model(TileType)
+class TileModel(models.PrimitiveModel):
+    def __init__(self, dmm, tile):
+        super().__init__(dmm, tile, ir.ArrayType(vector_type(tile.dtype), tile.mr * tile.nv))
+
+
+class RowsType(types.Type):
+    """The element offsets at which a tile's MR rows begin."""
+
+    def __init__(self, mr):
+        self.mr = mr
+        super().__init__(name=f"Rows({mr})")
+
+
+@register_model(RowsType)
+class RowsModel(models.PrimitiveModel):
+    def __init__(self, dmm, rows):
+        super().__init__(dmm, rows, ir.ArrayType(I64, rows.mr))
+
+
+def _columns(builder, pointer, tile, vector, bits, count=None):
+    """The tile's NV vectors at pointer; with a count, only that many numbers are read, the rest are zero."""
+    columns = []
+    for j in range(tile.nv):
+        at = builder.gep(pointer, [I64(j * vector.count)])
+        if count is None:
+            columns.append(load_vector(builder, at, vector, bits))
+        else:
+            columns.append(masked_load(builder, at, vector, bits, builder.sub(count, I64(j * vector.count))))
+    return columns
+
+
+@intrinsic(prefer_literal=True)
+def tile_zeros(typing_context, like, mr, nv):
+    """A tile of zeros of like's dtype; mr and nv must be literal integers."""
+    if not (isinstance(mr, types.IntegerLiteral) and isinstance(nv, types.IntegerLiteral)):
+        return None
+    tile = TileType(like.dtype, mr.literal_value, nv.literal_value)
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(context.get_value_type(tile), None)
+    return tile(like, mr, nv), codegen
+
+
+@intrinsic
+def tile_fill(typing_context, tile, b, b_offset, count):
+    """A tile each of whose rows is b[b_offset : b_offset + count], then zeros."""
+    if not isinstance(tile, TileType):
+        return None
+    signature = tile(tile, b, types.intp, types.intp)
+    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
+
+    def codegen(context, builder, sig, args):
+        value, b_array, b_off, limit = args
+        columns = _columns(builder, pointer_to(context, builder, sig.args[1], b_array, b_off), tile, vector, bits, limit)
+        for k in range(tile.mr * tile.nv):
+            value = builder.insert_value(value, columns[k % tile.nv], k)
+        return value
+    return signature, codegen
+
+
+@intrinsic(prefer_literal=True)
+def rows_strided(typing_context, start, stride, count, mr):
+    """Rows at start + min(i, count - 1) * stride: those past count repeat the last, so that reading them is safe."""
+    if not isinstance(mr, types.IntegerLiteral):
+        return None
+    rows = RowsType(mr.literal_value)
+    signature = rows(types.intp, types.intp, types.intp, mr)
+
+    def codegen(context, builder, sig, args):
+        start, stride, count, _ = args
+        last = builder.sub(count, I64(1))
+        value = ir.Constant(context.get_value_type(rows), ir.Undefined)
+        for i in range(rows.mr):
+            step = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
+            value = builder.insert_value(value, builder.add(start, builder.mul(step, stride)), i)
+        return value
+    return signature, codegen
+
+
+@intrinsic(prefer_literal=True)
+def rows_table(typing_context, table, at, count, base, mr):
+    """Rows at base + table[at + min(i, count - 1)]."""
+    if not (isinstance(mr, types.IntegerLiteral) and isinstance(table, types.Array) and table.dtype == types.int64):
+        return None
+    rows = RowsType(mr.literal_value)
+    signature = rows(table, types.intp, types.intp, types.intp, mr)
+
+    def codegen(context, builder, sig, args):
+        table, at, count, base, _ = args
+        pointer = pointer_to(context, builder, sig.args[0], table, at)
+        last = builder.sub(count, I64(1))
+        value = ir.Constant(context.get_value_type(rows), ir.Undefined)
+        for i in range(rows.mr):
+            step = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
+            offset = builder.load(builder.gep(pointer, [step]))
+            value = builder.insert_value(value, builder.add(base, offset), i)
+        return value
+    return signature, codegen
+
+
+def _multiply_add(builder, tile, value, scalars, columns, bits):
+    vector = vector_type(tile.dtype)
+    fma = fmuladd(builder, vector, bits)
+    for i, scalar in enumerate(scalars):
+        row = splat(builder, scalar, vector.count)
+        for j in range(tile.nv):
+            k = i * tile.nv + j
+            value = builder.insert_value(value, builder.call(fma, [row, columns[j], builder.extract_value(value, k)]), k)
+    return value
+
+
+@intrinsic
+def tile_fma(typing_context, tile, a, rows, a_offset, b, b_offset):
+    """tile[i, :] += a[rows[i] + a_offset] * b[b_offset : b_offset + nv * lanes]"""
+    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
+        return None
+    signature = tile(tile, a, rows, types.intp, b, types.intp)
+    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
+
+    def codegen(context, builder, sig, args):
+        value, a_array, row_offsets, a_off, b_array, b_off = args
+        columns = _columns(builder, pointer_to(context, builder, sig.args[4], b_array, b_off), tile, vector, bits)
+        data = context.make_array(sig.args[1])(context, builder, a_array).data
+        scalars = [builder.load(builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [a_off]))
+                   for i in range(tile.mr)]
+        return _multiply_add(builder, tile, value, scalars, columns, bits)
+    return signature, codegen
+
+
+@intrinsic
+def tile_fma_tail(typing_context, tile, a, rows, a_offset, b, b_offset, count):
+    """tile_fma that reads only b[b_offset : b_offset + count] and takes the rest as zeros."""
+    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
+        return None
+    signature = tile(tile, a, rows, types.intp, b, types.intp, types.intp)
+    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
+
+    def codegen(context, builder, sig, args):
+        value, a_array, row_offsets, a_off, b_array, b_off, limit = args
+        columns = _columns(builder, pointer_to(context, builder, sig.args[4], b_array, b_off), tile, vector, bits, limit)
+        data = context.make_array(sig.args[1])(context, builder, a_array).data
+        scalars = [builder.load(builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [a_off]))
+                   for i in range(tile.mr)]
+        return _multiply_add(builder, tile, value, scalars, columns, bits)
+    return signature, codegen
+
+
+def _each_row(builder, tile, count, body):
+    """body(i) for the rows below count."""
+    for i in range(tile.mr):
+        with builder.if_then(builder.icmp_signed("<", I64(i), count)):
+            body(i)
+
+
+@intrinsic
+def tile_store(typing_context, tile, c, rows, c_offset, row_count, count):
+    """c[rows[i] + c_offset : ... + count] = tile[i, :count] for i < row_count"""
+    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
+        return None
+    signature = types.void(tile, c, rows, types.intp, types.intp, types.intp)
+    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
+
+    def codegen(context, builder, sig, args):
+        value, c_array, row_offsets, c_off, row_count, count = args
+        data = context.make_array(sig.args[1])(context, builder, c_array).data
+        full = builder.icmp_signed(">=", count, I64(tile.nv * vector.count))
+
+        def store(i):
+            pointer = builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [c_off])
+            with builder.if_else(full) as (whole, part):
+                with whole:
+                    for j in range(tile.nv):
+                        store_vector(builder, builder.extract_value(value, i * tile.nv + j),
+                               builder.gep(pointer, [I64(j * vector.count)]), bits)
+                with part:
+                    for j in range(tile.nv):
+                        masked_store(builder, builder.extract_value(value, i * tile.nv + j),
+                                      builder.gep(pointer, [I64(j * vector.count)]), bits,
+                                      builder.sub(count, I64(j * vector.count)))
+        _each_row(builder, tile, row_count, store)
+        return context.get_dummy_value()
+    return signature, codegen
+
+
+@intrinsic
+def tile_add(typing_context, tile, c, rows, c_offset, row_count, count):
+    """The tile plus c[rows[i] + c_offset : ... + count] in each row; rows past row_count repeat the last."""
+    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
+        return None
+    signature = tile(tile, c, rows, types.intp, types.intp, types.intp)
+    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
+
+    def codegen(context, builder, sig, args):
+        value, c_array, row_offsets, c_off, _, count = args
+        data = context.make_array(sig.args[1])(context, builder, c_array).data
+        for i in range(tile.mr):
+            pointer = builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [c_off])
+            for j, column in enumerate(_columns(builder, pointer, tile, vector, bits, count)):
+                k = i * tile.nv + j
+                value = builder.insert_value(value, builder.fadd(builder.extract_value(value, k), column), k)
+        return value
+    return signature, codegen
+
+
+@intrinsic
+def tile_accumulate(typing_context, tile, c, rows, c_offset, row_count, count):
+    """c[rows[i] + c_offset : ... + count] += tile[i, :count] for i < row_count, one row after the other: rows may overlap."""
+    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
+        return None
+    signature = types.void(tile, c, rows, types.intp, types.intp, types.intp)
+    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
+
+    def codegen(context, builder, sig, args):
+        value, c_array, row_offsets, c_off, row_count, count = args
+        data = context.make_array(sig.args[1])(context, builder, c_array).data
+
+        def add(i):
+            pointer = builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [c_off])
+            for j, column in enumerate(_columns(builder, pointer, tile, vector, bits, count)):
+                total = builder.fadd(builder.extract_value(value, i * tile.nv + j), column)
+                masked_store(builder, total, builder.gep(pointer, [I64(j * vector.count)]), bits,
+                              builder.sub(count, I64(j * vector.count)))
+        _each_row(builder, tile, row_count, add)
+        return context.get_dummy_value()
+    return signature, codegen
+
+
+@intrinsic
+def tile_clamp(typing_context, tile, low, high):
+    """min(max(tile, low), high); NaN stays NaN."""
+    if not isinstance(tile, TileType):
+        return None
+    signature = tile(tile, tile.dtype, tile.dtype)
+    lanes = lanes_of(tile.dtype)
+
+    def codegen(context, builder, sig, args):
+        value, low, high = args
+        low, high = splat(builder, low, lanes), splat(builder, high, lanes)
+        for k in range(tile.mr * tile.nv):
+            element = builder.extract_value(value, k)
+            element = builder.select(builder.fcmp_ordered("<", element, low), low, element)
+            element = builder.select(builder.fcmp_ordered(">", element, high), high, element)
+            value = builder.insert_value(value, element, k)
+        return value
+    return signature, codegen
