@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import math
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,9 @@ def resolve_train(graph: Graph, train: Any) -> dict[str, float]:
                            "{pattern: learning-rate factor}")
     factors: dict[str, float] = {}
     for pattern, factor in pairs:
+        factor = factor.item() if isinstance(factor, np.number) else factor
         if not isinstance(pattern, str) or isinstance(factor, bool) or not isinstance(factor, (int, float)) \
-                or not math.isfinite(factor) or factor < 0:
+                or not 0 <= factor <= sys.float_info.max:
             raise CompileError(f"train holds {pattern!r}: {factor!r}; expected a pattern (text) and a finite factor, 0 or more")
         matching = fnmatch.filter(names, pattern)
         if not matching:
@@ -113,7 +114,7 @@ def parse_budget(budget: Any) -> int | None:
     if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
         return budget
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?[bB]?)\s*", budget) if isinstance(budget, str) else None
-    if found:
+    if found and len(found[1]) < 100:      # more digits are no size, and may be more than a float holds
         unit = found[2].lower()
         size = int(float(found[1]) * UNITS[unit if unit in UNITS else unit + "b"])
         if size > 0:

@@ -337,7 +337,7 @@ def _read(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
     name = ""
     try:
         with open(path, "rb") as file:
-            if file.read(2) != b"PK":
+            if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):     # a zip file, or an empty one
                 raise FileError(f"{path} is no .npz file; {how}")
             file.seek(0)
             with np.load(file, allow_pickle=False) as stored:
@@ -348,6 +348,8 @@ def _read(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
                 return arrays
     except FileNotFoundError:
         raise FileError(f"{path}: no such file") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}; expected an .npz file") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError) as error:
         raise FileError(f"{path} cannot be read ({error}); it may be truncated or damaged") from error
     except ValueError as error:

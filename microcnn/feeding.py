@@ -10,12 +10,16 @@ from .losses import CrossEntropyLoss, Loss
 
 Shape = tuple[int, ...]
 
+# A larger weight of a sample makes gradients that float32 cannot hold, while the loss, a float64, is still finite.
+LARGEST_WEIGHT = 1e30
+
 
 def several(given: Any, names: list[str], what: str, complete: bool = True) -> dict[str, Any]:
     """A dict by name from what the caller gave: one array where there is one name, else a dict.
 
     Raises DataError for missing and unknown names.
     """
+    names = list(dict.fromkeys(names))     # a model may list one tensor twice as its output
     if not isinstance(given, dict):
         if len(names) == 1:
             return {names[0]: given}
@@ -58,7 +62,12 @@ def input_array(given: Any, name: str, shape: Shape, dtype: np.dtype) -> np.ndar
         raise DataError(f'input "{name}" has shape {array.shape}; expected {expected}{hint}')
     if array.shape[0] == 0:
         raise DataError(f'input "{name}" holds no samples')
-    with np.errstate(over="ignore"):     # too large for the network's dtype: infinite, which training refuses
+    return _converted(array, dtype)
+
+
+def _converted(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Contiguous and of that dtype; what is too large for it becomes infinite, which training refuses."""
+    with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, dtype)
 
 
@@ -79,10 +88,10 @@ def target_array(given: Any, output: str, loss: Loss, samples: int, shape: Shape
                             f"indices (integers), or probabilities of shape {(samples, *shape)}")
         if np.isnan(array).any() or array.min() < 0:
             raise DataError(f'target of output "{output}" holds probabilities below 0 or NaN')
-        return np.ascontiguousarray(np.moveaxis(array, 1, -1), dtype)
+        return _converted(np.moveaxis(array, 1, -1), dtype)
     if array.shape != (samples, *shape):
         raise DataError(f'target of output "{output}" has shape {array.shape}; expected {(samples, *shape)}, as the output')
-    return np.ascontiguousarray(array, dtype)
+    return _converted(array, dtype)
 
 
 def weight_array(given: Any, samples: int) -> np.ndarray:
@@ -92,4 +101,6 @@ def weight_array(given: Any, samples: int) -> np.ndarray:
         raise DataError(f"sample_weight has shape {array.shape}; expected ({samples},), one number per sample")
     if not np.isfinite(array).all() or array.min() < 0:
         raise DataError("sample_weight holds numbers below 0, NaN or infinite ones")
+    if array.max() > LARGEST_WEIGHT:
+        raise DataError(f"sample_weight holds {array.max():g}; expected numbers from 0 to {LARGEST_WEIGHT:g}")
     return np.ascontiguousarray(array, np.float64)

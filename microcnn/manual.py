@@ -136,7 +136,10 @@ class Manual:
         arrays = {}
         for name in outputs:
             shape = (self._samples, *net.shapes[name])
-            array = np.asarray(given.get(name, np.zeros(shape, net.dtype)))
+            try:
+                array = np.asarray(given.get(name, np.zeros(shape, net.dtype)))
+            except (ValueError, TypeError) as error:
+                raise DataError(f'dy of output "{name}" is no array of numbers: {error}') from None
             if array.shape != shape or array.dtype.kind not in "fiu":
                 raise DataError(f'dy of output "{name}" is {array.dtype} of shape {array.shape}; expected numbers of shape '
                                 f"{shape}, as forward returned")

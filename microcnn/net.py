@@ -1,8 +1,8 @@
 """A bound network: every size fixed, every buffer planned, ready to predict and to train."""
 from __future__ import annotations
 
-import math
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,14 +163,18 @@ class Net(Planned):
         inputs = self._inputs(x)
         samples = next(iter(inputs.values())).shape[0]
         results = self._results(out, samples)
+        if out is not None:       # what one batch writes may not be what the next one reads
+            inputs = {name: array.copy() if any(np.may_share_memory(array, result) for result in results.values()) else array
+                      for name, array in inputs.items()}
         with self._lock, threads.pool_lock():
             self._predict(inputs, results, samples)
         return results if len(results) > 1 else results[self.graph.outputs[0]]
 
     def _fits(self, x: Any) -> bool:
         """Whether x is just what the kernels read, for a network with one input."""
-        return type(x) is np.ndarray and x.dtype == self.dtype and x.shape[1:] == self._single.shape and x.shape[0] > 0 \
-            and x.flags.c_contiguous
+        single = self._single
+        return single is not None and type(x) is np.ndarray and x.dtype == self.dtype and x.shape[1:] == single.shape \
+            and x.shape[0] > 0 and x.flags.c_contiguous
 
     def _inputs(self, x: Any) -> Arrays:
         if self._single is not None and self._fits(x):
@@ -435,7 +439,8 @@ class Net(Planned):
 
     @lr.setter
     def lr(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) \
+                or not 0 <= value <= sys.float_info.max:
             raise CompileError(f"lr is {value!r}; expected a finite number, 0 or more")
         self._control_numbers[self._cache.RATE] = value
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from .errors import CompileError
 def _check(owner: str, name: str, value: object, expected: str, low: float = 0.0, high: float = math.inf) -> float:
     """value as a float within [low, high); raises CompileError."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not low <= float(value) < high:   # type: ignore[arg-type]
+    if not real or not low <= value <= sys.float_info.max or not value < high:   # type: ignore[operator]
         raise CompileError(f"{owner}: {name} is {value!r}; expected {expected}")
     return float(value)   # type: ignore[arg-type]
 

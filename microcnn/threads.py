@@ -44,7 +44,7 @@ def set_num_threads(count: int) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise CompileError(f"set_num_threads: count is {count!r}; expected an integer of at least 1")
     if "numba" not in sys.modules:
-        most = int(os.environ.get("NUMBA_NUM_THREADS") or 0)
+        most = _given_threads() or 0
         if max(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) < count:
             os.environ["NUMBA_NUM_THREADS"] = str(count)
     else:
@@ -56,6 +56,16 @@ def set_num_threads(count: int) -> None:
     _wish = count
 
 
+def _given_threads() -> int | None:
+    """NUMBA_NUM_THREADS, None where it is not set. Raises CompileError where it is no number of threads."""
+    given = os.environ.get("NUMBA_NUM_THREADS", "").strip()
+    if not given:
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise CompileError(f"NUMBA_NUM_THREADS is {given!r}; expected an integer of at least 1, or nothing")
+    return int(given)
+
+
 def get_num_threads() -> int:
     """How many threads kernels may use."""
     if _forked:
@@ -65,13 +75,17 @@ def get_num_threads() -> int:
     if "numba" in sys.modules:
         import numba
         return numba.config.NUMBA_NUM_THREADS
-    if given := os.environ.get("NUMBA_NUM_THREADS"):
-        return int(given)
+    if given := _given_threads():
+        return given
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_environment() -> None:
-    """What has to stand in the environment before numba's pool starts; what the user set stays."""
+    """What has to stand in the environment before numba's pool starts; what the user set stays.
+
+    Raises CompileError where the user set NUMBA_NUM_THREADS to what is no number of threads.
+    """
+    _given_threads()
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -143,6 +144,7 @@ def test_targets_of_mean_squared_error():
     ([1, 1, 1, -1], "sample_weight holds numbers below 0, NaN or infinite ones"),
     ([1, 1, 1, np.nan], "sample_weight holds numbers below 0, NaN or infinite ones"),
     ([1, 1, 1, np.inf], "sample_weight holds numbers below 0, NaN or infinite ones"),
+    ([1, 1, 1, 1e300], r"sample_weight holds 1e\+300; expected numbers from 0 to 1e\+30"),
     ("heavy", "sample_weight has dtype <U5; expected floats or integers")])
 def test_sample_weights(net, weight, message):
     refused(net, mc.DataError, message, lambda: net.train_step(X, T, sample_weight=weight))
@@ -246,6 +248,8 @@ ARGUMENTS = [
     (dict(budget=0), r'budget is 0; expected bytes as an integer above 0, or a size such as "256KB" or "8MB"'),
     (dict(budget="lots"), r"budget is 'lots'; expected bytes"),
     (dict(budget="-3KB"), r"budget is '-3KB'; expected bytes"),
+    (dict(budget="9" * 400 + "GB"), r"budget is '9+GB'; expected bytes"),
+    (dict(train={"*": 10**400}), r"train holds '\*': 10+; expected a pattern \(text\) and a finite factor"),
     (dict(budget=True), r"budget is True; expected bytes"),
     (dict(budget=12.5), r"budget is 12\.5; expected bytes"),
     (dict(budget=1), r"budget is 1 bytes; this network at batch 4 needs [\d,]+ beside its parameters"),
@@ -346,3 +350,25 @@ def test_the_graph_is_not_touched_by_training():
     net.train_step(X, T)
     assert same(graph.weights, convolutional().weights)
     assert not same(net.parameters(), graph.weights)
+
+
+def test_targets_too_large_for_the_dtype():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for loss in ("cross_entropy", "mse"):
+            net = compiled(loss=loss)
+            refused(net, mc.DataError, "NaN or infinite numbers", lambda net=net: net.train_step(X, np.full((4, 3), 1e300)))
+
+
+def test_dy_that_is_no_array():
+    net = compiled()
+    net.forward(X)
+    with pytest.raises(mc.DataError, match='dy of output ".*" is no array of numbers: '):
+        net.backward([[1], [1, 2]])
+
+
+def test_factors_of_numpy():
+    double, single = compiled(train={"*": np.float32(2)}), compiled(train={"*": 2})
+    for net in (double, single):
+        net.train_step(X, T)
+    assert same(double.parameters(), single.parameters())

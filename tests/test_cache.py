@@ -330,3 +330,20 @@ def test_the_fingerprint_is_of_all_that_is_compiled(monkeypatch, tmp_path):
     assert cache.fingerprint() != kept
 
 
+
+
+def test_ctrl_c_while_a_kernel_compiles(tmp_path):
+    # LLVM calls back into Python, where a KeyboardInterrupt would be printed and forgotten
+    assert fresh('''
+import signal
+from microcnn.kernels import cache
+finished = []
+def make():
+    signal.raise_signal(signal.SIGINT)
+    finished.append(1)
+    raise EOFError if len(finished) == 1 else ValueError
+try:
+    cache.compiled(make)
+except KeyboardInterrupt:
+    print(len(finished), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+''', tmp_path) == "2 True"

@@ -53,8 +53,12 @@ def test_unreadable_files(tmp_path):
     np.save(single, images())
     with pytest.raises(FileError, match=r"is no .npz file"):
         load_npz(single)
-    with pytest.raises(FileError, match="cannot be read"):
+    with pytest.raises(FileError, match="cannot be read: Is a directory; expected an .npz file$"):
         load_npz(tmp_path)
+    for content in (b"PK", b"PKhello"):
+        text.write_bytes(content)
+        with pytest.raises(FileError, match=r"is no .npz file; write it"):
+            load_npz(text)
 
 
 def test_truncated_files_at_every_cut(tmp_path):

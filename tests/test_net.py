@@ -425,3 +425,32 @@ def test_the_head_is_the_last_node_with_weights():
 
 def test_it_prints_what_it_is():
     assert repr(compiled()).startswith("Net(sequential, batch 4, float32, 6 of 8 weights train, arena ")
+
+
+def test_a_tensor_listed_twice_as_output():
+    graph = convolutional()
+    graph = mc.Graph(graph.inputs, graph.outputs * 2, graph.nodes, graph.weights)
+    net, x = graph.compile(batch=4, train="all"), images(4)[0]
+    once = convolutional().compile(batch=4, train="all")
+    assert np.array_equal(net.predict(x), once.predict(x))
+    y = net.forward(x)
+    assert np.array_equal(y, once.forward(x))
+    assert np.array_equal(net.backward(y), once.backward(y))
+
+
+def test_out_may_overlap_the_input_of_a_later_batch():
+    net = mc.Sequential([mc.Flatten(), mc.Linear(10)], input_shape=(1, 8, 8)).graph().compile(batch=8)
+    memory = np.zeros(20 * 64 + 200, np.float32)
+    x = memory[:20 * 64].reshape(20, 1, 8, 8)
+    x[:] = np.random.default_rng(0).standard_normal(x.shape)
+    expected = net.predict(x.copy())
+    np.testing.assert_array_equal(net.predict(x, out=memory[600:800].reshape(20, 10)), expected)
+
+
+@pytest.mark.parametrize("rate", [10**400, float("nan"), -1, "fast", True])
+def test_a_learning_rate_that_is_none(rate):
+    net = mc.Sequential([mc.Flatten(), mc.Linear(10)], input_shape=(1, 8, 8)).graph().compile()
+    with pytest.raises(mc.CompileError, match="lr is .*; expected a finite number, 0 or more"):
+        net.lr = rate
+    with pytest.raises(mc.CompileError, match="lr is "):
+        mc.SGD(lr=rate)

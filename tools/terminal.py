@@ -1,6 +1,7 @@
 """What the command prints: tables and progress, with rich where it is there and someone is watching, else plain."""
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -78,6 +79,9 @@ class Terminal:
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None):
         self.out, self.err = out or sys.stdout, err or sys.stderr
+        for stream in (self.out, self.err):
+            if isinstance(stream, io.TextIOWrapper):     # a name that it cannot spell is no reason to end
+                stream.reconfigure(errors="backslashreplace")
         self.console: Any = None
         if self.out.isatty() and os.environ.get("TERM") != "dumb":
             try:

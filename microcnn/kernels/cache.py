@@ -12,6 +12,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -189,9 +190,26 @@ def _compiling(subfolder):
                 _lock_file = None
 
 
+@contextlib.contextmanager
+def _interrupt_later():
+    """Ctrl-C waits until this kernel is done: LLVM's callbacks into Python would print it and go on without it."""
+    previous = signal.getsignal(signal.SIGINT)
+    if not callable(previous) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught = []
+    signal.signal(signal.SIGINT, lambda *given: caught.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if caught:
+            previous(*caught[0])
+
+
 def compiled(make, subfolder=""):
     """make(), compiled or loaded: an entry or an executor. Raises CacheError."""
-    with compiling(subfolder) as target:
+    with _interrupt_later(), compiling(subfolder) as target:
         try:
             made = make()
         except (pickle.UnpicklingError, EOFError):

@@ -71,3 +71,10 @@ def test_someone_watches(monkeypatch, rich):
     assert "[a]" in out.getvalue() and "part [of it]" in out.getvalue()
     assert "epoch [1]" in out.getvalue() + err.getvalue()
     assert "work" in err.getvalue()
+
+
+def test_a_name_that_the_stream_cannot_spell():
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, "ascii")
+    Terminal(out, io.StringIO()).say("mödel.onnx")
+    assert raw.getvalue() == b"m\\xf6del.onnx\n"
