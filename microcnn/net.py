@@ -28,12 +28,15 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Single:
-    """The only input of a network with one output, and where their addresses stand."""
+    """The only input of a network with one output, and where their addresses stand. labels: its loss takes classes (N,)."""
 
     name: str
     shape: tuple[int, ...]
+    output: str
     x_slot: int
     y_slot: int
+    t_slot: int
+    labels: bool
 
 
 class Net(Planned):
@@ -118,7 +121,10 @@ class Net(Planned):
         if len(self.graph.inputs) != 1 or len(self.graph.outputs) != 1:
             return None
         name, output = self.graph.inputs[0].name, self.graph.outputs[0]
-        return Single(name, self.shapes[name], self._slots[f"input:{name}"], self._slots[f"output:{output}"])
+        loss, tensor = self._losses.get(output, (None, output))
+        return Single(name, self.shapes[name], output, *(self._slots[f"{kind}:{one}"] for kind, one in (
+            ("input", name), ("output", output), ("target", output))),
+            labels=isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1)
 
     # Running.
 
@@ -220,6 +226,16 @@ class Net(Planned):
         """
         if "train" not in self._programs:
             raise CompileError(self._missing("train_step"))
+        single = self._single
+        if single is not None and single.labels and sample_weight is None and self._fits(x) and x.shape[0] <= self.batch \
+                and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == x.shape[:1] and t.flags.c_contiguous:
+            with self._lock, threads.pool_lock():      # the shortest way, as in predict
+                self._control[self._slots["sample_weight"]] = 0
+                self._control[single.x_slot] = self._cache.start_of(x)
+                self._control[single.t_slot] = self._cache.start_of(t)
+                self._set_target_kind(single.output, 0)
+                self._train(x.shape[0], {f"input:{single.name}": x, f"target:{single.output}": t})
+                return float(self._control_numbers[self._cache.LOSS])
         samples, held = self._feed(x, t, sample_weight)
         with self._lock, threads.pool_lock():
             self._point(held)
