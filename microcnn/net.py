@@ -33,6 +33,8 @@ class Single:
     name: str
     shape: tuple[int, ...]
     output: str
+    x_key: str
+    t_key: str
     x_slot: int
     y_slot: int
     t_slot: int
@@ -122,9 +124,9 @@ class Net(Planned):
             return None
         name, output = self.graph.inputs[0].name, self.graph.outputs[0]
         loss, tensor = self._losses.get(output, (None, output))
-        return Single(name, self.shapes[name], output, *(self._slots[f"{kind}:{one}"] for kind, one in (
-            ("input", name), ("output", output), ("target", output))),
-            labels=isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1)
+        x_key, t_key = f"input:{name}", f"target:{output}"
+        return Single(name, self.shapes[name], output, x_key, t_key, self._slots[x_key], self._slots[f"output:{output}"],
+                      self._slots[t_key], isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1)
 
     # Running.
 
@@ -234,7 +236,7 @@ class Net(Planned):
                 self._control[single.x_slot] = self._cache.start_of(x)
                 self._control[single.t_slot] = self._cache.start_of(t)
                 self._set_target_kind(single.output, 0)
-                self._train(x.shape[0], {f"input:{single.name}": x, f"target:{single.output}": t})
+                self._train(x.shape[0], {single.x_key: x, single.t_key: t})
                 return float(self._control_numbers[self._cache.LOSS])
         samples, held = self._feed(x, t, sample_weight)
         with self._lock, threads.pool_lock():
