@@ -14,11 +14,12 @@ Shapes = dict[str, tuple[int, ...]]
 class Step:
     """A node, and what of its followers is done in the same kernel.
 
-    output: the tensor that the step makes. bn: a batch norm folded into the weights. residual: a tensor added before the
-    clamp to low..high.
+    source: the (first) tensor that the step reads. output: the tensor that it makes. bn: a batch norm folded into the
+    weights. residual: a tensor added before the clamp to low..high.
     """
 
     node: Node
+    source: str
     output: str
     bn: Node | None = None
     residual: str | None = None
@@ -34,13 +35,13 @@ TILED = ("Conv2d", "Linear")
 CLAMPED = (*TILED, "BatchNorm2d", "Add")
 
 
-def clamp_of(node: Node) -> tuple[float, float] | None:
-    """The bounds of an activation that is a clamp, None for other nodes."""
-    if node.op == "Relu":
-        return 0.0, math.inf
-    if node.op == "Clip":
-        return node.attrs["low"], node.attrs["high"]
-    return None
+def is_clamp(node: Node) -> bool:
+    """Whether a node is an activation that only limits its input."""
+    return node.op in ("Relu", "Clip")
+
+
+def bounds_of(clamp: Node) -> tuple[float, float]:
+    return (0.0, math.inf) if clamp.op == "Relu" else (clamp.attrs["low"], clamp.attrs["high"])
 
 
 def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
@@ -60,7 +61,12 @@ def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
         return readers[0] if len(readers) == 1 and tensor not in wanted else None
 
     def chain_of(node: Node) -> Step:
-        step = Step(node, node.outputs[0])
+        step = Step(node, node.inputs[0], node.outputs[0])
+        before = makers.get(step.source)
+        if before is not None and behind_pool(before):
+            step.source = before.inputs[0]
+            step.low, step.high = bounds_of(before)
+            return step
         follower = only_reader(step.output)
         if node.op == "Conv2d" and follower and follower.op == "BatchNorm2d" and may_fold(node, follower):
             step.bn, step.output = follower, follower.outputs[0]
@@ -73,12 +79,15 @@ def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
                 step.residual, step.output = other, follower.outputs[0]
                 taken.add(follower.name)
                 follower = only_reader(step.output)
-        if node.op in CLAMPED and follower:
-            bounds = clamp_of(follower)
-            if bounds is not None:
-                step.low, step.high = bounds
-                step.output = follower.outputs[0]
+        if node.op in CLAMPED and follower and is_clamp(follower) and not behind_pool(follower):
+            step.low, step.high = bounds_of(follower)
+            step.output = follower.outputs[0]
         return step
+
+    def behind_pool(node: Node) -> bool:
+        """Whether a clamp runs with the max pooling that alone reads it, on fewer numbers and with the same result."""
+        reader = only_reader(node.outputs[0]) if is_clamp(node) else None
+        return reader is not None and reader.op == "MaxPool2d"
 
     def made_before(tensor: str, node: Node) -> bool:
         maker = makers.get(tensor)
@@ -87,7 +96,7 @@ def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
     steps: list[Step] = []
     inside: set[str] = set()
     for node in graph.nodes:
-        if node.outputs[0] in inside:
+        if node.outputs[0] in inside or behind_pool(node):
             continue
         step = chain_of(node)
         tensor = node.outputs[0]

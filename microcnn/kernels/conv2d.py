@@ -15,19 +15,20 @@ from .tile import rows_table, tile_add, tile_clamp, tile_fill, tile_fma, tile_fm
 
 
 @helper
-def copy_band(x, x_at, H, W, C, top, left, rows, columns, band, band_at):
-    """band (rows, columns, C) = the image's part that begins at (top, left), zeros where that is outside."""
+def copy_band(x, x_at, H, W, C, top, left, rows, columns, reused, band):
+    """band (rows, columns, C) = the image's part that begins at (top, left), zeros where that is outside.
+
+    The band was all zeros at first. What lies beside the image is the same for all bands and stays; what lies above and
+    below differs, and is zeroed where the band is reused for another part.
+    """
     first = min(columns, max(0, -left))
     last = max(first, min(columns, W - left))
     for r in range(rows):
-        h = top + r
-        to = band_at + r * columns * C
-        if h < 0 or h >= H:
-            zero_run(band, to, columns * C)
-        else:
-            zero_run(band, to, first * C)
+        h, to = top + r, r * columns * C
+        if 0 <= h < H:
             copy_run(x, x_at + (h * W + left + first) * C, band, to + first * C, (last - first) * C)
-            zero_run(band, to + last * C, (columns - last) * C)
+        elif reused:
+            zero_run(band, to, columns * C)
 
 
 @helper
@@ -108,6 +109,8 @@ def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, b
     copied = padded.size > 0
     part = padded[chunk * rows * columns * C:(chunk + 1) * rows * columns * C] if copied else x
     width = columns if copied else W
+    if copied:
+        zero_run(part, 0, rows * columns * C)
     merged = G == 1 and dilation_w == 1
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         n, oh = job // bands, (job % bands) * band
@@ -115,7 +118,7 @@ def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, b
         top = oh * stride_h + origin_h
         if copied:
             copy_band(x, n * H * W * C, H, W, C, top, origin_w, (height - 1) * stride_h + (R - 1) * dilation_h + 1,
-                      columns, part, 0)
+                      columns, bands > 1, part)
             begin = 0
         else:
             begin = ((n * H + top) * W + origin_w) * C

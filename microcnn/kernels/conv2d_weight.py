@@ -169,6 +169,8 @@ def _window_chunk(chunk, chunks, x, dy, batch, H, W, C, OH, OW, K, R, S, stride_
     copied = padded.size > 0
     part = padded[chunk * rows * columns * C:(chunk + 1) * rows * columns * C] if copied else x
     total = partials[chunk * window * K:(chunk + 1) * window * K]
+    if copied:
+        zero_run(part, 0, rows * columns * C)
     begin, end = chunk * jobs // chunks, (chunk + 1) * jobs // chunks
     if begin == end:
         zero_run(total, 0, window * K)
@@ -179,7 +181,7 @@ def _window_chunk(chunk, chunks, x, dy, batch, H, W, C, OH, OW, K, R, S, stride_
         x_at = ((n * H + top) * W - pad_left) * C
         if copied:
             copy_band(x, n * H * W * C, H, W, C, top, -pad_left, (height - 1) * stride_h + (R - 1) * dilation_h + 1,
-                      columns, part, 0)
+                      columns, bands > 1, part)
             x_at = 0
         dy_at = (n * OH + oh) * OW * K
         k = 0

@@ -93,6 +93,8 @@ def _bands(chunk, chunks, x, weight, bias, residual, padded, batch, H, W, C, R, 
     part = padded[chunk * rows * columns * C:(chunk + 1) * rows * columns * C] if copied else x
     width = columns if copied else W
     step = lanes(x)
+    if copied:
+        zero_run(part, 0, rows * columns * C)
     x_row, x_tap, x_pixel = dilation_h * width * C, dilation_w * C, stride_w * C
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         n, first = job // bands, (job % bands) * band
@@ -100,7 +102,7 @@ def _bands(chunk, chunks, x, weight, bias, residual, padded, batch, H, W, C, R, 
         top = first * stride_h + origin_h
         if copied:
             copy_band(x, n * H * W * C, H, W, C, top, origin_w, (height - 1) * stride_h + (R - 1) * dilation_h + 1, columns,
-                      part, 0)
+                      bands > 1, part)
             begin = 0
         else:
             begin = ((n * H + top) * W + origin_w) * C
@@ -231,6 +233,8 @@ def _weight_chunk(chunk, chunks, x, dy, padded, batch, H, W, C, OH, OW, R, S, st
     width = columns if copied else W
     step, size = lanes(x), R * S * C
     total = partials[chunk * size:(chunk + 1) * size]
+    if copied:
+        zero_run(part, 0, rows * columns * C)
     zero_run(total, 0, size)
     x_line, x_row, x_tap, x_pixel = stride_h * width * C, dilation_h * width * C, dilation_w * C, stride_w * C
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
@@ -240,7 +244,7 @@ def _weight_chunk(chunk, chunks, x, dy, padded, batch, H, W, C, OH, OW, R, S, st
         begin = ((n * H + top) * W - pad_left) * C
         if copied:
             copy_band(x, n * H * W * C, H, W, C, top, -pad_left, (height - 1) * stride_h + (R - 1) * dilation_h + 1, columns,
-                      part, 0)
+                      bands > 1, part)
             begin = 0
         dy_at = (n * OH + first) * OW * C
         for c in range(0, C, step):

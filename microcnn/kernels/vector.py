@@ -400,3 +400,15 @@ def vector_where_beats(typing_context, a, b, x, y):
         beats = builder.and_(builder.fcmp_unordered(">", a, b), builder.fcmp_ordered("ord", b, b))
         return builder.select(beats, x, y)
     return _lanewise(operation)(typing_context, a, b, x, y)
+
+
+@intrinsic
+def vector_any_nan(typing_context, a):
+    """Whether any lane is NaN."""
+    if not isinstance(a, VectorType):
+        return None
+
+    def codegen(context, builder, sig, args):
+        every = builder.bitcast(builder.fcmp_unordered("uno", args[0], args[0]), ir.IntType(lanes_of(a.dtype)))
+        return builder.icmp_unsigned("!=", every, ir.Constant(every.type, 0))
+    return types.boolean(a), codegen

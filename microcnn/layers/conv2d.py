@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
@@ -51,6 +52,27 @@ class Geometry:
     @property
     def weight_numbers(self) -> int:
         return self.R * self.S * self.CG * self.K
+
+    def sides(self) -> dict[str, int]:
+        """The fields that say where each output pixel's window lies."""
+        return {"dilation_h": self.dilation[0], "dilation_w": self.dilation[1], "stride_h": self.stride[0],
+                "stride_w": self.stride[1], "origin_h": -self.pads[0], "origin_w": -self.pads[1]}
+
+    def pixels_together(self, lanes: int) -> int:
+        """How many neighbouring pixels of a row had best be one pixel with as many times the channels (kernels/widen.py)."""
+        def registers(pixels: int) -> float:
+            return math.ceil(pixels * self.K / lanes) * (self.S + (pixels - 1) * self.stride[1]) / pixels
+        if self.G != 1 or self.dilation[1] != 1 or self.K >= lanes:
+            return 1
+        best = min((p for p in range(1, self.OW + 1) if self.OW % p == 0 and p * self.K <= 4 * lanes), key=registers)
+        return best if registers(best) < 0.9 * registers(1) else 1
+
+    def together(self, pixels: int) -> Geometry:
+        """The same convolution with so many neighbouring pixels of a row as one pixel."""
+        wide = copy(self)
+        wide.K, wide.S, wide.OW = pixels * self.K, self.S + (pixels - 1) * self.stride[1], self.OW // pixels
+        wide.stride = self.stride[0], pixels * self.stride[1]
+        return wide
 
 
 class Conv2d(Layer):
@@ -102,7 +124,10 @@ class Conv2d(Layer):
             weight, bias = fold_rows(s, step.bn, weight, bias, geometry.weight_numbers // geometry.K, geometry.K)
         residual = s.channels_last(s.value(step.residual)) if step.residual else None
         y = output_value(s, step, Layout.channels_last((geometry.K, geometry.OH, geometry.OW)), residual)
-        forward_rows(s, geometry, x, weight, bias, residual, y, step)
+        pixels = geometry.pixels_together(s.lanes)
+        if pixels > 1:
+            weight, bias = widened(s, geometry, pixels, weight, bias)
+        forward_rows(s, geometry.together(pixels), x, weight, bias, residual, y, step)
         if s.node_live(step):
             if s.trains(node, "weight"):
                 s.keep(x)
@@ -129,6 +154,18 @@ def fold_rows(s: Schedule, bn: Node, weight: Buffer | None, bias: Buffer | None,
     return folded, folded_bias
 
 
+def widened(s: Schedule, g: Geometry, pixels: int, weight: Buffer | None,
+            bias: Buffer | None) -> tuple[Buffer, Buffer | None]:
+    """Weight and bias for several pixels at once: each step anew where they may train, else once."""
+    buffer, add = (s.scratch, s.row) if s.live else (s.held, s.prepare)
+    wide = g.together(pixels)
+    wide_weight = buffer(size=wide.weight_numbers * s.itemsize, name="wide_weight")
+    wide_bias = buffer(size=wide.K * s.itemsize, name="wide_bias") if bias else None
+    add("widen.widen", weight=weight, bias=bias, wide=wide_weight, wide_bias=wide_bias, rows=g.R, S=g.S, C=g.C, K=g.K, P=pixels,
+        step=g.stride[1], WS=wide.S)
+    return wide_weight, wide_bias
+
+
 def geometry_of(s: Schedule, node: Node) -> Geometry:
     return Geometry(node, s.shapes[node.inputs[0]], node.weights["weight"].apply(
         s.graph.weights[node.weights["weight"].name]).shape)
@@ -143,8 +180,7 @@ def forward_rows(s: Schedule, g: Geometry, x: Value, weight: Buffer | None, bias
         linear_rows(s, g.H * g.W, g.C, g.K, x.buffer, weight, bias, added, y.buffer, **bounds)
         return
     grid = {"OH": g.OH, "OW": g.OW, "y_size": g.OH * g.OW * g.K, "y_row": g.OW * g.K, "y_pixel": g.K, "y_base": 0}
-    sides = {"dilation_h": g.dilation[0], "dilation_w": g.dilation[1], "stride_h": g.stride[0], "stride_w": g.stride[1],
-             "origin_h": -g.pads[0], "origin_w": -g.pads[1]}
+    sides = g.sides()
     if g.depthwise:
         depthwise_row(s, x.buffer, weight, bias, added, y.buffer, g.weight_numbers, g.H, g.W, g.C, g.R, g.S, 0, g.S * g.C, g.C,
                       sides, grid, bounds)
@@ -205,7 +241,7 @@ def backward(s: Schedule, step: Step, g: Geometry, x: Value, y: Value) -> None:
     if g.pointwise:
         linear_backward(s, node, g.H * g.W, g.C, g.K, x, dy)
     else:
-        bias_gradient(s, node, g.OH * g.OW, g.K, dy)
+        bias_gradient(s, node, g, dy)
         if s.trains(node, "weight"):
             weight_gradient(s, node, g, x, dy)
         if s.needs_gradient(x.name):
@@ -214,14 +250,20 @@ def backward(s: Schedule, step: Step, g: Geometry, x: Value, y: Value) -> None:
     s.release(dy)
 
 
-def bias_gradient(s: Schedule, node: Node, rows: int, K: int, dy: Gradient) -> None:
-    """dB: the sum of dY over all positions."""
+def bias_gradient(s: Schedule, node: Node, g: Geometry, dy: Gradient) -> None:
+    """dB: the sum of dY over all positions, as many pixels side by side as fill a register."""
     if not s.trains(node, "bias"):
         return
-    chunks = max(1, min(8, s.batch * rows // 512))
+    pixels = g.OH * g.OW
+    together = max(p for p in range(1, max(1, s.lanes // g.K) + 1) if pixels % p == 0)
     target, accumulate = s.dweight(node, "bias")
-    s.row("linear.backward_bias", dy=dy.buffer, dbias=target, scratch=s.scratch(chunks * K * s.itemsize), rows=rows, K=K,
-          chunks=chunks, accumulate=accumulate)
+    K, chunks = together * g.K, max(1, min(8, s.batch * pixels // 512))
+    wide = s.scratch(K * s.itemsize) if together > 1 else target
+    s.row("linear.backward_bias", dy=dy.buffer, dbias=wide, scratch=s.scratch(chunks * K * s.itemsize), rows=pixels // together,
+          K=K, chunks=chunks, accumulate=accumulate if together == 1 else 0)
+    if together > 1:
+        s.row("widen.narrow", wide=wide, gradient=target, rows=1, S=1, C=1, K=g.K, P=together, step=0, WS=1,
+              accumulate=accumulate)
     s.weight_done(node, "bias")
 
 
@@ -232,23 +274,34 @@ def finish_weight(s: Schedule, node: Node) -> None:
 
 
 def weight_gradient(s: Schedule, node: Node, g: Geometry, x: Value, dy: Gradient) -> None:
-    """The row that makes dW, by the convolution's kind."""
+    """dW, for several pixels at once where that fills the registers better."""
     target, accumulate = s.dweight(node, "weight")
+    pixels = g.pixels_together(s.lanes)
+    if pixels == 1:
+        weight_row(s, g, x, dy, target, accumulate)
+        return
+    wide = g.together(pixels)
+    wide_gradient = s.scratch(wide.weight_numbers * s.itemsize, "wide_gradient")
+    weight_row(s, wide, x, dy, wide_gradient, 0)
+    s.row("widen.narrow", wide=wide_gradient, gradient=target, rows=g.R, S=g.S, C=g.C, K=g.K, P=pixels, step=g.stride[1],
+          WS=wide.S, accumulate=accumulate)
+
+
+def weight_row(s: Schedule, g: Geometry, x: Value, dy: Gradient, target: Buffer, accumulate: int) -> None:
+    """The row that makes dW, by the convolution's kind."""
     common = {"x": x.buffer, "dy": dy.buffer, "dweight": target, "H": g.H, "W": g.W, "C": g.C, "OH": g.OH, "OW": g.OW,
               "R": g.R, "S": g.S, "stride_h": g.stride[0], "stride_w": g.stride[1], "dilation_h": g.dilation[0],
               "dilation_w": g.dilation[1], "pad_top": g.pads[0], "pad_left": g.pads[1], "accumulate": accumulate}
     size = g.weight_numbers * s.itemsize
-    sides = {"dilation_h": g.dilation[0], "dilation_w": g.dilation[1], "stride_h": g.stride[0], "stride_w": g.stride[1],
-             "origin_h": -g.pads[0], "origin_w": -g.pads[1]}
     if g.depthwise:
-        band, chunks, padded = band_plan(s, g.H, g.W, g.C, g.R, g.S, sides, g.OH, g.OW)
+        band, chunks, padded = band_plan(s, g.H, g.W, g.C, g.R, g.S, g.sides(), g.OH, g.OW)
         chunks = min(chunks, CHUNKS)
         s.row("depthwise2d.backward_weight", **common, band=band, chunks=chunks, padded_size=padded,
               padded=s.scratch(padded * s.itemsize, "padded") if padded else None, scratch=s.scratch(chunks * size))
         return
     rows = 8
     if g.G == 1 and g.C / (math.ceil(g.C / rows) * rows) < 0.8:
-        band, chunks, padded = band_plan(s, g.H, g.W, g.C, g.R, g.S, sides, g.OH, g.OW)
+        band, chunks, padded = band_plan(s, g.H, g.W, g.C, g.R, g.S, g.sides(), g.OH, g.OW)
         chunks = min(chunks, CHUNKS)
         s.row("conv2d_weight.backward_few", **common, K=g.K, band=band, chunks=chunks, padded_size=padded,
               tables=s.scratch(8 * (band * g.OW + g.R * g.S * g.C), "tables"),

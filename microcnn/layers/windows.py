@@ -3,8 +3,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import ModelError
+from .base import Shape, expect_image, expect_inputs
+
+if TYPE_CHECKING:
+    from ..graph import Node
 
 Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]
@@ -82,3 +87,29 @@ def phases(length: int, kernel: int, stride: int, before: int, dilation: int) ->
         begin = (tap * dilation - remainder) // stride
         found.append(Phase(first, count, taps, tap, step, spread, shift - begin - (taps - 1) * spread))
     return found
+
+
+def pool_window(node: Node, shape: Shape) -> tuple[dict[str, int], Pads]:
+    """The fields that pooling rows share, and the padding. Raises ModelError where the window does not fit."""
+    C, H, W = expect_image(node, shape)
+    attrs = node.attrs
+    kernel, stride = tuple(attrs["kernel"]), tuple(attrs["stride"])
+    dilation = tuple(attrs.get("dilation", (1, 1)))
+    if min(stride) < 1 or min(kernel) < 1 or min(dilation) < 1:
+        raise ModelError(f'{node.op} "{node.name}": kernel {kernel}, stride {stride} and dilation {dilation} must be at '
+                         "least 1")
+    pads = resolve_pads(attrs["pads"], (H, W), kernel, stride, dilation)
+    spread = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
+    if pads[0] >= spread[0] or pads[1] >= spread[1] or pads[2] >= spread[0] or pads[3] >= spread[1] or min(pads) < 0:
+        raise ModelError(f'{node.op} "{node.name}": padding {pads} must be at least 0 and less than the window {tuple(spread)}')
+    OH, OW = output_hw(node.name, (H, W), kernel, stride, pads, dilation, bool(attrs.get("ceil_mode")))
+    return {"H": H, "W": W, "C": C, "OH": OH, "OW": OW, "kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": stride[0],
+            "stride_w": stride[1], "pad_top": pads[0], "pad_left": pads[1], "dilation_h": dilation[0],
+            "dilation_w": dilation[1]}, pads
+
+
+def pooled_shape(node: Node, shapes: list[Shape]) -> list[Shape]:
+    """The output's shape of a pooling node. Raises ModelError where the window does not fit."""
+    expect_inputs(node, shapes, 1)
+    fields, _ = pool_window(node, shapes[0])
+    return [(fields["C"], fields["OH"], fields["OW"])]

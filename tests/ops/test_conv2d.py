@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
+from microcnn.layers.conv2d import Geometry
 from tests import graph_oracle
 from tests.ops.table import (
     Case,
@@ -37,6 +38,11 @@ CASES = [
     conv("33-to-17", (33, 3, 4), 17, (3, 2), pads=(1, 0, 1, 1)),
     conv("no-bias", (3, 5, 6), 5, (3, 3), bias=False, batch=3),
     conv("valid", (9, 5, 6), 8, (3, 3)),
+    # few outputs: several pixels of a row are computed as one
+    conv("few-outputs", (1, 9, 12), 3, (3, 5), pads=(1, 2, 1, 2)),
+    conv("few-outputs-strided", (3, 8, 16), 2, (3, 3), (2, 2), (1, 1, 1, 1), bias=False, batch=3),
+    conv("few-outputs-dilated-down", (2, 9, 8), 2, (2, 3), dilation=(3, 1), pads=(0, 1, 1, 1)),
+    conv("few-outputs-same", (2, 5, 6), 1, (2, 4), pads="same_lower"),
     # strides, phases that see no tap, padding larger than the window
     conv("stride-2", (3, 7, 8), 5, (3, 3), (2, 2), (1, 1, 1, 1)),
     conv("stride-above-kernel", (3, 8, 9), 4, (2, 1), (3, 4)),
@@ -85,6 +91,16 @@ CASES = [
 @table(CASES)
 def test_conv2d(case, check):
     check(case)
+
+
+@pytest.mark.parametrize("lanes, K, S, stride, OW, expected", [
+    (16, 6, 5, 1, 28, 2), (16, 6, 5, 1, 27, 1), (16, 1, 3, 1, 32, 16), (16, 8, 3, 2, 48, 2), (16, 16, 3, 1, 32, 1),
+    (16, 6, 1, 1, 28, 1), (8, 6, 5, 1, 28, 1), (4, 6, 5, 1, 28, 1), (4, 2, 5, 1, 28, 2)])
+def test_pixels_go_together_where_that_fills_the_registers(lanes, K, S, stride, OW, expected):
+    W = (OW - 1) * stride + S
+    node = graph_of("Conv2d", (1, 5, W), weights={"weight": (K, 1, 3, S)}, kernel=(3, S), stride=(1, stride),
+                    pads=(0, 0, 0, 0), dilation=(1, 1), groups=1).nodes[0]
+    assert Geometry(node, (1, 5, W), (K, 1, 3, S)).pixels_together(lanes) == expected
 
 
 # Fusion. Each makes one step of several nodes; "clip" cuts on both sides.

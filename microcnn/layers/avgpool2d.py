@@ -1,0 +1,81 @@
+"""AvgPool2d and GlobalAvgPool2d."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..layout import Layout
+from .base import Layer, Shape, expect_image, expect_inputs
+from .windows import pool_window, pooled_shape
+
+if TYPE_CHECKING:
+    from ..fusion import Step
+    from ..graph import Node
+    from ..plan import Schedule
+
+
+class AvgPool2d(Layer):
+    """ONNX AveragePool. Attributes kernel, stride, pads, ceil_mode, count_include_pad.
+
+    Raises   ModelError: a window larger than the padded image, padding as large as the window
+    Memory   nothing beside the output
+    """
+
+    op = "AvgPool2d"
+    channels_last = True
+    onnx = {"AveragePool": {"since": 1}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        return pooled_shape(node, shapes)
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        x = s.channels_last(s.value(step.node.inputs[0]))
+        fields, pads = pool_window(step.node, x.layout.shape)
+        for name in ("dilation_h", "dilation_w"):
+            del fields[name]
+        fields.update(pad_bottom=pads[2], pad_right=pads[3],
+                      count_include_pad=int(bool(step.node.attrs.get("count_include_pad"))))
+        y = s.make(step.output, Layout.channels_last((fields["C"], fields["OH"], fields["OW"])))
+        s.row("avgpool2d.forward", x=x.buffer, y=y.buffer, **fields)
+
+        def backward() -> None:
+            dy = s.gradient(step.output)
+            if dy is not None:
+                target, accumulate = s.dx(x.name)
+                s.row("avgpool2d.backward", dy=dy.buffer, dx=target, accumulate=accumulate, **fields)
+                s.release(dy)
+        if s.needs_gradient(x.name):
+            s.backward(backward)
+
+
+class GlobalAvgPool2d(Layer):
+    """ONNX GlobalAveragePool: (C, H, W) -> (C, 1, 1).
+
+    Memory   nothing beside the output
+    """
+
+    op = "GlobalAvgPool2d"
+    channels_last = True
+    onnx = {"GlobalAveragePool": {"since": 1}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        return [(expect_image(node, shapes[0])[0], 1, 1)]
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        x = s.channels_last(s.value(step.node.inputs[0]))
+        C, H, W = x.layout.shape
+        y = s.make(step.output, Layout.channels_last((C, 1, 1)))
+        s.row("avgpool2d.forward_global", x=x.buffer, y=y.buffer, pixels=H * W, C=C)
+
+        def backward() -> None:
+            dy = s.gradient(step.output)
+            if dy is not None:
+                target, accumulate = s.dx(x.name)
+                s.row("avgpool2d.backward_global", dy=dy.buffer, dx=target, pixels=H * W, C=C, accumulate=accumulate)
+                s.release(dy)
+        if s.needs_gradient(x.name):
+            s.backward(backward)

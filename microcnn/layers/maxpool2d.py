@@ -1,0 +1,54 @@
+"""MaxPool2d, with the activation that stands before it."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..layout import Layout
+from .base import Layer, Shape
+from .windows import pool_window, pooled_shape
+
+if TYPE_CHECKING:
+    from ..fusion import Step
+    from ..graph import Node
+    from ..plan import Schedule
+
+
+class MaxPool2d(Layer):
+    """ONNX MaxPool. Attributes kernel, stride, pads, dilation, ceil_mode. The first maximum wins ties, NaN wins.
+
+    Raises   ModelError: a window larger than the padded image, padding as large as the window
+    Memory   one index per output, in the smallest type that fits, where a gradient passes
+    """
+
+    op = "MaxPool2d"
+    channels_last = True
+    onnx = {"MaxPool": {"since": 1}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        return pooled_shape(node, shapes)
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        x = s.channels_last(s.value(step.source))
+        fields, _ = pool_window(step.node, x.layout.shape)
+        y = s.make(step.output, Layout.channels_last((fields["C"], fields["OH"], fields["OW"])))
+        positions = fields["kernel_h"] * fields["kernel_w"]
+        fields["index_bytes"] = 1 if positions <= 1 << 8 else 2 if positions <= 1 << 16 else 4
+        bounds = {"low": step.low, "high": step.high}
+        passes = s.needs_gradient(x.name)
+        indices = s.saved(f"{step.output}.indices", s.batch * y.numbers * fields["index_bytes"]) if passes else None
+        s.row("maxpool2d.forward", x=x.buffer, y=y.buffer, indices=indices, **fields, **bounds)
+        if not passes:
+            return
+        if step.clamps:
+            s.keep(y)
+
+        def backward() -> None:
+            dy = s.gradient(step.output)
+            if dy is not None:
+                target, accumulate = s.dx(x.name)
+                s.row("maxpool2d.backward", indices=indices, y=y.buffer if step.clamps else None, dy=dy.buffer, dx=target,
+                      accumulate=accumulate, **fields, **bounds)
+                s.release(dy)
+        s.backward(backward)
