@@ -20,7 +20,8 @@ from .planned import Planned
 
 if TYPE_CHECKING:
     from .manual import Manual
-    from .plan import Parameter, Schedule
+    from .parts import Parameter
+    from .plan import Schedule
     from .program import Program, RowInfo
 
 Arrays = dict[str, np.ndarray]

@@ -2,15 +2,11 @@
 
 A Schedule is what layers write into: `make` a tensor, add a `row`, say what happens in `backward`. It keeps the tape of
 what was run forward; backward plays it in reverse. A gradient is used as soon as it is complete, so that its memory is
-free for the next one.
+free for the next one. What it is made of, and the store of weights, is in parts.py.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from . import layers
 from .errors import CompileError
@@ -19,107 +15,14 @@ from .graph import Graph, Node, WeightRef, size_of
 from .layers.update import update_row
 from .layout import Layout
 from .memory import Buffer
-
-Field = Any   # Buffer | int | float | None
-
-
-@dataclass(eq=False)
-class Value:
-    """A tensor in memory: its layout for one sample, and its buffer. shared: others read it too, or it is an output."""
-
-    name: str
-    layout: Layout
-    buffer: Buffer
-    shared: bool = False
-
-    @property
-    def numbers(self) -> int:
-        return self.layout.size
-
-
-@dataclass(eq=False)
-class Gradient:
-    """A buffer that holds a gradient. users: how many tensors' gradients it is, or still reads it."""
-
-    buffer: Buffer
-    users: int = 1
-
-
-@dataclass(eq=False)
-class Parameter:
-    """A weight in the arena. chain leads from the stored array to how it lies in memory."""
-
-    name: str
-    chain: WeightRef
-    shape: tuple[int, ...]
-    buffer: Buffer
-    layer: str
-
-
-@dataclass(eq=False)
-class Row:
-    """One kernel call. fields: buffers, integers, floats by the entry's names."""
-
-    kernel: str
-    fields: dict[str, Field]
-    layer: str
-    op: str
-    phase: str
-
-
-@dataclass
-class Training:
-    """What trains and how: the rates by weight name, the loss per output, the optimizer."""
-
-    factors: dict[str, float] = field(default_factory=dict)
-    losses: dict[str, Any] = field(default_factory=dict)
-    optimizer: Any = None
-
-
-class Store:
-    """The parameters that all programs of a network share."""
-
-    def __init__(self, graph: Graph, itemsize: int):
-        self.graph, self.itemsize = graph, itemsize
-        self.parameters: dict[str, Parameter] = {}
-        self.states: dict[str, list[Buffer]] = {}
-        self.constants: dict[str, tuple[Buffer, np.ndarray]] = {}
-
-    def parameter(self, ref: WeightRef, layer: str) -> Parameter:
-        """The parameter of a weight in the form that chain gives it; one form for all its users.
-
-        Raises CompileError where two layers want the same weight in different forms.
-        """
-        found = self.parameters.get(ref.name)
-        if found is None:
-            array = self.graph.weights[ref.name]
-            buffer = Buffer(ref.name, array.size * self.itemsize, "parameter", layer)
-            found = self.parameters[ref.name] = Parameter(ref.name, ref, array.shape, buffer, layer)
-        elif found.chain != ref:
-            raise CompileError(f'weight "{ref.name}" is shared by "{found.layer}" and "{layer}", which use it in different '
-                               "forms; give each layer a weight of its own")
-        return found
-
-    def constant(self, name: str, array: np.ndarray) -> Buffer:
-        """Numbers that rows read and nothing writes."""
-        if name not in self.constants:
-            self.constants[name] = Buffer(name, array.nbytes, "scratch", name), array
-        return self.constants[name][0]
-
-    def state(self, parameter: Parameter, count: int) -> list[Buffer]:
-        """The optimizer's buffers for a parameter: as large as it, zero before the first step."""
-        if parameter.name not in self.states:
-            self.states[parameter.name] = [
-                Buffer(f"{parameter.name}.state{i}", parameter.buffer.bytes, "state", parameter.layer)
-                for i in range(count)]
-        return self.states[parameter.name]
+from .parts import Field, Gradient, Parameter, Row, Store, Training, Value
 
 
 class Schedule:
-    """One program in the making. mode: "predict", "evaluate", "train", "manual" or "update"."""
+    """One program in the making. mode: "predict", "evaluate", "train" or "manual"."""
 
     def __init__(self, graph: Graph, shapes: dict[str, tuple[int, ...]], store: Store, mode: str, batch: int, lanes: int,
-                 itemsize: int, bn: str, training: Training, slots: dict[str, int], steps: list[Step] | None = None):
+                 itemsize: int, bn: str, training: Training, slots: dict[str, int]):
         self.graph, self.shapes, self.store, self.mode, self.batch = graph, shapes, store, mode, batch
         self.lanes, self.itemsize, self.bn, self.training, self.slots = lanes, itemsize, bn, training, slots
         self.live = mode in ("train", "manual")            # keeps what backward needs

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
     from ..memory import Buffer
-    from ..plan import Schedule, Value
+    from ..parts import Value
+    from ..plan import Schedule
 
 # As many partial sums as the kernels keep at most, and the totals: (2 * 16 + 4) numbers a channel.
 SCRATCH_NUMBERS = 36

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
     from ..memory import Buffer
-    from ..plan import Gradient, Schedule, Value
+    from ..parts import Gradient, Value
+    from ..plan import Schedule
 
 # With fewer rows than this the weights are not worth transposing for the gradient of the input.
 FEW_ROWS = 8
