@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ModelError
@@ -16,8 +17,11 @@ Shape = tuple[int, ...]
 LAYERS: dict[str, type[Layer]] = {}
 
 
-class Layer:
+class Layer(ABC):
     """An operation. Never instantiated: a Node holds the data, the methods are static.
+
+    A subclass with an `op` is registered in LAYERS. It has to have infer and forward, its own or inherited: without them
+    it is refused with TypeError where it is defined, and with ValueError where another layer has the same op.
 
     op             its name in Node.op
     trainable      the roles of weights that training may change
@@ -34,25 +38,33 @@ class Layer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "op" in cls.__dict__:
-            if cls.op in LAYERS:
-                raise ValueError(f"two layers are called {cls.op}")
-            LAYERS[cls.op] = cls
+        if "op" not in cls.__dict__:
+            return
+        for name in ("infer", "forward"):
+            if getattr(cls, name) is getattr(Layer, name):
+                raise TypeError(f"layer {cls.__name__} ({cls.op}) has no {name}; give it a static method of that name")
+        if cls.op in LAYERS:
+            raise ValueError(f"layers {LAYERS[cls.op].__name__} and {cls.__name__} are both called {cls.op}; give one another "
+                             "op")
+        LAYERS[cls.op] = cls
 
     @staticmethod
+    @abstractmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        """The outputs' shapes for one sample. Raises ModelError where the inputs do not fit."""
-        raise NotImplementedError
+        """The outputs' shapes, given those of the inputs (of one sample) and of the weights as the node sees them, by role.
+
+        Raises ModelError where they do not fit.
+        """
 
     @staticmethod
     def macs(node: Node, shapes: list[Shape], outputs: list[Shape], weights: dict[str, Shape]) -> int:
-        """Multiply-adds of one sample, forward."""
+        """Multiply-adds of one sample, forward; shapes and weights as in infer."""
         return 0
 
     @staticmethod
+    @abstractmethod
     def forward(s: Schedule, step: Step) -> None:
-        """Write the rows that run the step, and register its backward where a gradient passes."""
-        raise NotImplementedError
+        """Write the rows that run the step into the schedule s, and register its backward where a gradient passes."""
 
 
 def expect_inputs(node: Node, shapes: list[Shape], count: int) -> None:
