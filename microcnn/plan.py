@@ -12,6 +12,7 @@ from . import layers
 from .errors import CompileError
 from .fusion import Step, fuse
 from .graph import Graph, Node, WeightRef, size_of
+from .layers.activation import CLAMP
 from .layers.update import update_row
 from .layout import Layout
 from .memory import Buffer
@@ -232,10 +233,6 @@ class Schedule:
         """The complete gradient of a tensor, None where nothing reached it. The caller releases it."""
         return self.gradients.pop(tensor, None)
 
-    def start_gradient(self, tensor: str, buffer: Buffer) -> None:
-        """A tensor's gradient is what a row, the loss, writes to this buffer."""
-        self.gradients[tensor] = Gradient(buffer)
-
     def release(self, gradient: Gradient | None) -> None:
         if gradient is not None:
             gradient.users -= 1
@@ -293,7 +290,7 @@ class Schedule:
         if gradient is None or not step.clamps:
             return gradient
         target = self.own(gradient, y.numbers)
-        self.row("activation.backward", y=y.buffer, dy=gradient.buffer, dx=target, size=y.numbers, kind=0,
+        self.row("activation.backward", y=y.buffer, dy=gradient.buffer, dx=target, size=y.numbers, kind=CLAMP,
                  low=step.low, high=step.high, accumulate=0)
         if target is gradient.buffer:
             return gradient

@@ -1,7 +1,6 @@
 """What every layer tells: shapes, costs, and which kernels run it forward and backward."""
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,7 +27,8 @@ class Layer(ABC):
     channels_last  whether images must lie N, H, W, C
     onnx           the ONNX operators that it stands for, as plain data: {operator: {}}. With "versions", the opsets that
                    changed the operator, and "attributes", {ONNX attribute: (attribute, default)}, that is all that
-                   import and export need: one tensor in, one of the same shape out
+                   import and export need: one tensor in, one of the same shape out. Without, tools/onnx_layers.py or
+                   onnx_shapes.py converts it, and onnx_build.py exports it
     """
 
     op: ClassVar[str]
@@ -70,17 +70,12 @@ class Layer(ABC):
 def expect_inputs(node: Node, shapes: list[Shape], count: int) -> None:
     """Raises ModelError unless the node has that many inputs."""
     if len(shapes) != count:
-        raise ModelError(f'{node.op} "{node.name}" has {len(shapes)} inputs; expected {count}')
+        raise ModelError(f'{node.op} "{node.name}" has {len(shapes)} inputs; expected {count}; give it that many')
 
 
 def expect_image(node: Node, shape: Shape) -> tuple[int, int, int]:
     """(C, H, W); raises ModelError for anything else."""
     if len(shape) != 3:
-        raise ModelError(f'{node.op} "{node.name}" reads {node.inputs[0]!r} of shape {shape} for one sample; expected '
+        raise ModelError(f'{node.op} "{node.name}" reads "{node.inputs[0]}" of shape {shape} for one sample; expected '
                          "(channels, height, width)")
     return shape[0], shape[1], shape[2]
-
-
-def chunks_of(batch_work: int, per_chunk: int, most: int = 16) -> int:
-    """Into how many chunks a sum is cut: by the sizes only, never by the threads."""
-    return max(1, min(most, math.ceil(batch_work / per_chunk)))
