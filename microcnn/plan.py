@@ -233,7 +233,12 @@ class Schedule:
         """The complete gradient of a tensor, None where nothing reached it. The caller releases it."""
         return self.gradients.pop(tensor, None)
 
+    def new_gradient(self, tensor: str) -> Gradient:
+        """A buffer for a gradient of that tensor, which is not yet the tensor's own."""
+        return Gradient(self._tensor(f"{tensor}.gradient", self.values[tensor].numbers, "gradient"))
+
     def release(self, gradient: Gradient | None) -> None:
+        """A gradient is read one time less."""
         if gradient is not None:
             gradient.users -= 1
 
@@ -241,15 +246,13 @@ class Schedule:
         """Where to write (0) or add (1) a tensor's gradient."""
         found = self.gradients.get(tensor)
         if found is None:
-            value = self.values[tensor]
-            found = self.gradients[tensor] = Gradient(self._tensor(f"{tensor}.gradient", value.numbers, "gradient"))
+            found = self.gradients[tensor] = self.new_gradient(tensor)
             return found.buffer, 0
         if found.users > 1:
-            value = self.values[tensor]
-            own = self._tensor(f"{tensor}.gradient", value.numbers, "gradient")
-            self.row("layout.copy", x=found.buffer, y=own, size=value.numbers, per_sample=1)
+            own = self.new_gradient(tensor)
+            self.row("layout.copy", x=found.buffer, y=own.buffer, size=self.values[tensor].numbers, per_sample=1)
             self.release(found)
-            found = self.gradients[tensor] = Gradient(own)
+            found = self.gradients[tensor] = own
         return found.buffer, 1
 
     def dx_over(self, tensor: str, gradient: Gradient) -> tuple[Buffer, int]:

@@ -45,7 +45,11 @@ def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) 
     else:
         raise CompileError(f'loss {loss!r} of output "{output}" has no kernel; use mc.CrossEntropyLoss or mc.MSELoss')
     live = gradient and s.needs_gradient(value.name)
-    dx = s.dx(value.name)[0] if live else value.buffer      # without a gradient dx is not written
-    s.row(kernel, x=value.buffer, dx=dx, scratch=s.scratch(SCRATCH_BYTES), gradient=int(live), **slots, **fields)
+    target = s.new_gradient(value.name) if live else None
+    s.row(kernel, x=value.buffer, dx=target.buffer if target else value.buffer,      # without a gradient dx is not written
+          scratch=s.scratch(SCRATCH_BYTES), gradient=int(live), **slots, **fields)
+    if target:
+        s.give(value.name, target)       # the losses of two outputs may read one tensor: their gradients add up
+        s.release(target)
 
 
