@@ -25,6 +25,7 @@ class Value:
 
     @property
     def numbers(self) -> int:
+        """How many numbers a sample holds."""
         return self.layout.size
 
 

@@ -20,7 +20,13 @@ from .parts import Field, Gradient, Parameter, Row, Store, Training, Value
 
 
 class Schedule:
-    """One program in the making. mode: "predict", "evaluate", "train" or "manual"."""
+    """One program in the making.
+
+    shapes    of one sample, by tensor
+    mode      "predict", "evaluate", "train" or "manual"
+    lanes     how many numbers a vector register holds; itemsize: how many bytes a number takes
+    slots     where in the control block each address stands: "input:NAME", "target:NAME", "sample_weight", ...
+    """
 
     def __init__(self, graph: Graph, shapes: dict[str, tuple[int, ...]], store: Store, mode: str, batch: int, lanes: int,
                  itemsize: int, bn: str, training: Training, slots: dict[str, int]):
@@ -67,6 +73,7 @@ class Schedule:
                 and node.weights[role].name in self.training.factors)
 
     def needs_gradient(self, tensor: str) -> bool:
+        """Whether backward has to give a tensor's gradient."""
         return tensor in self.needs
 
     def node_live(self, step: Step) -> bool:
@@ -76,6 +83,7 @@ class Schedule:
     # Tensors.
 
     def value(self, tensor: str) -> Value:
+        """A tensor that was made before."""
         return self.values[tensor]
 
     def make(self, tensor: str, layout: Layout, buffer: Buffer | None = None) -> Value:
@@ -93,6 +101,7 @@ class Schedule:
         return result
 
     def activation(self, name: str, numbers: int) -> Buffer:
+        """A buffer for so many numbers a sample."""
         return self._tensor(name, numbers, "activation")
 
     def _tensor(self, name: str, numbers: int, kind: str) -> Buffer:
