@@ -14,8 +14,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives: {module: names}. A name written "public=own" is called otherwise at home.
 _PUBLIC = {
-    "build": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d GraphBuilder Linear MaxPool2d "
-              "ReLU ReLU6 Reshape Sequential Sigmoid Softmax Tanh"),
+    "build": "GraphBuilder Sequential",
     "checkpoint": "load=load_graph",
     "data": "Dataset Normalization",
     "errors": "CacheError CompileError DataError FileError MicroCNNError ModelError TrainingError UnsupportedError",
@@ -23,6 +22,8 @@ _PUBLIC = {
     "losses": "CrossEntropyLoss MSELoss",
     "net": "Net",
     "optim": "SGD Adam AdamW",
+    "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d ReLU ReLU6 Reshape "
+              "Sigmoid Softmax Tanh"),
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -33,26 +34,7 @@ _HOMES = {pair.partition("=")[0]: (module, pair.rpartition("=")[2])
           for module, pairs in _PUBLIC.items() for pair in pairs.split()}
 
 if TYPE_CHECKING:   # the same table for editors and type checkers; a test compares the two
-    from .build import (
-        Add as Add,
-        AvgPool2d as AvgPool2d,
-        BatchNorm2d as BatchNorm2d,
-        Clip as Clip,
-        Conv2d as Conv2d,
-        Dropout as Dropout,
-        Flatten as Flatten,
-        GlobalAvgPool2d as GlobalAvgPool2d,
-        GraphBuilder as GraphBuilder,
-        Linear as Linear,
-        MaxPool2d as MaxPool2d,
-        ReLU as ReLU,
-        ReLU6 as ReLU6,
-        Reshape as Reshape,
-        Sequential as Sequential,
-        Sigmoid as Sigmoid,
-        Softmax as Softmax,
-        Tanh as Tanh,
-    )
+    from .build import GraphBuilder as GraphBuilder, Sequential as Sequential
     from .checkpoint import load_graph as load  # noqa: F401
     from .data import Dataset as Dataset, Normalization as Normalization
     from .errors import (
@@ -69,6 +51,24 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
     from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss
     from .net import Net as Net
     from .optim import SGD as SGD, Adam as Adam, AdamW as AdamW
+    from .specs import (
+        Add as Add,
+        AvgPool2d as AvgPool2d,
+        BatchNorm2d as BatchNorm2d,
+        Clip as Clip,
+        Conv2d as Conv2d,
+        Dropout as Dropout,
+        Flatten as Flatten,
+        GlobalAvgPool2d as GlobalAvgPool2d,
+        Linear as Linear,
+        MaxPool2d as MaxPool2d,
+        ReLU as ReLU,
+        ReLU6 as ReLU6,
+        Reshape as Reshape,
+        Sigmoid as Sigmoid,
+        Softmax as Softmax,
+        Tanh as Tanh,
+    )
     from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads
     from .tools.onnx_export import save_onnx as save_onnx
     from .tools.onnx_import import load_onnx as load_onnx

@@ -9,6 +9,7 @@ from .errors import DataError
 from .losses import CrossEntropyLoss, Loss
 
 Shape = tuple[int, ...]
+Arrays = dict[str, np.ndarray]
 
 # A larger weight of a sample makes gradients that float32 cannot hold, while the loss, a float64, is still finite.
 LARGEST_WEIGHT = 1e30
@@ -104,3 +105,28 @@ def weight_array(given: Any, samples: int) -> np.ndarray:
     if array.max() > LARGEST_WEIGHT:
         raise DataError(f"sample_weight holds {array.max():g}; expected numbers from 0 to {LARGEST_WEIGHT:g}")
     return np.ascontiguousarray(array, np.float64)
+
+
+def check_data(held: Arrays, losses: dict[str, tuple[Loss, str]], shapes: dict[str, Shape]) -> None:
+    """Raises DataError for what kernels stop at: inputs and targets that are not finite, classes out of range.
+
+    held: arrays by "input:NAME" and "target:NAME"; losses and shapes: as a network has them, by output and by tensor.
+    """
+    for key, array in held.items():
+        kind, _, name = key.partition(":")
+        if kind == "input":
+            require_finite(array, f'input "{name}"')
+    for name, (loss, tensor) in losses.items():
+        array = held[f"target:{name}"]
+        if isinstance(loss, CrossEntropyLoss) and array.dtype.kind == "i":
+            classes = shapes[tensor][0]
+            wrong = array[((array < 0) | (array >= classes)) & (array != loss.ignore_index)]
+            if wrong.size:
+                raise DataError(f'target of output "{name}" holds class {wrong.flat[0]}; expected 0 to {classes - 1}')
+        elif not np.isfinite(array).all():
+            raise DataError(f'target of output "{name}" holds NaN or infinite numbers')
+
+
+def describe(array: Any) -> str:
+    """An array, or whatever it is, for messages."""
+    return f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__

@@ -222,7 +222,7 @@ class Graph:
         optimizer    mc.SGD(...), mc.Adam(...)
         bn           "frozen" (running statistics, fixed), "batch" (batch statistics), "fold"
         dtype        "float32" or "float64"
-        budget       the arena without the parameters may take at most this (bytes, or "256KB")
+        budget       the arena without the parameters may take at most this (bytes, or "256KB"), or compile refuses
         input_shapes sizes of one sample for the inputs whose sizes the model leaves open
         manual       plan forward/backward/update now rather than at first use
         seed         of dropout

@@ -100,9 +100,7 @@ class Manual:
         self._control[cache.STEP] = step
         self._control_numbers[cache.RATE] = net.lr
         if net.debug:
-            bad = program.run_debug(samples, net.batch, net.dtype.name)
-            if bad is not None:
-                raise TrainingError(f'"{bad.layer}" ({bad.op}, {bad.phase}) is the first layer that makes a NaN or an infinity')
+            net._run_debug(program, samples)
         else:
             program.run(samples)
 

@@ -1,9 +1,6 @@
-"""A bound network: every size fixed, every buffer planned, ready to predict and to train."""
+"""What users run: prediction, training steps, evaluation, and the manual programs, on the callers' arrays."""
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import threads
+from .bound import Bound
 from .errors import CompileError, DataError, TrainingError
-from .feeding import input_array, require_finite, several, target_array, weight_array
+from .feeding import check_data, describe, input_array, several, target_array, weight_array
 from .graph import Graph
 from .losses import CrossEntropyLoss
-from .memory import Buffer
-from .planned import Planned
 
 if TYPE_CHECKING:
     from .manual import Manual
-    from .plan import Parameter, Schedule
-    from .program import Program, RowInfo
+    from .program import RowInfo
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,7 +36,7 @@ class Single:
     labels: bool
 
 
-class Net(Planned):
+class Net(Bound):
     """A network that Graph.compile made. Its methods may be called from any thread, one at a time.
 
     graph     the graph it was made from
@@ -56,67 +51,13 @@ class Net(Planned):
                  input_shapes: dict[str, tuple[int, ...]] | None, manual: bool = False, seed: int = 0,
                  progress: Callable[[int, int, str], None] | None = None):
         super().__init__(graph, batch=batch, train=train, loss=loss, optimizer=optimizer, bn=bn, dtype=dtype, budget=budget,
-                         input_shapes=input_shapes, seed=seed)
-        self._lock = threading.RLock()
-        threads.locked.add(self)
-        self.debug = False
-        self._step_count = np.zeros(1, np.int64)     # not an int, which takes memory of its own as it grows
-        self._prepared: object = None
+                         input_shapes=input_shapes, seed=seed, progress=progress)
         self._target_kinds: dict[str, int] = {}
         self._manual: Manual | None = None
-        self._arena = self._allocate(self.memory.arena)
-        self._base = self._cache.start_of(self._arena)
-        self._control = self._arena[:self._control_bytes].view(np.int64)
-        self._control_numbers = self._arena[:self._control_bytes].view(np.float64)
-        self._control[self._cache.SEED] = seed
-        self.lr = self.optimizer.lr if self.optimizer else 0.0
-        self._load_parameters()
-        self._build_programs(self._planned, progress)
-        del self._planned            # the rows are tables now
         self._output_shapes = [self.shapes[name] for name in self.graph.outputs]
         self._single = self._only_one()
         if manual:
             self._manual_programs()
-
-    def _allocate(self, size: int) -> np.ndarray:
-        """The arena. Raises CompileError where the machine cannot hold it."""
-        total = physical_memory()
-        if total and size > total:
-            raise CompileError(f"batch {self.batch} needs an arena of {size:,} bytes; this machine has {total:,}. Use a "
-                               "smaller batch")
-        try:
-            return self._cache.aligned_bytes(size)
-        except MemoryError:
-            raise CompileError(f"batch {self.batch} needs an arena of {size:,} bytes, which cannot be had; use a smaller "
-                               "batch") from None
-
-    def _build_programs(self, schedules: dict[str, Schedule], progress: Callable[[int, int, str], None] | None) -> None:
-        """Compile or load the kernels, then the tables."""
-        from .program import compile_kernels
-        self._cache.start_threads()
-        rows = [row for schedule in schedules.values() for row in schedule.prepared + schedule.rows]
-        compile_kernels(rows, self.dtype.name, progress)
-        self._programs: dict[str, tuple[Program, Program | None]] = {}
-        for name, schedule in schedules.items():
-            prepared = self._program(schedule.prepared) if schedule.prepared else None
-            self._programs[name] = self._program(schedule.rows), prepared
-
-    def _program(self, rows: list) -> Program:
-        from .program import Program
-        return Program(rows, self.dtype.name, self._base, lambda buffer: buffer.offset)
-
-    def _load_parameters(self) -> None:
-        for parameter in self._store.parameters.values():
-            self._write(parameter, self.graph.weights[parameter.name])
-        for buffer, array in self._store.constants.values():
-            self._arena[buffer.offset:buffer.offset + buffer.bytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-    def _numbers(self, buffer: Buffer) -> np.ndarray:
-        """A lasting buffer of the arena as a flat array of the network's dtype."""
-        return self._arena[buffer.offset:buffer.offset + buffer.bytes].view(self.dtype)
-
-    def _write(self, parameter: Parameter, array: np.ndarray) -> None:
-        self._numbers(parameter.buffer)[:] = parameter.chain.apply(np.asarray(array)).reshape(-1)
 
     def _only_one(self) -> Single | None:
         """What predict needs to know where there is one input and one output."""
@@ -128,28 +69,7 @@ class Net(Planned):
         return Single(name, self.shapes[name], output, x_key, t_key, self._slots[x_key], self._slots[f"output:{output}"],
                       self._slots[t_key], isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1)
 
-    # Running.
-
-    def _run(self, name: str, samples: int, timed: bool = False) -> list[tuple[RowInfo, int]] | None:
-        """Run a program on samples whose addresses stand in the control block. The caller holds the lock."""
-        program, prepared = self._programs[name]
-        count = threads.apply()
-        self._control[self._cache.THREADS] = count
-        self._control[self._cache.FLAGS] = 0
-        if prepared is not None and self._prepared != name:
-            prepared.run(samples)
-            self._prepared = name
-        elif prepared is None and self._prepared is not None and self._prepared != name:
-            self._prepared = None            # its memory is overwritten now
-        if timed:
-            return list(zip(program.infos, program.run_timed(samples).tolist(), strict=True))
-        if self.debug:
-            bad = program.run_debug(samples, self.batch, self.dtype.name)
-            if bad is not None:
-                raise TrainingError(f'"{bad.layer}" ({bad.op}, {bad.phase}) is the first layer that makes a NaN or an infinity')
-        else:
-            program.run(samples)
-        return None
+    # Prediction.
 
     def predict(self, x: Any, out: Any = None) -> Any:
         """The outputs in inference mode, for any number of samples.
@@ -216,6 +136,8 @@ class Net(Planned):
                 control[slot] = address + begin * step
             self._run("predict", min(self.batch, samples - begin))
 
+    # Training.
+
     def train_step(self, x: Any, t: Any, sample_weight: Any = None) -> float:
         """One step of training on up to `batch` samples; returns the mean loss before the update.
 
@@ -251,7 +173,7 @@ class Net(Planned):
             result = self._run("train", samples, timed)
         except TrainingError:
             self._steps -= 1
-            self._check_data(held)
+            check_data(held, self._losses, self.shapes)
             raise
         if self._control[self._cache.FLAGS]:
             self._steps -= 1
@@ -259,15 +181,6 @@ class Net(Planned):
         if self._prepared == "predict" or self._prepared == "evaluate":
             self._prepared = None
         return result
-
-    @property
-    def _steps(self) -> int:
-        """How many steps the optimizer has made."""
-        return int(self._step_count[0])
-
-    @_steps.setter
-    def _steps(self, count: int) -> None:
-        self._step_count[0] = count
 
     def _missing(self, what: str) -> str:
         for value, name, example in ((self._losses, "loss", 'loss="cross_entropy"'),
@@ -314,22 +227,9 @@ class Net(Planned):
 
     def _refuse(self, held: Arrays) -> None:
         """Say why a program stopped. Nothing was changed."""
-        self._check_data(held)
+        check_data(held, self._losses, self.shapes)
         raise TrainingError(f"the loss is {self._control_numbers[self._cache.LOSS]} at step {self._steps + 1}; nothing "
                             f"was changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
-
-    def _check_data(self, held: Arrays) -> None:
-        """Raises DataError for what kernels stop at: inputs and targets that are not finite, classes out of range."""
-        check_inputs(held)
-        for name, (loss, tensor) in self._losses.items():
-            array = held[f"target:{name}"]
-            if isinstance(loss, CrossEntropyLoss) and array.dtype.kind == "i":
-                classes = self.shapes[tensor][0]
-                wrong = array[((array < 0) | (array >= classes)) & (array != loss.ignore_index)]
-                if wrong.size:
-                    raise DataError(f'target of output "{name}" holds class {wrong.flat[0]}; expected 0 to {classes - 1}')
-            elif not np.isfinite(array).all():
-                raise DataError(f'target of output "{name}" holds NaN or infinite numbers')
 
     def evaluate(self, x: Any, t: Any) -> dict[str, float]:
         """{"loss": mean loss, "accuracy": share of right classes} in inference mode, for any number of samples.
@@ -417,60 +317,6 @@ class Net(Planned):
                 raise TrainingError("update needs a backward before it")
             self._manual.update()
 
-    # Weights.
-
-    def parameters(self) -> Arrays:
-        """{weight name: a copy in ONNX's layout}, trained or not."""
-        with self._lock:
-            return {name: np.array(p.chain.undo(self._numbers(p.buffer), p.shape).reshape(p.shape))
-                    for name, p in self._store.parameters.items()}
-
-    def set_parameters(self, arrays: Arrays) -> None:
-        """Set weights by name, in ONNX's layout; all are checked before any is set.
-
-        Raises DataError for unknown names, wrong shapes, dtypes, and numbers that are not finite.
-        """
-        if not isinstance(arrays, dict):
-            raise DataError(f"set_parameters takes a dict of arrays by weight name; it was given {type(arrays).__name__}")
-        checked = []
-        for name, value in arrays.items():
-            parameter = self._store.parameters.get(name)
-            if parameter is None:
-                raise DataError(f'"{name}" is no weight of this network; it has {list(self._store.parameters)[:8]}')
-            array = np.asarray(value)
-            if array.dtype.kind not in "fiub" or array.shape != parameter.shape:
-                raise DataError(f'weight "{name}" must be numbers of shape {parameter.shape}; it is {describe(array)}')
-            with np.errstate(over="ignore"):
-                array = array.astype(self.dtype)
-            if not np.isfinite(array).all():
-                raise DataError(f'weight "{name}" holds NaN or infinite numbers, or ones that {self.dtype.name} cannot '
-                                "hold")
-            checked.append((parameter, array))
-        with self._lock:
-            for parameter, array in checked:
-                self._write(parameter, array)
-            self._prepared = None
-
-    @property
-    def lr(self) -> float:
-        return float(self._control_numbers[self._cache.RATE])
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) \
-                or not 0 <= value <= sys.float_info.max:
-            raise CompileError(f"lr is {value!r}; expected a finite number, 0 or more")
-        self._control_numbers[self._cache.RATE] = value
-
-    def to_graph(self) -> Graph:
-        """The graph with the weights as they are now."""
-        from .checkpoint import with_parameters
-        return with_parameters(self.graph, self.parameters())
-
-    def save(self, path: Any) -> None:
-        """Write the network as a .mcnn file, atomically, without the optimizer's state. Raises FileError."""
-        self.to_graph().save(path)
-
     # What the profiler asks.
 
     def timed_step(self, x: Any, t: Any) -> list[tuple[RowInfo, int]]:
@@ -499,26 +345,3 @@ class Net(Planned):
     def __repr__(self) -> str:
         return f"Net({self.graph.name}, batch {self.batch}, {self.dtype.name}, {len(self._factors)} of " \
                f"{len(self._store.parameters)} weights train, arena {self.memory.arena:,} bytes)"
-
-
-def check_inputs(held: Arrays) -> None:
-    """Raises DataError where an input holds a NaN or an infinity."""
-    for name, array in held.items():
-        kind, _, own = name.partition(":")
-        if kind == "input":
-            require_finite(array, f'input "{own}"')
-
-
-def describe(array: Any) -> str:
-    """An array, or whatever it is, for messages."""
-    return f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-
-
-def physical_memory() -> int:
-    """Bytes of main memory, 0 where that cannot be told."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0
-
-

@@ -2,124 +2,34 @@
 
 A Schedule is what layers write into: `make` a tensor, add a `row`, say what happens in `backward`. It keeps the tape of
 what was run forward; backward plays it in reverse. A gradient is used as soon as it is complete, so that its memory is
-free for the next one.
+free for the next one. What it is made of, and the store of weights, is in parts.py.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from . import layers
 from .errors import CompileError
 from .fusion import Step, fuse
 from .graph import Graph, Node, WeightRef, size_of
+from .layers.activation import CLAMP
 from .layers.update import update_row
 from .layout import Layout
 from .memory import Buffer
-
-Field = Any   # Buffer | int | float | None
-
-
-@dataclass(eq=False)
-class Value:
-    """A tensor in memory: its layout for one sample, and its buffer. shared: others read it too, or it is an output."""
-
-    name: str
-    layout: Layout
-    buffer: Buffer
-    shared: bool = False
-
-    @property
-    def numbers(self) -> int:
-        return self.layout.size
-
-
-@dataclass(eq=False)
-class Gradient:
-    """A buffer that holds a gradient. users: how many tensors' gradients it is, or still reads it."""
-
-    buffer: Buffer
-    users: int = 1
-
-
-@dataclass(eq=False)
-class Parameter:
-    """A weight in the arena. chain leads from the stored array to how it lies in memory."""
-
-    name: str
-    chain: WeightRef
-    shape: tuple[int, ...]
-    buffer: Buffer
-    layer: str
-
-
-@dataclass(eq=False)
-class Row:
-    """One kernel call. fields: buffers, integers, floats by the entry's names."""
-
-    kernel: str
-    fields: dict[str, Field]
-    layer: str
-    op: str
-    phase: str
-
-
-@dataclass
-class Training:
-    """What trains and how: the rates by weight name, the loss per output, the optimizer."""
-
-    factors: dict[str, float] = field(default_factory=dict)
-    losses: dict[str, Any] = field(default_factory=dict)
-    optimizer: Any = None
-
-
-class Store:
-    """The parameters that all programs of a network share."""
-
-    def __init__(self, graph: Graph, itemsize: int):
-        self.graph, self.itemsize = graph, itemsize
-        self.parameters: dict[str, Parameter] = {}
-        self.states: dict[str, list[Buffer]] = {}
-        self.constants: dict[str, tuple[Buffer, np.ndarray]] = {}
-
-    def parameter(self, ref: WeightRef, layer: str) -> Parameter:
-        """The parameter of a weight in the form that chain gives it; one form for all its users.
-
-        Raises CompileError where two layers want the same weight in different forms.
-        """
-        found = self.parameters.get(ref.name)
-        if found is None:
-            array = self.graph.weights[ref.name]
-            buffer = Buffer(ref.name, array.size * self.itemsize, "parameter", layer)
-            found = self.parameters[ref.name] = Parameter(ref.name, ref, array.shape, buffer, layer)
-        elif found.chain != ref:
-            raise CompileError(f'weight "{ref.name}" is shared by "{found.layer}" and "{layer}", which use it in different '
-                               "forms; give each layer a weight of its own")
-        return found
-
-    def constant(self, name: str, array: np.ndarray) -> Buffer:
-        """Numbers that rows read and nothing writes."""
-        if name not in self.constants:
-            self.constants[name] = Buffer(name, array.nbytes, "scratch", name), array
-        return self.constants[name][0]
-
-    def state(self, parameter: Parameter, count: int) -> list[Buffer]:
-        """The optimizer's buffers for a parameter: as large as it, zero before the first step."""
-        if parameter.name not in self.states:
-            self.states[parameter.name] = [
-                Buffer(f"{parameter.name}.state{i}", parameter.buffer.bytes, "state", parameter.layer)
-                for i in range(count)]
-        return self.states[parameter.name]
+from .parts import Field, Gradient, Parameter, Row, Store, Training, Value
 
 
 class Schedule:
-    """One program in the making. mode: "predict", "evaluate", "train", "manual" or "update"."""
+    """One program in the making.
+
+    shapes    of one sample, by tensor
+    mode      "predict", "evaluate", "train" or "manual"
+    lanes     how many numbers a vector register holds; itemsize: how many bytes a number takes
+    slots     where in the control block each address stands: "input:NAME", "target:NAME", "sample_weight", ...
+    """
 
     def __init__(self, graph: Graph, shapes: dict[str, tuple[int, ...]], store: Store, mode: str, batch: int, lanes: int,
-                 itemsize: int, bn: str, training: Training, slots: dict[str, int], steps: list[Step] | None = None):
+                 itemsize: int, bn: str, training: Training, slots: dict[str, int]):
         self.graph, self.shapes, self.store, self.mode, self.batch = graph, shapes, store, mode, batch
         self.lanes, self.itemsize, self.bn, self.training, self.slots = lanes, itemsize, bn, training, slots
         self.live = mode in ("train", "manual")            # keeps what backward needs
@@ -163,6 +73,7 @@ class Schedule:
                 and node.weights[role].name in self.training.factors)
 
     def needs_gradient(self, tensor: str) -> bool:
+        """Whether backward has to give a tensor's gradient."""
         return tensor in self.needs
 
     def node_live(self, step: Step) -> bool:
@@ -172,6 +83,7 @@ class Schedule:
     # Tensors.
 
     def value(self, tensor: str) -> Value:
+        """A tensor that was made before."""
         return self.values[tensor]
 
     def make(self, tensor: str, layout: Layout, buffer: Buffer | None = None) -> Value:
@@ -189,6 +101,7 @@ class Schedule:
         return result
 
     def activation(self, name: str, numbers: int) -> Buffer:
+        """A buffer for so many numbers a sample."""
         return self._tensor(name, numbers, "activation")
 
     def _tensor(self, name: str, numbers: int, kind: str) -> Buffer:
@@ -329,11 +242,12 @@ class Schedule:
         """The complete gradient of a tensor, None where nothing reached it. The caller releases it."""
         return self.gradients.pop(tensor, None)
 
-    def start_gradient(self, tensor: str, buffer: Buffer) -> None:
-        """A tensor's gradient is what a row, the loss, writes to this buffer."""
-        self.gradients[tensor] = Gradient(buffer)
+    def new_gradient(self, tensor: str) -> Gradient:
+        """A buffer for a gradient of that tensor, which is not yet the tensor's own."""
+        return Gradient(self._tensor(f"{tensor}.gradient", self.values[tensor].numbers, "gradient"))
 
     def release(self, gradient: Gradient | None) -> None:
+        """A gradient is read one time less."""
         if gradient is not None:
             gradient.users -= 1
 
@@ -341,15 +255,13 @@ class Schedule:
         """Where to write (0) or add (1) a tensor's gradient."""
         found = self.gradients.get(tensor)
         if found is None:
-            value = self.values[tensor]
-            found = self.gradients[tensor] = Gradient(self._tensor(f"{tensor}.gradient", value.numbers, "gradient"))
+            found = self.gradients[tensor] = self.new_gradient(tensor)
             return found.buffer, 0
         if found.users > 1:
-            value = self.values[tensor]
-            own = self._tensor(f"{tensor}.gradient", value.numbers, "gradient")
-            self.row("layout.copy", x=found.buffer, y=own, size=value.numbers, per_sample=1)
+            own = self.new_gradient(tensor)
+            self.row("layout.copy", x=found.buffer, y=own.buffer, size=self.values[tensor].numbers, per_sample=1)
             self.release(found)
-            found = self.gradients[tensor] = Gradient(own)
+            found = self.gradients[tensor] = own
         return found.buffer, 1
 
     def dx_over(self, tensor: str, gradient: Gradient) -> tuple[Buffer, int]:
@@ -390,7 +302,7 @@ class Schedule:
         if gradient is None or not step.clamps:
             return gradient
         target = self.own(gradient, y.numbers)
-        self.row("activation.backward", y=y.buffer, dy=gradient.buffer, dx=target, size=y.numbers, kind=0,
+        self.row("activation.backward", y=y.buffer, dy=gradient.buffer, dx=target, size=y.numbers, kind=CLAMP,
                  low=step.low, high=step.high, accumulate=0)
         if target is gradient.buffer:
             return gradient

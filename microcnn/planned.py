@@ -13,7 +13,8 @@ from .memory import KINDS, Buffer, LayerMemory, Memory, lower_bound, place
 from .optim import Optimizer, resolve_optimizer
 
 if TYPE_CHECKING:
-    from .plan import Schedule, Training
+    from .parts import Training
+    from .plan import Schedule
 
 
 class Planned:
@@ -36,7 +37,7 @@ class Planned:
         self._losses = resolve_losses(self.graph, loss, self.shapes)
         threads.prepare_environment()
         from .kernels import cache
-        from .plan import Store, Training
+        from .parts import Store, Training
         self._cache = cache
         self._slots = self._assign_slots()
         self._training: Training = Training(self._factors, dict(self._losses), self.optimizer)

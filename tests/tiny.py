@@ -30,3 +30,15 @@ def compiled(graph: mc.Graph | None = None, **arguments: Any) -> mc.Net:
 def same(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> bool:
     """Whether two sets of arrays are equal to the bit."""
     return before.keys() == after.keys() and all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+def losses(net: mc.Net, steps: int = 5) -> list[float]:
+    """The losses of some steps, each on other samples."""
+    return [net.train_step(*images(net.batch, 1 + step)) for step in range(steps)]
+
+
+def train_alike(*nets: mc.Net) -> None:
+    """Nets that must train alike, bit for bit."""
+    results = [losses(net) for net in nets]
+    assert all(result == results[0] for result in results), results
+    assert all(same(nets[0].parameters(), net.parameters()) for net in nets)

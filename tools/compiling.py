@@ -7,7 +7,7 @@ from .terminal import Terminal
 
 
 def compile_shown(graph: Any, terminal: Terminal, **how: Any) -> tuple[Any, int]:
-    """graph.compile(**how), and how many kernels it had to compile or to load."""
+    """graph.compile(**how), and how many kernels it had to compile or to load. Raises CompileError."""
     from microcnn.net import Net
     options = {"batch": 1, "train": None, "loss": None, "optimizer": None, "bn": "frozen", "dtype": "float32",
                "budget": None, "input_shapes": None, **how}

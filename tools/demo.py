@@ -57,8 +57,9 @@ def other_sensor(images: np.ndarray, seed: int) -> np.ndarray:
     on a background of 0.3; Gaussian noise of 0.03 of the range, drawn with this seed.
     """
     x = np.pad(images.astype(np.float64) / WHITE, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
-    p = np.pad(x, ((0, 0), (1, 1), (1, 1)))
-    x = 0.7 * x + 0.3 * (p[:, :-2, 1:-1] + p[:, 2:, 1:-1] + p[:, 1:-1, :-2] + p[:, 1:-1, 2:]) / 4
+    framed = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    neighbours = framed[:, :-2, 1:-1] + framed[:, 2:, 1:-1] + framed[:, 1:-1, :-2] + framed[:, 1:-1, 2:]
+    x = 0.7 * x + 0.3 * neighbours / 4
     x = 0.3 + 0.6 * x + 0.03 * np.random.default_rng(seed).standard_normal(x.shape)
     return np.clip(np.rint(SENSOR_WHITE * x), 0, SENSOR_WHITE).astype(np.uint8)
 

@@ -33,13 +33,13 @@ def save_model(model: Any, path: Any) -> None:
 
 
 def check_suffix(path: Any) -> None:
-    """FileError unless the path ends in .onnx or .mcnn."""
+    """Raises FileError unless the path ends in .onnx or .mcnn."""
     if Path(path).suffix.lower() not in SUFFIXES:
         raise FileError(f"{path}: expected a file that ends in .onnx or .mcnn")
 
 
 def check_writable(path: Any) -> None:
-    """FileError unless a file can be made beside this path, so that a long run does not end in vain."""
+    """Raises FileError unless a file can be made beside this path, so that a long run does not end in vain."""
     path = Path(path)
     if path.is_dir():
         raise FileError(f"{path}: is a folder; expected the name of a file")
@@ -60,7 +60,7 @@ def input_shapes(graph: Any, given: list[tuple[str | None, tuple[int, ...]]]) ->
     if not given:
         return None
     shapes = {}
-    names = [i.name for i in graph.inputs]
+    names = [entry.name for entry in graph.inputs]
     for name, sizes in given:
         if name is None:
             if len(names) > 1:
@@ -78,13 +78,13 @@ def shapes_for_data(graph: Any, given: dict[str, tuple[int, ...]] | None, sample
     Raises CompileError where the model has several inputs: a data file holds one array of samples.
     """
     if len(graph.inputs) != 1:
-        raise CompileError(f"the model has {len(graph.inputs)} inputs, {', '.join(i.name for i in graph.inputs)}; a "
+        raise CompileError(f"the model has {len(graph.inputs)} inputs, {', '.join(entry.name for entry in graph.inputs)}; a "
                            "data file holds samples for one; use the Python interface")
     wanted = graph.inputs[0]
     if given or None not in wanted.shape:
         return given
     for candidate in (sample, *((*sample[:axis], 1, *sample[axis:]) for axis in range(len(sample) + 1))):
-        if len(candidate) == len(wanted.shape) and all(w in (None, n) for w, n in
+        if len(candidate) == len(wanted.shape) and all(size in (None, found) for size, found in
                                                        zip(wanted.shape, candidate, strict=True)):
             return {wanted.name: candidate}
     return None

@@ -61,8 +61,8 @@ def split(x: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     bounds = np.cumsum([0, *PARTS.values()])
     if bounds[-1] != len(x):
         raise DataError(f"the digits have {len(x)} images; expected {bounds[-1]}")
-    rows = {name: np.sort(order[a:b]).astype(np.uint16)
-            for name, a, b in zip(PARTS, bounds[:-1], bounds[1:], strict=True)}
+    rows = {name: np.sort(order[begin:end]).astype(np.uint16)
+            for name, begin, end in zip(PARTS, bounds[:-1], bounds[1:], strict=True)}
     images = {name: {x[row].tobytes() for row in part} for name, part in rows.items()}
     if len(set().union(*images.values())) != sum(map(len, images.values())):
         raise DataError("the same image is in two of the three sets; drop one of the two")

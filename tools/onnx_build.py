@@ -50,6 +50,7 @@ class Build:
         self.names = {name for node in graph.nodes for name in (*node.inputs, *node.outputs)} | set(graph.weights)
 
     def model(self) -> ModelProto:
+        """The whole model, checked by onnx. Raises ModelError for what ONNX cannot say."""
         for node in self.graph.nodes:
             if node.op not in BUILDERS:
                 raise ModelError(f'node "{node.name}": {node.op} has no form in ONNX opset {OPSET}')
@@ -77,6 +78,7 @@ class Build:
         return model
 
     def _rank(self, node: Node) -> int:
+        """The axes of a node's result, the batch counted."""
         if node.op == "Flatten":
             return 2
         if node.op == "Reshape":
@@ -84,6 +86,7 @@ class Build:
         return max(self.ranks[name] for name in node.inputs)
 
     def _output_dims(self, name: str) -> list[int | str]:
+        """An output's dimensions, names for those that are open."""
         if self.shapes is not None:
             return [BATCH_NAME, *self.shapes[name]]
         return [BATCH_NAME, *(f"{name}_{axis}" for axis in range(1, self.ranks[name]))]
@@ -102,6 +105,7 @@ class Build:
         return name
 
     def free(self, wanted: str) -> str:
+        """A tensor name that nothing else has."""
         name, number = wanted, 1
         while name in self.names:
             number += 1
@@ -127,9 +131,11 @@ class Build:
 
 
 def _as_json(value: Any) -> Any:
+    """numpy's numbers and arrays for JSON. Raises ModelError for anything else."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise ModelError(f"meta holds {value!r}, which is neither a number, text, a list nor a dict")
+    raise ModelError(f"meta holds {value!r}, which is neither a number, text, a list nor a dict; take it "
+                     "out of graph.meta")
 
 
 def _shapes(graph: Graph) -> dict[str, tuple[int, ...]] | None:
@@ -145,9 +151,10 @@ def _ceil_mode(build: Build, node: Node) -> int:
     if not node.attrs["ceil_mode"] or build.shapes is None or isinstance(node.attrs["pads"], str):
         return int(node.attrs["ceil_mode"])
     pads, dilation = node.attrs["pads"], node.attrs.get("dilation", (1, 1))
-    sizes = zip(build.shapes[node.inputs[0]][1:], node.attrs["kernel"], node.attrs["stride"], pads, pads[2:], dilation,
-                strict=False)
-    rounded_down = tuple((n + a + b - d * (k - 1) - 1) // s + 1 for n, k, s, a, b, d in sizes)
+    axes = zip(build.shapes[node.inputs[0]][1:], node.attrs["kernel"], node.attrs["stride"], pads, pads[2:], dilation,
+               strict=False)
+    rounded_down = tuple((size + before + after - spread * (taps - 1) - 1) // stride + 1
+                         for size, taps, stride, before, after, spread in axes)
     return int(build.shapes[node.outputs[0]][1:] != rounded_down)
 
 
@@ -160,10 +167,11 @@ def _given(*names: str) -> list[str]:
 
 
 def _window(build: Build, node: Node, dilations: bool = True) -> dict[str, Any]:
+    """The ONNX attributes of a sliding window; without `dilations` for operators that have none."""
     attrs = node.attrs
     found: dict[str, Any] = {"kernel_shape": list(attrs["kernel"]), "strides": list(attrs["stride"])}
     pads, dilation = attrs["pads"], tuple(attrs["dilation"]) if dilations else (1, 1)
-    skips = any(s > k for s, k in zip(attrs["stride"], attrs["kernel"], strict=True))
+    skips = any(step > taps for step, taps in zip(attrs["stride"], attrs["kernel"], strict=True))
     if isinstance(pads, str) and (skips or dilation != (1, 1)) and build.shapes is not None:
         # onnxruntime refuses auto_pad with a dilation, and takes a stride above the window for negative padding
         H, W = build.shapes[node.inputs[0]][1:]

@@ -41,20 +41,20 @@ def _window(op: Op, kernel: tuple[int, ...], spatial: tuple[Dim, ...], ceil_mode
         op.refuse(f"kernel {kernel}, strides {stride} and dilations {dilation} must be at least 1")
     if min(pads) < 0:
         op.refuse(f"pads {pads} are negative")
-    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    reach = tuple(spread * (taps - 1) + 1 for taps, spread in zip(kernel, dilation, strict=True))
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        result = tuple(each(lambda n, s=s: -(-n // s), n) for n, s in zip(spatial, stride, strict=True))
+        result = tuple(each(lambda n, step=step: -(-n // step), size) for size, step in zip(spatial, stride, strict=True))
         pads = _same_pads(auto_pad, spatial, reach, stride)
     else:
         if auto_pad not in ("NOTSET", "VALID"):
             op.refuse(f"auto_pad is {auto_pad!r}; expected NOTSET, VALID, SAME_UPPER or SAME_LOWER")
         if auto_pad == "VALID":
             pads = (0,) * (2 * rank)
-        result = tuple(each(lambda n, r=r, s=s, a=a, b=b: _steps(n, r, s, a, b, ceil_mode), n)
-                       for n, r, s, a, b in zip(spatial, reach, stride, pads, pads[rank:], strict=False))
-    for n, size in zip(result, spatial, strict=True):
-        if isinstance(n, int) and n < 1:
-            op.refuse(f"a window of {reach} is larger than its input of size {show(spatial)} with pads {pads} ({size})")
+        def places(axis: int) -> Dim:
+            return each(lambda n: _steps(n, reach[axis], stride[axis], pads[axis], pads[rank + axis], ceil_mode), spatial[axis])
+        result = tuple(places(axis) for axis in range(rank))
+    if any(isinstance(size, int) and size < 1 for size in result):
+        op.refuse(f"a window of {reach} is larger than its input of size {show(spatial)} with pads {pads}")
     return {"kernel": tuple(kernel), "stride": stride, "pads": pads, "dilation": dilation}, result
 
 
@@ -70,10 +70,10 @@ def _steps(size: int, reach: int, stride: int, before: int, after: int, ceil_mod
 def _same_pads(auto_pad: str, spatial: tuple[Dim, ...], reach: tuple[int, ...], stride: tuple[int, ...]) -> Any:
     """Explicit pads where the sizes are known, else the name of the rule."""
     begin, end = [], []
-    for n, r, s in zip(spatial, reach, stride, strict=True):
-        if not isinstance(n, int):
+    for size, window, step in zip(spatial, reach, stride, strict=True):
+        if not isinstance(size, int):
             return auto_pad.lower()
-        total = max(0, (-(-n // s) - 1) * s + r - n)
+        total = max(0, (-(-size // step) - 1) * step + window - size)
         small, large = total // 2, total - total // 2
         begin.append(small if auto_pad == "SAME_UPPER" else large)
         end.append(large if auto_pad == "SAME_UPPER" else small)
@@ -116,6 +116,7 @@ def average_pool(op: Op) -> None:
 
 
 def _kernel(op: Op) -> tuple[int, ...]:
+    """kernel_shape, of two axes."""
     kernel = tuple(op.attribute("kernel_shape", ()))
     if len(kernel) != 2:
         op.refuse(f"kernel_shape is {kernel}; expected two sizes")
@@ -222,6 +223,7 @@ def matmul(op: Op) -> None:
 
 
 def _same_width(op: Op, found: Dim, width: int) -> None:
+    """Refuse a product whose input does not have as many numbers as the matrix has rows."""
     if isinstance(found, int) and found != width:
         op.refuse(f"its input has {found} numbers along the last axis; the matrix expects {width}")
 
@@ -268,12 +270,14 @@ def _add(op: Op, x: Tensor, other: Tensor | Constant, index: int, suffix: str = 
 
 
 def _broadcast(op: Op, left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The dimensions of the sum of tensors of these; right may have fewer. A known size counts more than an open one."""
     right = (*(1,) * (len(left) - len(right)), *right)
     result: list[Dim] = []
-    for a, b in zip(left, right, strict=True):
-        if isinstance(a, int) and isinstance(b, int) and a != b and 1 not in (a, b):
+    for ours, theirs in zip(left, right, strict=True):
+        if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs and 1 not in (ours, theirs):
             op.refuse(f"its operands {show(left)} and {show(right)} do not fit each other")
-        result.append(b if a == 1 else a if b == 1 or not isinstance(b, int) or isinstance(a, int) else b)
+        keep = ours != 1 and (theirs == 1 or isinstance(ours, int) or not isinstance(theirs, int))
+        result.append(ours if keep else theirs)
     return tuple(result)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from microcnn.graph import Node, WeightRef
+from microcnn.graph import Node
 
 from .onnx_tensor import attribute_value, from_float
 from .onnx_values import BATCH, Constant, Dim, Tensor, Value
@@ -91,6 +91,8 @@ class Draft:
     stored    arrays that may become weights, by name
     kinds     how each of them is written back: see microcnn.graph.Source
     batch     what the file fixes the batch to, None if it leaves it open
+    names     of the nodes so far
+    refused   what cannot be run, and why
     """
 
     opset: int
@@ -125,9 +127,11 @@ class Op:
             self.inputs.pop()
 
     def refuse(self, reason: str) -> NoReturn:
+        """Give the node up; the report names it with this reason."""
         raise Refused(reason)
 
     def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute's value, as attribute_value gives it."""
         return self.attributes.get(name, default)
 
     def allow(self, name: str, only: Any, reason: str = "") -> None:
@@ -168,6 +172,7 @@ class Op:
         return found
 
     def dims(self, index: int = 0) -> tuple[Dim, ...]:
+        """The dimensions of an input that is computed at run time, the batch first."""
         found = self.tensor(index).dims
         assert found is not None
         return found
@@ -196,6 +201,7 @@ class Op:
         return found
 
     def required(self, index: int, what: str, shape: tuple[int | None, ...] | None = None) -> Constant:
+        """As weight, of a node that cannot do without."""
         found = self.weight(index, what, shape)
         if found is None:
             self.refuse(f"its {what} is missing")
@@ -211,6 +217,7 @@ class Op:
         return tuple(int(n) for n in found.array.reshape(-1))
 
     def scalar(self, index: int, what: str, default: float) -> float:
+        """The one number that an input holds, the default where it is left out."""
         found = self.weight(index, what)
         if found is None:
             return default
@@ -230,15 +237,8 @@ class Op:
         """Add a node to the graph. Without `output` it makes the operator's own first result."""
         inputs = x if isinstance(x, list) else [x]
         result = Tensor(output or self.outputs[0], dims, inputs[0].dtype)
-        kept = {role: self.keep(found) for role, found in (weights or {}).items() if found is not None}
-        if not suffix:
-            name = self.draft.free_name(self.name)
-        else:
-            name = self.draft.free_name(f"{self.name}_{suffix}")
-        self.draft.nodes.append(Node(layer, name, tuple(t.name for t in inputs), (result.name,), attrs or {}, kept))
+        kept = {role: found.ref for role, found in (weights or {}).items() if found is not None}
+        name = self.draft.free_name(f"{self.name}_{suffix}" if suffix else self.name)
+        self.draft.nodes.append(Node(layer, name, tuple(tensor.name for tensor in inputs), (result.name,), attrs or {}, kept))
         self.draft.values[result.name] = result
         return result
-
-    def keep(self, found: Constant) -> WeightRef:
-        """The reference to a constant that becomes a weight."""
-        return found.ref

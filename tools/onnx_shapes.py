@@ -45,7 +45,7 @@ def reshape(op: Op) -> None:
         op.refuse(f"its shape {show(tuple(target))} leaves more than one size open; give input_shapes to load_onnx")
     result = _resolved(op, dims, wanted, whole)
     _check_batch(op, dims, target, result, whole)
-    shape = tuple(n if isinstance(n, int) else w for n, w in zip(result, wanted, strict=True))
+    shape = tuple(size if isinstance(size, int) else asked for size, asked in zip(result, wanted, strict=True))
     op.emit("Reshape", x, (BATCH, *result), {"shape": shape})
 
 
@@ -54,7 +54,7 @@ def _resolved(op: Op, dims: tuple[Dim, ...], wanted: list[int], whole: Dim) -> t
     result: list[Dim] = [dims[axis] if n == 0 else n for axis, n in enumerate(wanted, 1)]
     if -1 in result:
         rest = product(tuple(n for n in result if n != -1))
-        left = each(lambda a, b: a // b if b and a % b == 0 else -1, whole, rest)
+        left = each(lambda total, known: total // known if known and total % known == 0 else -1, whole, rest)
         if left == -1:
             op.refuse(f"{show(dims)} cannot become {show((BATCH, *wanted))}: the sizes do not divide")
         result[result.index(-1)] = left

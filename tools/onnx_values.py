@@ -80,7 +80,8 @@ class Constant:
 def constant(probes: list[np.ndarray], ref: WeightRef) -> Constant:
     """A Constant with one array if all are equal."""
     first = probes[0]
-    if all(p.dtype == first.dtype and p.shape == first.shape and p.tobytes() == first.tobytes() for p in probes):
+    if all(probe.dtype == first.dtype and probe.shape == first.shape and probe.tobytes() == first.tobytes()
+           for probe in probes):
         return Constant((first,), ref)
     return Constant(tuple(probes), ref)
 

@@ -86,7 +86,7 @@ class Run:
         return cls(dict(data["conditions"]), float(data["total_us"]), layers)
 
     def table(self) -> str:
-        """The run as text: one line per layer, slowest figures in their share of the whole."""
+        """The run as text: one line per layer, in the order in which they ran, with its share of the whole call."""
         training = bool(self.conditions.get("train"))
         columns = ["layer", "op", ">forward"]
         columns += [">backward", ">update"] if training else []
@@ -96,7 +96,7 @@ class Run:
 
         def line(name: str, op: str, times: Sequence[float], whole: float, rest: Sequence[str]) -> list[str]:
             share = f"{100 * whole / self.total_us:.1f}%" if self.total_us else ""
-            return [short(name), op, *(time_text(t) if t else "-" for t in times), share, *rest]
+            return [short(name), op, *(time_text(took) if took else "-" for took in times), share, *rest]
 
         for layer in self.layers:
             times = [layer.forward_us, layer.backward_us, layer.update_us][:3 if training else 1]
@@ -104,16 +104,15 @@ class Run:
             rows.append(line(layer.name, layer.op, times, layer.total_us,
                              [count_text(layer.macs) if layer.macs else "-",
                               count_text(layer.parameters) if layer.parameters else "-",
-                              *(bytes_text(layer.bytes[k]) if layer.bytes.get(k) else "-" for k in kinds)]))
+                              *(bytes_text(layer.bytes[kind]) if layer.bytes.get(kind) else "-" for kind in kinds)]))
         empty = [""] * (len(columns) - 4 - (2 if training else 0))
         pad = ["", ""] if training else []
         rows.append(["not accounted for", "", time_text(self.unaccounted_us), *pad,
                      f"{100 * self.unaccounted_us / self.total_us:.1f}%" if self.total_us else "", *empty])
         rows.append(["whole call", "", time_text(self.total_us), *pad, "100.0%", *empty])
-        c = self.conditions
-        title = (f"{'train_step' if training else 'predict'}, batch {c.get('batch')}, {c.get('dtype')}, "
-                 f"{c.get('threads')} thread{'s' if c.get('threads') != 1 else ''}, {c.get('instruction_set')}: "
-                 f"{time_text(self.total_us)} a call")
+        batch, dtype, threads, target = (self.conditions.get(key) for key in ("batch", "dtype", "threads", "instruction_set"))
+        title = (f"{'train_step' if training else 'predict'}, batch {batch}, {dtype}, {threads} "
+                 f"thread{'s' if threads != 1 else ''}, {target}: {time_text(self.total_us)} a call")
         return table_text(columns, rows, title)
 
 
@@ -286,12 +285,12 @@ def _middle(values: Any, share: float) -> Any:
     return values.argsort(kind="stable")[outside:len(values) - outside]
 
 
-def _layers(net: Any, infos: Sequence[Any], medians: Any) -> list[LayerCost]:
+def _layers(net: Any, infos: Sequence[Any], times: Any) -> list[LayerCost]:
     """The rows' times summed up by layer, in the order in which they first ran."""
     facts = net.layer_facts()
     found: dict[str, LayerCost] = {}
     column = "forward_us"
-    for info, microseconds in zip(infos, medians, strict=True):
+    for info, microseconds in zip(infos, times, strict=True):
         # a layout row of a layer is shown on its own: it is what the layer would not cost elsewhere
         moved = info.phase == "layout" and info.layer in facts
         name = f"{info.layer} (layout)" if moved else info.layer

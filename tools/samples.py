@@ -10,17 +10,20 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def default_loss(shapes: Shapes, outputs: Sequence[str]) -> str:
-    """cross_entropy for one output that can be class scores, else mse."""
+    """The name of a loss: cross_entropy for one output that can be class scores (K,), else mse. shapes: of one sample."""
     first = shapes[outputs[0]]
     return "cross_entropy" if len(outputs) == 1 and len(first) == 1 and first[0] > 1 else "mse"
 
 
 def example(graph: Any, batch: int, loss: Any = None, dtype: str = "float32", input_shapes: Shapes | None = None
             ) -> tuple[Any, Any]:
-    """Random, seeded inputs and, with a loss, targets that fit a graph: arrays, or dicts where there are several."""
+    """Random, seeded inputs (batch, ...) and, with a loss, targets that fit a graph: arrays, or dicts where there are several.
+
+    loss: a name or loss object, or a dict of them by output. dtype: of the inputs, and of targets that are no classes.
+    """
     rng = np.random.default_rng(0)
     shapes = graph.shapes(input_shapes)
-    x = {i.name: rng.standard_normal((batch, *shapes[i.name])).astype(dtype) for i in graph.inputs}
+    x = {entry.name: rng.standard_normal((batch, *shapes[entry.name])).astype(dtype) for entry in graph.inputs}
     t: dict[str, Any] = {}
     for name in graph.outputs:
         kind = loss.get(name) if isinstance(loss, dict) else loss

@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from ..graph import Node
     from ..plan import Schedule
 
+# As kernels/activation.py numbers them.
 CLAMP, SIGMOID, TANH = range(3)
 
 
 def activate(s: Schedule, step: Step, kind: int, low: float = 0.0, high: float = 0.0) -> None:
-    """The rows of an activation whose derivative follows from its output, in place where its input is free."""
+    """The rows of an activation whose derivative follows from its output, in place where its input is free.
+
+    kind: CLAMP (min(max(x, low), high)), SIGMOID or TANH.
+    """
     x = s.value(step.node.inputs[0])
     y = s.make(step.output, x.layout, x.buffer if s.free_to_overwrite(x) else None)
     s.row("activation.forward", x=x.buffer, y=y.buffer, size=x.numbers, kind=kind, low=low, high=high)
@@ -64,7 +68,7 @@ class Clip(Activation):
     """
 
     op = "Clip"
-    onnx = {"Clip": {"since": 1}}
+    onnx = {"Clip": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
@@ -90,7 +94,7 @@ class Sigmoid(Activation):
 
 
 class Tanh(Activation):
-    """ONNX Tanh."""
+    """ONNX Tanh: the hyperbolic tangent."""
 
     op = "Tanh"
     onnx = {"Tanh": {"versions": (6, 13)}}

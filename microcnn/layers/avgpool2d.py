@@ -22,7 +22,7 @@ class AvgPool2d(Layer):
 
     op = "AvgPool2d"
     channels_last = True
-    onnx = {"AveragePool": {"since": 1}}
+    onnx = {"AveragePool": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
@@ -57,7 +57,7 @@ class GlobalAvgPool2d(Layer):
 
     op = "GlobalAvgPool2d"
     channels_last = True
-    onnx = {"GlobalAveragePool": {"since": 1}}
+    onnx = {"GlobalAveragePool": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:

@@ -1,7 +1,7 @@
 """What every layer tells: shapes, costs, and which kernels run it forward and backward."""
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ModelError
@@ -16,15 +16,19 @@ Shape = tuple[int, ...]
 LAYERS: dict[str, type[Layer]] = {}
 
 
-class Layer:
+class Layer(ABC):
     """An operation. Never instantiated: a Node holds the data, the methods are static.
+
+    A subclass with an `op` is registered in LAYERS. It has to have infer and forward, its own or inherited: without them
+    it is refused with TypeError where it is defined, and with ValueError where another layer has the same op.
 
     op             its name in Node.op
     trainable      the roles of weights that training may change
     channels_last  whether images must lie N, H, W, C
     onnx           the ONNX operators that it stands for, as plain data: {operator: {}}. With "versions", the opsets that
                    changed the operator, and "attributes", {ONNX attribute: (attribute, default)}, that is all that
-                   import and export need: one tensor in, one of the same shape out
+                   import and export need: one tensor in, one of the same shape out. Without, tools/onnx_layers.py or
+                   onnx_shapes.py converts it, and onnx_build.py exports it
     """
 
     op: ClassVar[str]
@@ -34,41 +38,44 @@ class Layer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "op" in cls.__dict__:
-            if cls.op in LAYERS:
-                raise ValueError(f"two layers are called {cls.op}")
-            LAYERS[cls.op] = cls
+        if "op" not in cls.__dict__:
+            return
+        for name in ("infer", "forward"):
+            if getattr(cls, name) is getattr(Layer, name):
+                raise TypeError(f"layer {cls.__name__} ({cls.op}) has no {name}; give it a static method of that name")
+        if cls.op in LAYERS:
+            raise ValueError(f"layers {LAYERS[cls.op].__name__} and {cls.__name__} are both called {cls.op}; give one another "
+                             "op")
+        LAYERS[cls.op] = cls
 
     @staticmethod
+    @abstractmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        """The outputs' shapes for one sample. Raises ModelError where the inputs do not fit."""
-        raise NotImplementedError
+        """The outputs' shapes, given those of the inputs (of one sample) and of the weights as the node sees them, by role.
+
+        Raises ModelError where they do not fit.
+        """
 
     @staticmethod
     def macs(node: Node, shapes: list[Shape], outputs: list[Shape], weights: dict[str, Shape]) -> int:
-        """Multiply-adds of one sample, forward."""
+        """Multiply-adds of one sample, forward; shapes and weights as in infer."""
         return 0
 
     @staticmethod
+    @abstractmethod
     def forward(s: Schedule, step: Step) -> None:
-        """Write the rows that run the step, and register its backward where a gradient passes."""
-        raise NotImplementedError
+        """Write the rows that run the step into the schedule s, and register its backward where a gradient passes."""
 
 
 def expect_inputs(node: Node, shapes: list[Shape], count: int) -> None:
     """Raises ModelError unless the node has that many inputs."""
     if len(shapes) != count:
-        raise ModelError(f'{node.op} "{node.name}" has {len(shapes)} inputs; expected {count}')
+        raise ModelError(f'{node.op} "{node.name}" has {len(shapes)} inputs; expected {count}; give it that many')
 
 
 def expect_image(node: Node, shape: Shape) -> tuple[int, int, int]:
     """(C, H, W); raises ModelError for anything else."""
     if len(shape) != 3:
-        raise ModelError(f'{node.op} "{node.name}" reads {node.inputs[0]!r} of shape {shape} for one sample; expected '
+        raise ModelError(f'{node.op} "{node.name}" reads "{node.inputs[0]}" of shape {shape} for one sample; expected '
                          "(channels, height, width)")
     return shape[0], shape[1], shape[2]
-
-
-def chunks_of(batch_work: int, per_chunk: int, most: int = 16) -> int:
-    """Into how many chunks a sum is cut: by the sizes only, never by the threads."""
-    return max(1, min(most, math.ceil(batch_work / per_chunk)))

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
     from ..memory import Buffer
-    from ..plan import Schedule, Value
+    from ..parts import Value
+    from ..plan import Schedule
 
 # As many partial sums as the kernels keep at most, and the totals: (2 * 16 + 4) numbers a channel.
 SCRATCH_NUMBERS = 36
@@ -30,13 +31,14 @@ class BatchNorm2d(Layer):
     op = "BatchNorm2d"
     trainable = ("scale", "bias")
     channels_last = True
-    onnx = {"BatchNormalization": {"since": 1}}
+    onnx = {"BatchNormalization": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
         expect_inputs(node, shapes, 1)
         if not shapes[0]:
-            raise ModelError(f'BatchNorm2d "{node.name}": the input has no channel axis')
+            raise ModelError(f'BatchNorm2d "{node.name}" reads "{node.inputs[0]}", one number a sample; expected (channels,) '
+                             "or (channels, height, width)")
         for role in ("scale", "bias", "mean", "var"):
             if weights.get(role) != (shapes[0][0],):
                 raise ModelError(f'BatchNorm2d "{node.name}": {role} has shape {weights.get(role)}; expected '
@@ -78,12 +80,16 @@ class BatchNorm2d(Layer):
 
 
 def scratch(s: Schedule, C: int) -> Buffer:
+    """Room for the partial sums of one row."""
     return s.scratch(SCRATCH_NUMBERS * C * s.itemsize)
 
 
 def backward(s: Schedule, step: Step, x: Value, y: Value, saved: Buffer | None, need_params: bool,
              fields: dict[str, float]) -> None:
-    """dX, dscale, dbias; the fused activation's derivative is applied on the way."""
+    """dX, dscale, dbias; the fused activation's derivative is applied on the way.
+
+    saved: the batch's statistics, None where the running ones were used; fields: what both directions' rows share.
+    """
     node = step.node
     dy = s.gradient(step.output)
     if dy is None:

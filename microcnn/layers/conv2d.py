@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 from ..errors import ModelError
 from ..layout import Layout
 from .base import Layer, Shape, expect_image, expect_inputs
-from .linear import linear_backward, linear_rows
+from .linear import bias_gradient, linear_backward, linear_rows
 from .windows import Pads, Phase, output_hw, phases, resolve_pads
 
 if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
     from ..memory import Buffer
-    from ..plan import Gradient, Schedule, Value
+    from ..parts import Gradient, Value
+    from ..plan import Schedule
 
 # A band of padded input that one chunk of the work holds: about half of a small first-level cache.
 BAND_BYTES = 24 * 1024
@@ -85,7 +86,7 @@ class Conv2d(Layer):
     op = "Conv2d"
     trainable = ("weight", "bias")
     channels_last = True
-    onnx = {"Conv": {"since": 1}}
+    onnx = {"Conv": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
@@ -241,30 +242,13 @@ def backward(s: Schedule, step: Step, g: Geometry, x: Value, y: Value) -> None:
     if g.pointwise:
         linear_backward(s, node, g.H * g.W, g.C, g.K, x, dy)
     else:
-        bias_gradient(s, node, g, dy)
+        bias_gradient(s, node, g.OH * g.OW, g.K, dy)
         if s.trains(node, "weight"):
             weight_gradient(s, node, g, x, dy)
         if s.needs_gradient(x.name):
             input_gradient(s, node, g, x, dy)
         finish_weight(s, node)
     s.release(dy)
-
-
-def bias_gradient(s: Schedule, node: Node, g: Geometry, dy: Gradient) -> None:
-    """dB: the sum of dY over all positions, as many pixels side by side as fill a register."""
-    if not s.trains(node, "bias"):
-        return
-    pixels = g.OH * g.OW
-    together = max(p for p in range(1, max(1, s.lanes // g.K) + 1) if pixels % p == 0)
-    target, accumulate = s.dweight(node, "bias")
-    K, chunks = together * g.K, max(1, min(8, s.batch * pixels // 512))
-    wide = s.scratch(K * s.itemsize) if together > 1 else target
-    s.row("linear.backward_bias", dy=dy.buffer, dbias=wide, scratch=s.scratch(chunks * K * s.itemsize), rows=pixels // together,
-          K=K, chunks=chunks, accumulate=accumulate if together == 1 else 0)
-    if together > 1:
-        s.row("widen.narrow", wide=wide, gradient=target, rows=1, S=1, C=1, K=g.K, P=together, step=0, WS=1,
-              accumulate=accumulate)
-    s.weight_done(node, "bias")
 
 
 def finish_weight(s: Schedule, node: Node) -> None:

@@ -12,10 +12,16 @@ if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
     from ..memory import Buffer
-    from ..plan import Gradient, Schedule, Value
+    from ..parts import Gradient, Value
+    from ..plan import Schedule
 
 # With fewer rows than this the weights are not worth transposing for the gradient of the input.
 FEW_ROWS = 8
+# Sums over all rows of the batch are cut into at most so many chunks, each of at least so many rows.
+CHUNKS = 8
+BIAS_ROWS, WEIGHT_ROWS = 512, 256
+# The kernel's jobs for dW are so many of its rows; where these alone are CHUNKS jobs, the sum is not cut.
+JOB_ROWS = 16
 
 
 class Linear(Layer):
@@ -27,15 +33,15 @@ class Linear(Layer):
 
     op = "Linear"
     trainable = ("weight", "bias")
-    onnx = {"Gemm": {"since": 1}, "MatMul": {"since": 1}}
+    onnx = {"Gemm": {}, "MatMul": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
         expect_inputs(node, shapes, 1)
         shape, weight = shapes[0], weights["weight"]
         if len(weight) != 2 or not shape:
-            raise ModelError(f'Linear "{node.name}": weight has shape {weight}, the input {shape}; expected two axes and at '
-                             "least one")
+            raise ModelError(f'Linear "{node.name}": weight has shape {weight}, the input {shape} for one sample; expected two '
+                             "axes for the weight and at least one for the input")
         K, C = weight if node.attrs["transposed"] else weight[::-1]
         if shape[-1] != C:
             hint = "; put a Flatten before it" if len(shape) > 1 and math.prod(shape) == C else ""
@@ -89,7 +95,7 @@ def weight_steps(node: Node, x: Value, C: int, K: int) -> tuple:
 
 def linear_rows(s: Schedule, rows: int, C: int, K: int, x: Buffer, weight: Buffer | None, bias: Buffer | None,
                 residual: Buffer | None, y: Buffer, low: float = -math.inf, high: float = math.inf) -> None:
-    """The row that runs a matrix product forward."""
+    """The row that runs a matrix product forward: y = min(max(x weight + bias + residual, low), high), x (rows, C)."""
     s.row("linear.forward", x=x, weight=weight, bias=bias, residual=residual, y=y, rows=rows, C=C, K=K, w_row=K, low=low,
           high=high)
 
@@ -108,16 +114,11 @@ def backward(s: Schedule, step: Step, rows: int, C: int, K: int, x: Value, y: Va
 def linear_backward(s: Schedule, node: Node, rows: int, C: int, K: int, x: Value, dy: Gradient) -> None:
     """dB, dW and dX of a matrix product over `rows` rows a sample."""
     M = s.batch * rows
-    if s.trains(node, "bias"):
-        chunks = max(1, min(8, M // 512))
-        target, accumulate = s.dweight(node, "bias")
-        s.row("linear.backward_bias", dy=dy.buffer, dbias=target, scratch=s.scratch(chunks * K * s.itemsize), rows=rows, K=K,
-              chunks=chunks, accumulate=accumulate)
-        s.weight_done(node, "bias")
+    bias_gradient(s, node, rows, K, dy)
     if s.trains(node, "weight"):
         target, accumulate = s.dweight(node, "weight")
-        groups = math.ceil(C / 16)
-        chunks = 1 if groups >= 8 else max(1, min(8 // groups, M // 256))
+        jobs = math.ceil(C / JOB_ROWS)
+        chunks = 1 if jobs >= CHUNKS else max(1, min(CHUNKS // jobs, M // WEIGHT_ROWS))
         s.row("linear.backward_weight", x=x.buffer, dy=dy.buffer, dweight=target,
               scratch=s.scratch(chunks * C * K * s.itemsize) if chunks > 1 else None, rows=rows, C=C, K=K, chunks=chunks,
               chunk_rows=math.ceil(M / chunks), accumulate=accumulate)
@@ -127,8 +128,24 @@ def linear_backward(s: Schedule, node: Node, rows: int, C: int, K: int, x: Value
         s.weight_done(node, "weight")
 
 
+def bias_gradient(s: Schedule, node: Node, rows: int, K: int, dy: Gradient) -> None:
+    """dB, where it is wanted: the sum of dY (batch * rows, K) over its rows, as many side by side as fill a register."""
+    if not s.trains(node, "bias"):
+        return
+    together = max(count for count in range(1, max(1, s.lanes // K) + 1) if rows % count == 0)
+    chunks = max(1, min(CHUNKS, s.batch * rows // BIAS_ROWS))
+    target, accumulate = s.dweight(node, "bias")
+    wide = s.scratch(together * K * s.itemsize) if together > 1 else target
+    s.row("linear.backward_bias", dy=dy.buffer, dbias=wide, scratch=s.scratch(chunks * together * K * s.itemsize),
+          rows=rows // together, K=together * K, chunks=chunks, accumulate=accumulate if together == 1 else 0)
+    if together > 1:
+        s.row("widen.narrow", wide=wide, gradient=target, rows=1, S=1, C=1, K=K, P=together, step=0, WS=1,
+              accumulate=accumulate)
+    s.weight_done(node, "bias")
+
+
 def input_gradient_rows(s: Schedule, node: Node, rows: int, C: int, K: int, x: Value, dy: Gradient) -> None:
-    """dX = dY W^T."""
+    """dX = dY W^T; with more than a few rows as a product with the transposed weight, in scratch."""
     weight = s.store.parameters[node.weights["weight"].name].buffer
     target, accumulate = s.dx(x.name)
     if s.batch * rows < FEW_ROWS:

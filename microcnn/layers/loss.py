@@ -16,9 +16,10 @@ SCRATCH_BYTES = 512
 
 
 def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) -> None:
-    """The row of one output's loss. tensor is the output, or what its softmax reads.
+    """The row of one output's loss; with `gradient` it also writes what backward begins with.
 
-    Raises   CompileError: class weights that do not match the classes
+    tensor: the output, or what its softmax reads.
+    Raises   CompileError: class weights that do not match the classes, a loss that has no kernel
     """
     value = s.value(tensor)
     slots = {"target_slot": s.slots[f"target:{output}"], "weight_slot": s.slots["sample_weight"]}
@@ -28,11 +29,11 @@ def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) 
         if loss.weight is not None and len(loss.weight) != C:
             raise CompileError(f'CrossEntropyLoss: weight holds {len(loss.weight)} numbers; output "{output}" has {C} classes')
         rows = value.numbers // C
-        numbers = None
+        class_weight = None
         if loss.weight is not None:
             dtype = np.float32 if s.itemsize == 4 else np.float64
-            numbers = s.store.constant(f"{output}.class_weight", np.asarray(loss.weight, dtype))
-        fields = {"class_weight": numbers, "rows": rows, "C": C, "inner": 1, "probabilities": 0,
+            class_weight = s.store.constant(f"{output}.class_weight", np.asarray(loss.weight, dtype))
+        fields = {"class_weight": class_weight, "rows": rows, "C": C, "inner": 1, "probabilities": 0,
                   "ignore_index": loss.ignore_index, "label_smoothing": float(loss.label_smoothing),
                   "correct_slot": -1 if gradient else s.slots["correct"]}
         kernel = "loss.cross_entropy"
@@ -42,14 +43,13 @@ def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) 
         value = s.plain(value)
         kernel, fields = "loss.mse", {"size": value.numbers}
     else:
-        raise CompileError(f'loss {loss!r} of output "{output}" has no kernel')
+        raise CompileError(f'loss {loss!r} of output "{output}" has no kernel; use mc.CrossEntropyLoss or mc.MSELoss')
     live = gradient and s.needs_gradient(value.name)
-    over = live and s.free_to_overwrite(value)
-    if live:
-        buffer = value.buffer if over else s.dx(value.name)[0]
-        s.start_gradient(value.name, buffer)
-    else:
-        buffer = value.buffer
-    s.row(kernel, x=value.buffer, dx=buffer, scratch=s.scratch(SCRATCH_BYTES), gradient=int(live), **slots, **fields)
+    target = s.new_gradient(value.name) if live else None
+    s.row(kernel, x=value.buffer, dx=target.buffer if target else value.buffer,      # without a gradient dx is not written
+          scratch=s.scratch(SCRATCH_BYTES), gradient=int(live), **slots, **fields)
+    if target:
+        s.give(value.name, target)       # the losses of two outputs may read one tensor: their gradients add up
+        s.release(target)
 
 

@@ -22,7 +22,7 @@ class MaxPool2d(Layer):
 
     op = "MaxPool2d"
     channels_last = True
-    onnx = {"MaxPool": {"since": 1}}
+    onnx = {"MaxPool": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def reshape(s: Schedule, step: Step, shape: Shape) -> None:
-    """The input's memory under another shape."""
+    """The step's output: its input's memory under another shape, moved only where the layout cannot be read so."""
     x = s.value(step.node.inputs[0])
     layout = x.layout.reshaped(shape)
     if layout is None:
@@ -27,10 +27,13 @@ def reshape(s: Schedule, step: Step, shape: Shape) -> None:
 
 
 class Flatten(Layer):
-    """ONNX Flatten with axis 1: all axes of a sample in one."""
+    """ONNX Flatten with axis 1: all axes of a sample in one.
+
+    Raises   ModelError: another axis
+    """
 
     op = "Flatten"
-    onnx = {"Flatten": {"since": 1}}
+    onnx = {"Flatten": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
@@ -51,7 +54,7 @@ class Reshape(Layer):
     """
 
     op = "Reshape"
-    onnx = {"Reshape": {"since": 1}}
+    onnx = {"Reshape": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
@@ -63,7 +66,7 @@ class Reshape(Layer):
             wanted[wanted.index(-1)] = total // known
         if any(n < 0 for n in wanted) or math.prod(wanted) != total:
             raise ModelError(f'Reshape "{node.name}": {tuple(node.attrs["shape"])} does not hold the {total} numbers of a '
-                             f"sample of shape {shapes[0]}")
+                             f"sample of shape {shapes[0]}; give sizes whose product is {total}, or -1 for one of them")
         return [tuple(wanted)]
 
     @staticmethod
@@ -72,10 +75,13 @@ class Reshape(Layer):
 
 
 class Transpose(Layer):
-    """ONNX Transpose. Attribute perm, with the batch as axis 0, which stays where it is."""
+    """ONNX Transpose. Attribute perm, with the batch as axis 0, which stays where it is.
+
+    Raises   ModelError: what is no permutation, or moves the batch
+    """
 
     op = "Transpose"
-    onnx = {"Transpose": {"since": 1}}
+    onnx = {"Transpose": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
@@ -98,7 +104,7 @@ class Identity(Layer):
     """ONNX Identity: another name."""
 
     op = "Identity"
-    onnx = {"Identity": {"since": 1}}
+    onnx = {"Identity": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ..layout import Layout
     from ..plan import Schedule
 
+# As kernels/softmax.py numbers it.
+SOFTMAX = 0
+
 
 def axes_of(node: Node, shape: Shape) -> list[int]:
     """The axes, without the batch, that are normalised together. Raises ModelError for the batch axis."""
@@ -44,7 +47,7 @@ class Softmax(Layer):
     """
 
     op = "Softmax"
-    onnx = {"Softmax": {"since": 1}}
+    onnx = {"Softmax": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
@@ -64,7 +67,7 @@ class Softmax(Layer):
         C, inner = found
         rows = x.numbers // C
         y = s.make(step.output, x.layout, x.buffer if s.free_to_overwrite(x) else None)
-        s.row("softmax.forward", x=x.buffer, y=y.buffer, rows=rows, C=C, inner=inner, kind=0)
+        s.row("softmax.forward", x=x.buffer, y=y.buffer, rows=rows, C=C, inner=inner, kind=SOFTMAX)
         if not s.needs_gradient(x.name):
             return
         s.keep(y)
@@ -73,7 +76,7 @@ class Softmax(Layer):
             dy = s.gradient(step.output)
             if dy is not None:
                 target, accumulate = s.dx_over(x.name, dy)
-                s.row("softmax.backward", y=y.buffer, dy=dy.buffer, dx=target, rows=rows, C=C, inner=inner, kind=0,
+                s.row("softmax.backward", y=y.buffer, dy=dy.buffer, dx=target, rows=rows, C=C, inner=inner, kind=SOFTMAX,
                       accumulate=accumulate)
                 s.release(dy)
         s.backward(backward)

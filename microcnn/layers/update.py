@@ -8,7 +8,10 @@ from ..optim import SGD, Adam, AdamW, Optimizer
 
 
 def update_row(optimizer: Optimizer) -> tuple[str, tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-    """(kernel, fields that hold state, fields for state that is not needed, the other fields)."""
+    """(kernel, fields that hold state, fields for state that is not needed, the other fields).
+
+    Raises CompileError for an optimizer that has no kernel.
+    """
     if isinstance(optimizer, SGD):
         used = ("velocity",) if optimizer.momentum else ()
         return "update.sgd", used, () if used else ("velocity",), {

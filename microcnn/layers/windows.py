@@ -24,14 +24,17 @@ def resolve_pads(pads: str | Pads, size: Pair, kernel: Pair, stride: Pair, dilat
     for length, taps, step, spread in zip(size, kernel, stride, dilation, strict=True):
         outputs = -(-length // step)
         needed.append(max(0, (outputs - 1) * step + (taps - 1) * spread + 1 - length))
-    small = [n // 2 for n in needed]
-    large = [n - s for n, s in zip(needed, small, strict=True)]
+    small = [total // 2 for total in needed]
+    large = [total - part for total, part in zip(needed, small, strict=True)]
     first, last = (small, large) if pads == "same_upper" else (large, small)
     return first[0], first[1], last[0], last[1]
 
 
 def output_size(length: int, kernel: int, stride: int, before: int, after: int, dilation: int, ceil_mode: bool = False) -> int:
-    """How many positions a window takes; with ceil_mode a last one may hang over, but must begin inside (as PyTorch)."""
+    """How many positions a window takes along one axis, 0 where it does not fit.
+
+    before, after: the padding. With ceil_mode a last position may hang over, but must begin inside (as in PyTorch).
+    """
     room = length + before + after - (kernel - 1) * dilation - 1
     if room < 0 and not (ceil_mode and room > -stride):
         return 0
@@ -71,14 +74,17 @@ class Phase:
 
 
 def phases(length: int, kernel: int, stride: int, before: int, dilation: int) -> list[Phase]:
-    """The phases of a stride along one axis of the input, for the gradient of a convolution to its input."""
+    """The phases of a stride along one axis of the input, for the gradient of a convolution to its input.
+
+    length: of the input; before: the padding before it. Inputs that no tap reaches make a phase with no taps.
+    """
     common = math.gcd(dilation, stride)
     step, spread = stride // common, dilation // common
     found = []
     for first in range(min(stride, length)):
         remainder = (first + before) % stride
         shift = (first + before) // stride
-        tap = next((r for r in range(min(step, kernel)) if (r * dilation) % stride == remainder), None)
+        tap = next((number for number in range(min(step, kernel)) if (number * dilation) % stride == remainder), None)
         count = -(-(length - first) // stride)
         if tap is None:
             found.append(Phase(first, count, 0, 0, step, spread, 0))

@@ -18,6 +18,7 @@ import microcnn as mc
 from microcnn.choices import trainable_weights
 from microcnn.graph import Graph, Input, Node, WeightRef
 from microcnn.tools.onnx_export import export_onnx
+from tests import graph_oracle
 from tests.gradcheck import check_gradients
 from tests.ops import walk
 
@@ -273,7 +274,17 @@ def repeated(case):
         same_bits(*trained)
 
 
+def double_precision(case):
+    """predict in float64 against numpy."""
+    net, inputs = case.compile(), case.inputs()
+    expected = graph_oracle.evaluate(case.graph(), inputs)
+    for name, y in by_name(net.graph, net.predict(only(inputs))).items():
+        close(y, expected[name], DOUBLE, name)
+
+
 CHECKS = (oracle, single_precision, gradient, training, runtime, reference, repeated)
+# For sizes at which kernels run in parallel, and plain loops would take too long.
+LARGE_CHECKS = (single_precision, double_precision, runtime, repeated)
 
 
 def table(cases, checks=CHECKS):

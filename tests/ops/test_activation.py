@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
-from tests import graph_oracle
-from tests.ops.table import Case, by_name, close, graph_of, only, repeated, runtime, single_precision, table
+from tests.ops.table import LARGE_CHECKS, Case, graph_of, table
 
 CLIPS = {"clip": (-0.4931, 0.8117), "relu6": (0.0, 6.0), "low": (-0.3107, math.inf), "high": (-math.inf, 0.4219),
          "one-value": (0.3, 0.3)}
@@ -39,15 +38,10 @@ def test_between_other_layers(case, check):
     check(case)
 
 
-@pytest.mark.parametrize("name", ["Relu", "Sigmoid", "Tanh", "clip"])
-def test_large(name):
-    op, attrs = KINDS[name]
-    case = Case(name, lambda: graph_of(op, (17, 60, 61), **attrs), 3)
-    for check in (single_precision, repeated, runtime):
-        check(case)
-    inputs = case.inputs()
-    found = by_name(case.graph(), case.compile().predict(only(inputs)))
-    close(found["y"], graph_oracle.evaluate(case.graph(), inputs)["y"], 1e-12, "predict")
+@table([Case(name, lambda op=KINDS[name][0], attrs=KINDS[name][1]: graph_of(op, (17, 60, 61), **attrs), 3)
+        for name in ("Relu", "Sigmoid", "Tanh", "clip")], LARGE_CHECKS)
+def test_large(case, check):
+    check(case)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -5,21 +5,7 @@ import pytest
 import microcnn as mc
 from microcnn.tools.onnx_export import export_onnx
 from tests import graph_oracle
-from tests.ops.table import (
-    SINGLE,
-    Case,
-    built,
-    by_name,
-    close,
-    graph_of,
-    lively,
-    only,
-    repeated,
-    runtime,
-    single_precision,
-    steps,
-    table,
-)
+from tests.ops.table import LARGE_CHECKS, SINGLE, Case, built, by_name, close, graph_of, lively, only, steps, table
 
 SHAPES = [((1, 3, 4), 2), ((3, 5, 4), 3), ((5, 2, 3), 2), ((17, 1, 2), 3), ((33, 2, 1), 2), ((5,), 3), ((17,), 2)]
 
@@ -67,17 +53,13 @@ def test_between_other_layers(case, check):
     check(case)
 
 
-LARGE = [((24, 60, 61), 3), ((33, 50, 51), 3), ((3, 220, 221), 2)]
+LARGE = [Case(f"{mode}-{'x'.join(map(str, shape))}", lambda shape=shape: batchnorm(shape), batch, mode)
+         for shape, batch in (((24, 60, 61), 3), ((33, 50, 51), 3), ((3, 220, 221), 2)) for mode in ("frozen", "batch")]
 
 
-@pytest.mark.parametrize("mode", ["frozen", "batch"])
-@pytest.mark.parametrize("shape, batch", LARGE, ids=lambda value: str(value).replace(" ", ""))
-def test_large(shape, batch, mode):
-    case = Case("large", lambda: batchnorm(shape), batch, mode)
-    for check in (single_precision, repeated, runtime):
-        check(case)
-    inputs = case.inputs()
-    close(case.compile().predict(inputs["x"]), graph_oracle.evaluate(case.graph(), inputs)["y"], 1e-12, "predict")
+@table(LARGE, LARGE_CHECKS)
+def test_large(case, check):
+    check(case)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("float64", 1e-12)])

@@ -1,23 +1,11 @@
 """Conv2d: dense, pointwise, grouped, depthwise; and what is fused into its store."""
 import numpy as np
+
 import pytest
 
 import microcnn as mc
 from microcnn.layers.conv2d import Geometry
-from tests import graph_oracle
-from tests.ops.table import (
-    Case,
-    built,
-    by_name,
-    close,
-    graph_of,
-    lively,
-    only,
-    repeated,
-    runtime,
-    single_precision,
-    table,
-)
+from tests.ops.table import LARGE_CHECKS, Case, built, graph_of, lively, table
 
 
 def conv(name, shape, K, kernel, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1, bias=True, batch=2):
@@ -182,7 +170,6 @@ def test_a_residual_is_overwritten_only_where_no_one_else_reads_it():
     assert net.memory.activations <= 3 * 4 * 25 * 8 + 3 * 64, "input, shortcut (which the sum takes over), nothing else"
 
 
-# Large enough to run in parallel: the serial branch, the parallel one and float64 agree.
 LARGE = [
     conv("dense", (16, 20, 22), 24, (3, 3), pads=(1, 1, 1, 1), batch=3),
     conv("few-channels", (3, 33, 31), 16, (3, 3), (2, 2), (1, 1, 1, 1), batch=3),
@@ -196,18 +183,9 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize("check", [single_precision, repeated, runtime], ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
+@table(LARGE, LARGE_CHECKS)
 def test_large(case, check):
     check(case)
-
-
-@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
-def test_large_forward_in_float64(case):
-    net, inputs = case.compile(), case.inputs()
-    expected = graph_oracle.evaluate(case.graph(), inputs)
-    for name, y in by_name(net.graph, net.predict(only(inputs))).items():
-        close(y, expected[name], 1e-12, name)
 
 
 def test_fewer_samples_leave_the_rest_of_the_gradients_out(rng):

@@ -4,8 +4,7 @@ import pytest
 
 import microcnn as mc
 from microcnn.graph import Graph, Input, Node, WeightRef
-from tests import graph_oracle
-from tests.ops.table import Case, built, close, drawn, graph_of, repeated, runtime, single_precision, table
+from tests.ops.table import LARGE_CHECKS, Case, built, drawn, graph_of, table
 
 
 def linear(shape, K, transposed=True, bias=True, batch=2):
@@ -83,12 +82,9 @@ LARGE = [linear((400,), 300, batch=16), linear((17, 150), 65, False, batch=3), l
          linear((2000,), 130, batch=1)]
 
 
-@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
-def test_large(case):
-    for check in (single_precision, repeated, runtime):
-        check(case)
-    inputs = case.inputs()
-    close(case.compile().predict(inputs["x"]), graph_oracle.evaluate(case.graph(), inputs)["y"], 1e-12, "predict")
+@table(LARGE, LARGE_CHECKS)
+def test_large(case, check):
+    check(case)
 
 
 def test_what_does_not_fit_is_refused():

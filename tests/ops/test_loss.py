@@ -111,6 +111,22 @@ def test_mean_squared_error(name, weighted, dtype):
          sample_weight=w)
 
 
+@DTYPES
+@pytest.mark.parametrize("shape, first", [((4,), mc.Linear(5)), ((2, 4, 3), mc.Conv2d(5, 3, padding=1))],
+                         ids=["features", "image"])
+def test_losses_of_two_outputs_that_read_one_tensor(shape, first, dtype, rng):
+    """The logits and their softmax are both outputs: both losses read the logits, and their gradients add up."""
+    b = mc.GraphBuilder()
+    logits = b(first, b.input("input", shape))
+    graph = b.graph(logits, b(mc.Softmax(), logits))
+    x, t = spread(rng, (3, *shape)), {name: rng.integers(0, 5, (3, *shape[1:])) for name in graph.outputs}
+
+    def both(z):
+        parts = [oracles.cross_entropy(z, labels) for labels in t.values()]
+        return sum(loss for loss, _ in parts), sum(dx for _, dx in parts)
+    held(graph, "cross_entropy", x, t, logits, both, dtype=dtype)
+
+
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "int32", "uint32", "int64", "uint64"])
 def test_labels_of_any_integer_type(kind):
     graph, logits, x, t, _ = network("features")

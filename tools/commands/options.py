@@ -77,35 +77,42 @@ def parts(text: str) -> Any:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """Declare MODEL."""
     parser.add_argument("model", metavar="MODEL", help="an .onnx or .mcnn file")
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Declare --shape, a list of (name or None, sizes)."""
     parser.add_argument("--shape", metavar="NAME=3,32,32", action="append", type=shape, default=[],
                         help="the sizes of one sample of an input, where the model leaves them open (may be repeated)")
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Declare --threads, None where it is not given."""
     parser.add_argument("--threads", metavar="N", type=whole(), help="how many threads compute (all processors)")
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Declare --dtype."""
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32",
                         help="what the network computes in (float32)")
 
 
 def add_bn(parser: argparse._ActionsContainer) -> None:
+    """Declare --bn."""
     parser.add_argument("--bn", choices=("frozen", "batch", "fold"), default="frozen",
                         help="batch normalisation: running statistics kept, batch statistics, or folded into the "
                         "convolution (frozen)")
 
 
 def add_loss(parser: argparse._ActionsContainer) -> None:
+    """Declare --loss; "auto" where it is not given."""
     parser.add_argument("--loss", metavar="NAME", default="auto",
                         help="cross_entropy, mse, ... (cross_entropy for one output of class scores, else mse)")
 
 
 def add_normalisation(parser: argparse.ArgumentParser) -> None:
+    """Declare --scale, --mean and --std."""
     group = parser.add_argument_group("normalisation of x", "(x * SCALE - MEAN) / STD, each one number or one per "
                                       "channel; where not given, what the model file has stored")
     group.add_argument("--scale", metavar="S", type=numbers, help="such as 1/255")
@@ -114,10 +121,12 @@ def add_normalisation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser, text: str) -> None:
+    """Declare --data; text: what it must hold."""
     parser.add_argument("--data", metavar="FILE.npz", required=True, help=text)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
+    """Declare --json, a switch."""
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

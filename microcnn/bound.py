@@ -1,0 +1,191 @@
+"""A network in memory: the arena, the weights that lie in it, and the compiled programs that run over it."""
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import threads
+from .errors import CompileError, DataError, TrainingError
+from .feeding import describe
+from .graph import Graph
+from .memory import Buffer
+from .planned import Planned
+
+if TYPE_CHECKING:
+    from .parts import Parameter
+    from .plan import Schedule
+    from .program import Program, RowInfo
+
+Arrays = dict[str, np.ndarray]
+
+
+class Bound(Planned):
+    """A planned network whose arena is allocated, whose weights are loaded and whose programs are compiled.
+
+    lr      the learning rate; may be set between steps
+    debug   with True every run goes row by row, and the first layer that makes a NaN or an infinity is named
+    Raises CompileError as Planned does, and where the machine cannot hold the arena.
+    """
+
+    def __init__(self, graph: Graph, *, seed: int = 0, progress: Callable[[int, int, str], None] | None = None, **how: Any):
+        super().__init__(graph, seed=seed, **how)
+        self._lock = threading.RLock()
+        threads.locked.add(self)
+        self.debug = False
+        self._step_count = np.zeros(1, np.int64)     # not an int, which takes memory of its own as it grows
+        self._prepared: str | None = None            # the program whose prepared rows still hold
+        self._arena = self._allocate(self.memory.arena)
+        self._base = self._cache.start_of(self._arena)
+        self._control = self._arena[:self._control_bytes].view(np.int64)
+        self._control_numbers = self._arena[:self._control_bytes].view(np.float64)
+        self._control[self._cache.SEED] = seed
+        self.lr = self.optimizer.lr if self.optimizer else 0.0
+        self._load_parameters()
+        self._build_programs(self._planned, progress)
+        del self._planned            # the rows are tables now
+
+    def _allocate(self, size: int) -> np.ndarray:
+        """The arena. Raises CompileError where the machine cannot hold it."""
+        total = physical_memory()
+        if total and size > total:
+            raise CompileError(f"batch {self.batch} needs an arena of {size:,} bytes; this machine has {total:,}. Use a "
+                               "smaller batch")
+        try:
+            return self._cache.aligned_bytes(size)
+        except MemoryError:
+            raise CompileError(f"batch {self.batch} needs an arena of {size:,} bytes, which cannot be had; use a smaller "
+                               "batch") from None
+
+    def _build_programs(self, schedules: dict[str, Schedule], progress: Callable[[int, int, str], None] | None) -> None:
+        """Compile or load the kernels, then the tables."""
+        from .program import compile_kernels
+        self._cache.start_threads()
+        rows = [row for schedule in schedules.values() for row in schedule.prepared + schedule.rows]
+        compile_kernels(rows, self.dtype.name, progress)
+        self._programs: dict[str, tuple[Program, Program | None]] = {}
+        for name, schedule in schedules.items():
+            prepared = self._program(schedule.prepared) if schedule.prepared else None
+            self._programs[name] = self._program(schedule.rows), prepared
+
+    def _program(self, rows: list) -> Program:
+        from .program import Program
+        return Program(rows, self.dtype.name, self._base, lambda buffer: buffer.offset)
+
+    def _load_parameters(self) -> None:
+        for parameter in self._store.parameters.values():
+            self._write(parameter, self.graph.weights[parameter.name])
+        for buffer, array in self._store.constants.values():
+            self._arena[buffer.offset:buffer.offset + buffer.bytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    def _numbers(self, buffer: Buffer) -> np.ndarray:
+        """A lasting buffer of the arena as a flat array of the network's dtype."""
+        return self._arena[buffer.offset:buffer.offset + buffer.bytes].view(self.dtype)
+
+    def _read(self, parameter: Parameter) -> np.ndarray:
+        """A weight as it is now, in ONNX's layout."""
+        shape = parameter.shape
+        return np.array(parameter.chain.undo(self._numbers(parameter.buffer), shape).reshape(shape))
+
+    def _write(self, parameter: Parameter, array: np.ndarray) -> None:
+        """Set a weight, given in ONNX's layout."""
+        self._numbers(parameter.buffer)[:] = parameter.chain.apply(np.asarray(array)).reshape(-1)
+
+    def _run(self, name: str, samples: int, timed: bool = False) -> list[tuple[RowInfo, int]] | None:
+        """Run a program on samples whose addresses stand in the control block. The caller holds the lock."""
+        program, prepared = self._programs[name]
+        count = threads.apply()
+        self._control[self._cache.THREADS] = count
+        self._control[self._cache.FLAGS] = 0
+        if prepared is not None and self._prepared != name:
+            prepared.run(samples)
+            self._prepared = name
+        elif prepared is None and self._prepared is not None and self._prepared != name:
+            self._prepared = None            # its memory is overwritten now
+        if timed:
+            return list(zip(program.infos, program.run_timed(samples).tolist(), strict=True))
+        if self.debug:
+            self._run_debug(program, samples)
+        else:
+            program.run(samples)
+        return None
+
+    def _run_debug(self, program: Program, samples: int) -> None:
+        """Run row by row. Raises TrainingError that names the first layer that makes a NaN or an infinity."""
+        bad = program.run_debug(samples, self.batch, self.dtype.name)
+        if bad is not None:
+            raise TrainingError(f'"{bad.layer}" ({bad.op}, {bad.phase}) is the first layer that makes a NaN or an infinity')
+
+    @property
+    def _steps(self) -> int:
+        """How many steps the optimizer has made."""
+        return int(self._step_count[0])
+
+    @_steps.setter
+    def _steps(self, count: int) -> None:
+        self._step_count[0] = count
+
+    def parameters(self) -> Arrays:
+        """{weight name: a copy in ONNX's layout}, trained or not."""
+        with self._lock:
+            return {name: self._read(parameter) for name, parameter in self._store.parameters.items()}
+
+    def set_parameters(self, arrays: Arrays) -> None:
+        """Set weights by name, in ONNX's layout; all are checked before any is set.
+
+        Raises DataError for unknown names, wrong shapes, dtypes, and numbers that are not finite.
+        """
+        if not isinstance(arrays, dict):
+            raise DataError(f"set_parameters takes a dict of arrays by weight name; it was given {type(arrays).__name__}")
+        checked = []
+        for name, value in arrays.items():
+            parameter = self._store.parameters.get(name)
+            if parameter is None:
+                raise DataError(f'"{name}" is no weight of this network; it has {list(self._store.parameters)[:8]}')
+            array = np.asarray(value)
+            if array.dtype.kind not in "fiub" or array.shape != parameter.shape:
+                raise DataError(f'weight "{name}" must be numbers of shape {parameter.shape}; it is {describe(array)}')
+            with np.errstate(over="ignore"):
+                array = array.astype(self.dtype)
+            if not np.isfinite(array).all():
+                raise DataError(f'weight "{name}" holds NaN or infinite numbers, or ones that {self.dtype.name} cannot '
+                                "hold")
+            checked.append((parameter, array))
+        with self._lock:
+            for parameter, array in checked:
+                self._write(parameter, array)
+            self._prepared = None
+
+    @property
+    def lr(self) -> float:
+        return float(self._control_numbers[self._cache.RATE])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) \
+                or not 0 <= value <= sys.float_info.max:
+            raise CompileError(f"lr is {value!r}; expected a finite number, 0 or more")
+        self._control_numbers[self._cache.RATE] = value
+
+    def to_graph(self) -> Graph:
+        """The graph with the weights as they are now."""
+        from .checkpoint import with_parameters
+        return with_parameters(self.graph, self.parameters())
+
+    def save(self, path: Any) -> None:
+        """Write the network as a .mcnn file, atomically, without the optimizer's state. Raises FileError."""
+        self.to_graph().save(path)
+
+
+def physical_memory() -> int:
+    """Bytes of main memory, 0 where that cannot be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+

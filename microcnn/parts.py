@@ -1,0 +1,107 @@
+"""What a schedule is made of: tensors and their gradients, weights, rows; and the store of weights that programs share."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .errors import CompileError
+from .graph import Graph, WeightRef
+from .layout import Layout
+from .memory import Buffer
+
+Field = Any   # Buffer | int | float | None
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor in memory: its layout for one sample, and its buffer. shared: others read it too, or it is an output."""
+
+    name: str
+    layout: Layout
+    buffer: Buffer
+    shared: bool = False
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a sample holds."""
+        return self.layout.size
+
+
+@dataclass(eq=False)
+class Gradient:
+    """A buffer that holds a gradient. users: how many tensors' gradients it is, or still reads it."""
+
+    buffer: Buffer
+    users: int = 1
+
+
+@dataclass(eq=False)
+class Parameter:
+    """A weight in the arena. chain leads from the stored array to how it lies in memory."""
+
+    name: str
+    chain: WeightRef
+    shape: tuple[int, ...]
+    buffer: Buffer
+    layer: str
+
+
+@dataclass(eq=False)
+class Row:
+    """One kernel call. fields: buffers, integers, floats by the entry's names."""
+
+    kernel: str
+    fields: dict[str, Field]
+    layer: str
+    op: str
+    phase: str
+
+
+@dataclass
+class Training:
+    """What trains and how: the rates by weight name, the loss per output, the optimizer."""
+
+    factors: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, Any] = field(default_factory=dict)
+    optimizer: Any = None
+
+
+class Store:
+    """The parameters that all programs of a network share."""
+
+    def __init__(self, graph: Graph, itemsize: int):
+        self.graph, self.itemsize = graph, itemsize
+        self.parameters: dict[str, Parameter] = {}
+        self.states: dict[str, list[Buffer]] = {}
+        self.constants: dict[str, tuple[Buffer, np.ndarray]] = {}
+
+    def parameter(self, ref: WeightRef, layer: str) -> Parameter:
+        """The parameter of a weight in the form that chain gives it; one form for all its users.
+
+        Raises CompileError where two layers want the same weight in different forms.
+        """
+        found = self.parameters.get(ref.name)
+        if found is None:
+            array = self.graph.weights[ref.name]
+            buffer = Buffer(ref.name, array.size * self.itemsize, "parameter", layer)
+            found = self.parameters[ref.name] = Parameter(ref.name, ref, array.shape, buffer, layer)
+        elif found.chain != ref:
+            raise CompileError(f'weight "{ref.name}" is shared by "{found.layer}" and "{layer}", which use it in different '
+                               "forms; give each layer a weight of its own")
+        return found
+
+    def constant(self, name: str, array: np.ndarray) -> Buffer:
+        """Numbers that rows read and nothing writes."""
+        if name not in self.constants:
+            self.constants[name] = Buffer(name, array.nbytes, "scratch", name), array
+        return self.constants[name][0]
+
+    def state(self, parameter: Parameter, count: int) -> list[Buffer]:
+        """The optimizer's buffers for a parameter: as large as it, zero before the first step."""
+        if parameter.name not in self.states:
+            self.states[parameter.name] = [
+                Buffer(f"{parameter.name}.state{i}", parameter.buffer.bytes, "state", parameter.layer)
+                for i in range(count)]
+        return self.states[parameter.name]

@@ -1,0 +1,319 @@
+"""The layers that networks are built of in Python, with PyTorch's names and keywords, without the input sizes.
+
+Each says which node of the graph it becomes for an input of a given shape; microcnn.build puts them together. Weights are
+drawn as PyTorch draws them: uniform within 1 / sqrt(fan in).
+"""
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .errors import ModelError
+
+Size = int | tuple[int, int]
+Shape = tuple[int, ...]
+
+
+def _pair(value: Any, owner: str, name: str, least: int = 1) -> tuple[int, int]:
+    """An integer for both axes, or one for each. Raises ModelError."""
+    both = (value, value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else value
+    if not isinstance(both, (tuple, list)) or len(both) != 2 or \
+            any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least for n in both):
+        raise ModelError(f"{owner}: {name} is {value!r}; expected an integer of at least {least}, or two")
+    return int(both[0]), int(both[1])
+
+
+def _pads(value: Any, owner: str) -> str | tuple[int, int, int, int]:
+    """Padding as the layers take it: an integer, (vertical, horizontal), (top, left, bottom, right), or "same"."""
+    if value == "same":
+        return "same_upper"
+    if value == "valid":
+        return 0, 0, 0, 0
+    if isinstance(value, (tuple, list)) and len(value) == 4:
+        first, last = _pair(value[:2], owner, "padding", 0), _pair(value[2:], owner, "padding", 0)
+        return *first, *last
+    both = _pair(value, owner, "padding", 0)
+    return both[0], both[1], both[0], both[1]
+
+
+def count_of(value: Any, owner: str, name: str) -> int:
+    """An integer of at least 1. Raises ModelError that names the owner and the argument."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ModelError(f"{owner}: {name} is {value!r}; expected an integer of at least 1")
+    return int(value)
+
+
+@dataclass
+class LayerSpec(ABC):
+    """The base of all layers.
+
+    name   what its weights' names begin with; made from `short` and a number if None
+    roles  the role in the graph's node of each weight, by PyTorch's name
+    """
+
+    short: ClassVar[str] = ""
+    roles: ClassVar[dict[str, str]] = {"weight": "weight", "bias": "bias"}
+
+    @abstractmethod
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        """(operation, attributes, weights by PyTorch's name) for an input of that shape (one sample).
+
+        Raises ModelError for arguments that are not valid, or do not fit the input.
+        """
+
+
+def _channels(shape: Shape, owner: str) -> int:
+    """C of (C, H, W). Raises ModelError for anything else."""
+    if len(shape) != 3:
+        raise ModelError(f"{owner}: the input has shape {shape} for one sample; expected (channels, height, width)")
+    return shape[0]
+
+
+@dataclass
+class Conv2d(LayerSpec):
+    """torch.nn.Conv2d without in_channels: (C, H, W) -> (out_channels, OH, OW).
+
+    padding may also be (top, left, bottom, right), "same" or "valid". Weights: weight (K, C / groups, R, S), bias (K,).
+    """
+
+    short: ClassVar[str] = "conv"
+    out_channels: int
+    kernel_size: Size
+    stride: Size = 1
+    padding: Any = 0
+    dilation: Size = 1
+    groups: int = 1
+    bias: bool = True
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        C, K, groups = _channels(shape, "Conv2d"), count_of(self.out_channels, "Conv2d", "out_channels"), self.groups
+        R, S = _pair(self.kernel_size, "Conv2d", "kernel_size")
+        count_of(groups, "Conv2d", "groups")
+        if C % groups or K % groups:
+            usable = [g for g in range(1, C + 1) if C % g == 0 and K % g == 0]
+            raise ModelError(f"Conv2d: groups (={groups}) must divide the {C} input and {K} output channels; use one of "
+                             f"{usable}")
+        bound = 1 / math.sqrt(C // groups * R * S)
+        weights = {"weight": _uniform(rng, bound, (K, C // groups, R, S))}
+        if self.bias:
+            weights["bias"] = _uniform(rng, bound, (K,))
+        attrs = {"kernel": (R, S), "stride": _pair(self.stride, "Conv2d", "stride"), "pads": _pads(self.padding, "Conv2d"),
+                 "dilation": _pair(self.dilation, "Conv2d", "dilation"), "groups": groups}
+        return "Conv2d", attrs, weights
+
+
+@dataclass
+class Linear(LayerSpec):
+    """torch.nn.Linear without in_features: (..., C) -> (..., out_features). Weights: weight (K, C), bias (K,)."""
+
+    short: ClassVar[str] = "linear"
+    out_features: int
+    bias: bool = True
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        K = count_of(self.out_features, "Linear", "out_features")
+        if not shape:
+            raise ModelError("Linear: the input is one number a sample; expected at least one axis beside the batch")
+        if len(shape) == 3 and shape[1:] != (1, 1):
+            raise ModelError(f"Linear: the input has shape {shape} for one sample; put a Flatten before it")
+        bound = 1 / math.sqrt(shape[-1])
+        weights = {"weight": _uniform(rng, bound, (K, shape[-1]))}
+        if self.bias:
+            weights["bias"] = _uniform(rng, bound, (K,))
+        return "Linear", {"transposed": True}, weights
+
+
+@dataclass
+class BatchNorm2d(LayerSpec):
+    """torch.nn.BatchNorm2d without num_features, over (C, H, W) or (C,); momentum is the new value's share, as in PyTorch.
+
+    Weights, each (C,): weight, bias, running_mean, running_var.
+    """
+
+    short: ClassVar[str] = "bn"
+    roles: ClassVar[dict[str, str]] = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    eps: float = 1e-5
+    momentum: float = 0.1
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        if not shape:
+            raise ModelError("BatchNorm2d: the input is one number a sample; expected (channels,) or (channels, height, width)")
+        C = shape[0]
+        weights = {"weight": np.ones(C, np.float32), "bias": np.zeros(C, np.float32),
+                   "running_mean": np.zeros(C, np.float32), "running_var": np.ones(C, np.float32)}
+        return "BatchNorm2d", {"eps": float(self.eps), "momentum": 1.0 - float(self.momentum)}, weights
+
+
+@dataclass
+class MaxPool2d(LayerSpec):
+    """torch.nn.MaxPool2d: (C, H, W) -> (C, OH, OW); stride None is the kernel's size, padding as in Conv2d."""
+
+    short: ClassVar[str] = "maxpool"
+    kernel_size: Size
+    stride: Size | None = None
+    padding: Any = 0
+    dilation: Size = 1
+    ceil_mode: bool = False
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        kernel = _pair(self.kernel_size, "MaxPool2d", "kernel_size")
+        stride = kernel if self.stride is None else _pair(self.stride, "MaxPool2d", "stride")
+        return "MaxPool2d", {"kernel": kernel, "stride": stride, "pads": _pads(self.padding, "MaxPool2d"),
+                             "dilation": _pair(self.dilation, "MaxPool2d", "dilation"), "ceil_mode": bool(self.ceil_mode)}, {}
+
+
+@dataclass
+class AvgPool2d(LayerSpec):
+    """torch.nn.AvgPool2d: (C, H, W) -> (C, OH, OW); stride None is the kernel's size, padding as in Conv2d."""
+
+    short: ClassVar[str] = "avgpool"
+    kernel_size: Size
+    stride: Size | None = None
+    padding: Any = 0
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        kernel = _pair(self.kernel_size, "AvgPool2d", "kernel_size")
+        stride = kernel if self.stride is None else _pair(self.stride, "AvgPool2d", "stride")
+        return "AvgPool2d", {"kernel": kernel, "stride": stride, "pads": _pads(self.padding, "AvgPool2d"),
+                             "ceil_mode": bool(self.ceil_mode), "count_include_pad": bool(self.count_include_pad)}, {}
+
+
+@dataclass
+class GlobalAvgPool2d(LayerSpec):
+    """The mean over height and width: (C, H, W) -> (C, 1, 1), as torch.nn.AdaptiveAvgPool2d(1)."""
+
+    short: ClassVar[str] = "gap"
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        return "GlobalAvgPool2d", {}, {}
+
+
+@dataclass
+class ReLU(LayerSpec):
+    """torch.nn.ReLU: max(x, 0)."""
+
+    short: ClassVar[str] = "relu"
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        return "Relu", {}, {}
+
+
+@dataclass
+class Clip(LayerSpec):
+    """min(max(x, low), high); torch.nn.Hardtanh with other defaults."""
+
+    short: ClassVar[str] = "clip"
+    low: float = -math.inf
+    high: float = math.inf
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        return "Clip", {"low": float(self.low), "high": float(self.high)}, {}
+
+
+@dataclass
+class ReLU6(Clip):
+    """torch.nn.ReLU6: min(max(x, 0), 6)."""
+
+    short: ClassVar[str] = "relu6"
+    low: float = 0.0
+    high: float = 6.0
+
+
+@dataclass
+class Sigmoid(LayerSpec):
+    """torch.nn.Sigmoid: 1 / (1 + exp(-x))."""
+
+    short: ClassVar[str] = "sigmoid"
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        return "Sigmoid", {}, {}
+
+
+@dataclass
+class Tanh(LayerSpec):
+    """torch.nn.Tanh."""
+
+    short: ClassVar[str] = "tanh"
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        return "Tanh", {}, {}
+
+
+@dataclass
+class Softmax(LayerSpec):
+    """torch.nn.Softmax; dim counts the batch as 0."""
+
+    short: ClassVar[str] = "softmax"
+    dim: int = 1
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        return "Softmax", {"axis": int(self.dim), "flatten": False}, {}
+
+
+@dataclass
+class Flatten(LayerSpec):
+    """torch.nn.Flatten: all axes of a sample in one."""
+
+    short: ClassVar[str] = "flatten"
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        return "Flatten", {"axis": 1}, {}
+
+
+@dataclass
+class Reshape(LayerSpec):
+    """Another shape for one sample; one size may be -1."""
+
+    short: ClassVar[str] = "reshape"
+    shape: Sequence[int]
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        return "Reshape", {"shape": tuple(int(n) for n in self.shape)}, {}
+
+
+@dataclass
+class Dropout(LayerSpec):
+    """torch.nn.Dropout: in training each number is 0 with probability p, the others are divided by 1 - p."""
+
+    short: ClassVar[str] = "dropout"
+    p: float = 0.5
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        return "Dropout", {"p": float(self.p)}, {}
+
+
+@dataclass
+class Add(LayerSpec):
+    """The sum of two tensors, with broadcasting."""
+
+    short: ClassVar[str] = "add"
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        return "Add", {}, {}
+
+
+def _uniform(rng: np.random.Generator, bound: float, shape: Shape) -> np.ndarray:
+    """float32 numbers between -bound and bound."""
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
