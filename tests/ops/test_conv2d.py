@@ -1,6 +1,5 @@
 """Conv2d: dense, pointwise, grouped, depthwise; and what is fused into its store."""
 import numpy as np
-
 import pytest
 
 import microcnn as mc
