@@ -37,12 +37,14 @@ class Bound(Planned):
         self._lock = threading.RLock()
         threads.locked.add(self)
         self.debug = False
-        self._step_count = np.zeros(1, np.int64)     # not an int, which takes memory of its own as it grows
+        # how many steps the optimizer has made; not an int, which takes memory of its own as it grows
+        self._steps = np.zeros(1, np.int64).data
         self._prepared: str | None = None            # the program whose prepared rows still hold
         self._arena = self._allocate(self.memory.arena)
         self._base = self._cache.start_of(self._arena)
-        self._control = self._arena[:self._control_bytes].view(np.int64)
-        self._control_numbers = self._arena[:self._control_bytes].view(np.float64)
+        # as memoryviews, whose items are Python's own numbers and quicker to come by than numpy's
+        self._control = self._arena[:self._control_bytes].view(np.int64).data
+        self._control_numbers = self._arena[:self._control_bytes].view(np.float64).data
         self._control[self._cache.SEED] = seed
         self.lr = self.optimizer.lr if self.optimizer else 0.0
         self._load_parameters()
@@ -120,15 +122,6 @@ class Bound(Planned):
         if bad is not None:
             raise TrainingError(f'"{bad.layer}" ({bad.op}, {bad.phase}) is the first layer that makes a NaN or an infinity')
 
-    @property
-    def _steps(self) -> int:
-        """How many steps the optimizer has made."""
-        return int(self._step_count[0])
-
-    @_steps.setter
-    def _steps(self, count: int) -> None:
-        self._step_count[0] = count
-
     def parameters(self) -> Arrays:
         """{weight name: a copy in ONNX's layout}, trained or not."""
         with self._lock:
@@ -162,7 +155,7 @@ class Bound(Planned):
 
     @property
     def lr(self) -> float:
-        return float(self._control_numbers[self._cache.RATE])
+        return self._control_numbers[self._cache.RATE]
 
     @lr.setter
     def lr(self, value: float) -> None:

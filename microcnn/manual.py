@@ -171,6 +171,6 @@ class Manual:
     def update(self) -> None:
         self._need_gradients("update")
         net = self.net
-        net._steps += 1
-        self._run(self._update, net.batch, net._steps)
+        net._steps[0] += 1
+        self._run(self._update, net.batch, net._steps[0])
         net._prepared = None

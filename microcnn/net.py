@@ -79,14 +79,14 @@ class Net(Bound):
         Returns fresh arrays (or out): one, or a dict by output name where there are several.
         Raises DataError for inputs that do not fit.
         """
-        single = self._single
-        if single is not None and out is None and self._fits(x) and x.shape[0] <= self.batch:
+        single, samples = self._single, self._fits(x)
+        if single is not None and out is None and 0 < samples <= self.batch:
             # the shortest way, for which a small network's user waits
-            y = np.empty((x.shape[0], *self._output_shapes[0]), self.dtype)
-            with self._lock, threads.pool_lock():
+            y = np.empty((samples, *self._output_shapes[0]), self.dtype)
+            with self._lock, threads.pool_lock(self._lock):
                 self._control[single.x_slot] = self._cache.start_of(x)
                 self._control[single.y_slot] = self._cache.start_of(y)
-                self._run("predict", x.shape[0])
+                self._run("predict", samples)
             return y
         inputs = self._inputs(x)
         samples = next(iter(inputs.values())).shape[0]
@@ -94,15 +94,17 @@ class Net(Bound):
         if out is not None:       # what one batch writes may not be what the next one reads
             inputs = {name: array.copy() if any(np.may_share_memory(array, result) for result in results.values()) else array
                       for name, array in inputs.items()}
-        with self._lock, threads.pool_lock():
+        with self._lock, threads.pool_lock(self._lock):
             self._predict(inputs, results, samples)
         return results if len(results) > 1 else results[self.graph.outputs[0]]
 
-    def _fits(self, x: Any) -> bool:
-        """Whether x is just what the kernels read, for a network with one input."""
+    def _fits(self, x: Any) -> int:
+        """How many samples x holds, where the network has one input and x is just what the kernels read; else 0."""
         single = self._single
-        return single is not None and type(x) is np.ndarray and x.dtype == self.dtype and x.shape[1:] == single.shape \
-            and x.shape[0] > 0 and x.flags.c_contiguous
+        if single is not None and type(x) is np.ndarray and x.dtype == self.dtype and x.shape[1:] == single.shape \
+                and x.flags.c_contiguous:
+            return x.shape[0]
+        return 0
 
     def _inputs(self, x: Any) -> Arrays:
         if self._single is not None and self._fits(x):
@@ -150,33 +152,35 @@ class Net(Bound):
         """
         if "train" not in self._programs:
             raise CompileError(self._missing("train_step"))
-        single = self._single
-        if single is not None and single.labels and sample_weight is None and self._fits(x) and x.shape[0] <= self.batch \
-                and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == x.shape[:1] and t.flags.c_contiguous:
-            with self._lock, threads.pool_lock():      # the shortest way, as in predict
-                self._control[self._slots["sample_weight"]] = 0
-                self._control[single.x_slot] = self._cache.start_of(x)
-                self._control[single.t_slot] = self._cache.start_of(t)
-                self._set_target_kind(single.output, 0)
-                self._train(x.shape[0], {single.x_key: x, single.t_key: t})
-                return float(self._control_numbers[self._cache.LOSS])
+        single, samples = self._single, self._fits(x)
+        if single is not None and single.labels and sample_weight is None and 0 < samples <= self.batch \
+                and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == (samples,) and t.flags.c_contiguous:
+            with self._lock, threads.pool_lock(self._lock):      # the shortest way, as in predict
+                control = self._control
+                control[self._slots["sample_weight"]] = 0
+                control[single.x_slot] = self._cache.start_of(x)
+                control[single.t_slot] = self._cache.start_of(t)
+                if self._target_kinds:
+                    self._set_target_kind(single.output, 0)
+                self._train(samples, {single.x_key: x, single.t_key: t})
+                return self._control_numbers[self._cache.LOSS]
         samples, held = self._feed(x, t, sample_weight)
-        with self._lock, threads.pool_lock():
+        with self._lock, threads.pool_lock(self._lock):
             self._point(held)
             self._train(samples, held)
-            return float(self._control_numbers[self._cache.LOSS])
+            return self._control_numbers[self._cache.LOSS]
 
     def _train(self, samples: int, held: Arrays, timed: bool = False) -> list[tuple[RowInfo, int]] | None:
-        self._steps += 1
-        self._control[self._cache.STEP] = self._steps
+        step = self._steps[0] + 1
+        self._steps[0] = self._control[self._cache.STEP] = step
         try:
             result = self._run("train", samples, timed)
         except TrainingError:
-            self._steps -= 1
+            self._steps[0] = step - 1
             check_data(held, self._losses, self.shapes)
             raise
         if self._control[self._cache.FLAGS]:
-            self._steps -= 1
+            self._steps[0] = step - 1
             self._refuse(held)
         if self._prepared == "predict" or self._prepared == "evaluate":
             self._prepared = None
@@ -228,7 +232,7 @@ class Net(Bound):
     def _refuse(self, held: Arrays) -> None:
         """Say why a program stopped. Nothing was changed."""
         check_data(held, self._losses, self.shapes)
-        raise TrainingError(f"the loss is {self._control_numbers[self._cache.LOSS]} at step {self._steps + 1}; nothing "
+        raise TrainingError(f"the loss is {self._control_numbers[self._cache.LOSS]} at step {self._steps[0] + 1}; nothing "
                             f"was changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
 
     def evaluate(self, x: Any, t: Any) -> dict[str, float]:
@@ -241,7 +245,7 @@ class Net(Bound):
         inputs = self._inputs(x)
         samples, held = self._feed(x, t, None, most=next(iter(inputs.values())).shape[0])
         total = weight = correct = labels = 0.0
-        with self._lock, threads.pool_lock():
+        with self._lock, threads.pool_lock(self._lock):
             for begin in range(0, samples, self.batch):
                 count = min(self.batch, samples - begin)
                 self._point(held, begin)
@@ -250,9 +254,9 @@ class Net(Bound):
                 if self._control[self._cache.FLAGS]:
                     self._refuse(held)
                 share = self._share(held, begin, count)
-                total += float(self._control_numbers[self._cache.LOSS]) * share
+                total += self._control_numbers[self._cache.LOSS] * share
                 weight += share
-                correct += float(self._control_numbers[self._slots["correct"]])
+                correct += self._control_numbers[self._slots["correct"]]
                 labels += self._labels(held, begin, count)
         result = {"loss": total / weight if weight else 0.0}
         if any(isinstance(loss, CrossEntropyLoss) for loss, _ in self._losses.values()):
@@ -289,7 +293,7 @@ class Net(Bound):
     def forward(self, x: Any) -> Any:
         """The outputs in training mode (dropout, bn as compiled), for up to `batch` samples; keeps what backward needs."""
         inputs = self._inputs(x)
-        with self._lock, threads.pool_lock():
+        with self._lock, threads.pool_lock(self._lock):
             return self._manual_programs().forward(inputs)
 
     def backward(self, dy: Any) -> Any:
@@ -297,7 +301,7 @@ class Net(Bound):
 
         Raises TrainingError unless forward came before. Dict in, dict out where the model has several outputs or inputs.
         """
-        with self._lock, threads.pool_lock():
+        with self._lock, threads.pool_lock(self._lock):
             return self._manual_programs().backward(dy)
 
     def gradients(self) -> Arrays:
@@ -312,7 +316,7 @@ class Net(Bound):
         optimizer."""
         if self.optimizer is None:
             raise CompileError("update needs optimizer, which compile was not given; compile with optimizer=mc.SGD(lr=0.01)")
-        with self._lock, threads.pool_lock():
+        with self._lock, threads.pool_lock(self._lock):
             if self._manual is None:
                 raise TrainingError("update needs a backward before it")
             self._manual.update()
@@ -324,7 +328,7 @@ class Net(Bound):
         if "train" not in self._programs:
             raise CompileError(self._missing("timed_step"))
         samples, held = self._feed(x, t, None)
-        with self._lock, threads.pool_lock():
+        with self._lock, threads.pool_lock(self._lock):
             self._point(held)
             return self._train(samples, held, timed=True) or []
 
@@ -335,7 +339,7 @@ class Net(Bound):
         if samples > self.batch:
             raise DataError(f"x holds {samples} samples; timed_predict takes up to {self.batch}")
         results = self._results(None, samples)
-        with self._lock, threads.pool_lock():
+        with self._lock, threads.pool_lock(self._lock):
             for name, array in inputs.items():
                 self._control[self._slots[f"input:{name}"]] = self._cache.start_of(array)
             for name, array in results.items():

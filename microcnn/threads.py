@@ -5,14 +5,15 @@ import os
 import sys
 import threading
 import weakref
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 from .errors import CompileError
 
 # GNU OpenMP's idle threads spin without end by default: with a busy neighbour on a core, waking them then takes
 # milliseconds. A bounded spin keeps the quick start and gives the core back.
 SPIN = "10000"
+
+Lock: TypeAlias = Any     # threading.RLock, which is a function to type checkers
 
 _wish: int | None = None
 _applied = threading.local()
@@ -99,13 +100,16 @@ def apply() -> int:
     return count
 
 
-def pool_lock() -> AbstractContextManager:
-    """A lock that is needed where numba has only its workqueue layer: two threads in it abort the process."""
+def pool_lock(own: Lock) -> Lock:
+    """What a step holds beside its network's own lock, where two threads in numba's pool abort the process (workqueue).
+
+    Elsewhere that is the network's lock once more, which costs next to nothing.
+    """
     if get_num_threads() == 1:
-        return nullcontext()
+        return own
     import numba
     try:
         layer = numba.threading_layer()
     except ValueError:      # not started yet: the first step decides
         return _process_lock
-    return _process_lock if layer == "workqueue" else nullcontext()
+    return _process_lock if layer == "workqueue" else own

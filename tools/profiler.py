@@ -230,7 +230,7 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
 def _measure(net: Any, x: Any, t: Any, steps: bool, seconds: float, repeats: int | None, tick: Any) -> Run:
     """Whole and timed calls in turn, and what is typical of both."""
     if steps:
-        kept = net._arena.copy(), net._steps   # weights, optimizer state, learning rate
+        kept = net._arena.copy(), net._steps[0]   # weights, optimizer state, learning rate
         net.lr = 0.0   # with which nothing grows, however often one batch is learned
     try:
         def whole() -> None:
@@ -260,7 +260,7 @@ def _measure(net: Any, x: Any, t: Any, steps: bool, seconds: float, repeats: int
                 break
     finally:
         if steps:
-            net._arena[:], net._steps = kept
+            net._arena[:], net._steps[0] = kept
             net._prepared = None
     return Run(_conditions(net, steps, len(rows)), statistics.median(wholes),
                _layers(net, infos, typical(wholes, rows)))
