@@ -9,7 +9,7 @@ from . import threads
 from .errors import DataError, TrainingError
 from .feeding import require_finite, several
 from .graph import size_of
-from .layout import Layout
+from .layout import Layout, pad5, strides_between
 from .memory import Buffer, place
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ class Manual:
 
     def _dy_in(self, schedule: Schedule) -> list[str]:
         """Rows that read the caller's dY; the outputs that take one."""
-        from .plan import pad5, strides_between
         schedule.phase, schedule.node = "layout", None
         found = []
         for name in schedule.graph.outputs:
@@ -61,7 +60,6 @@ class Manual:
 
     def _dx_out(self, schedule: Schedule) -> list[str]:
         """Rows that write the caller's dX; the inputs that have one."""
-        from .plan import pad5, strides_between
         schedule.phase, schedule.node = "layout", None
         found = []
         for entry in schedule.graph.inputs:
