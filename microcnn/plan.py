@@ -482,7 +482,7 @@ class Schedule:
 
     def finish(self) -> None:
         """Lifetimes, from the rows that are now complete."""
-        from .kernels.cache import ENTRIES
+        from .kernels.entry import ENTRIES
         last = len(self.rows)
         for number, row in enumerate(self.rows):
             entry = ENTRIES[row.kernel]

@@ -35,9 +35,9 @@ class Planned:
         self._factors = resolve_train(self.graph, train)
         self._losses = resolve_losses(self.graph, loss, self.shapes)
         threads.prepare_environment()
-        from .kernels import cache
+        from .kernels import entry
         from .plan import Store, Training
-        self._cache = cache
+        self._cache = entry
         self._slots = self._assign_slots()
         self._training: Training = Training(self._factors, dict(self._losses), self.optimizer)
         self._store = Store(self.graph, self.dtype.itemsize)

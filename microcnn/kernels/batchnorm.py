@@ -6,7 +6,8 @@ shape alone; a chunk's sums go to its own part of scratch and are merged in orde
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, number, threads_for, view
+from .cache import helper
+from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import (
     vector_add,

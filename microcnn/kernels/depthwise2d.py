@@ -6,8 +6,9 @@ every pixel has all its taps and images of any size run alike. 3 x 3 kernels kee
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, number, threads_for, view
+from .cache import helper
 from .conv2d import copy_band
+from .entry import entry, fields_of, number, threads_for, view
 from .layout import zero_run
 from .linear import add_partials
 from .simd import MASKS_ARE_FREE, lanes

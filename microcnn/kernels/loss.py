@@ -7,7 +7,8 @@ in order.
 import numba
 import numpy as np
 
-from .cache import FLAGS, LOSS, entry, fields_of, helper, number, outside, slot, threads_for, view, view_as
+from .cache import helper
+from .entry import FLAGS, LOSS, entry, fields_of, number, outside, slot, threads_for, view, view_as
 from .simd import lanes
 from .softmax import put, take
 from .vector import (

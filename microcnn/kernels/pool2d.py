@@ -6,7 +6,8 @@ so that windows may overlap and no two jobs write the same place.
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, outside, threads_for, view, view_as
+from .cache import helper
+from .entry import entry, fields_of, outside, threads_for, view, view_as
 from .simd import lanes
 from .vector import (
     vector_add,

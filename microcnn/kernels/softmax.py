@@ -6,7 +6,8 @@ the group; otherwise they lie `inner` apart, the groups are neighbours, and a ve
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, threads_for, view
+from .cache import helper
+from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
 from .vector import (
     vector_add,

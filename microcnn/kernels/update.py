@@ -2,7 +2,8 @@
 import numba
 import numpy as np
 
-from .cache import RATE, STEP, entry, fields_of, helper, number, slot, slot_number, threads_for, view
+from .cache import helper
+from .entry import RATE, STEP, entry, fields_of, number, slot, slot_number, threads_for, view
 from .simd import lanes
 from .softmax import put, take
 from .vector import vector_add, vector_div, vector_fma, vector_mul, vector_of, vector_sqrt, vector_sub
