@@ -41,11 +41,11 @@ class Bound(Planned):
         self._steps = np.zeros(1, np.int64).data
         self._prepared: str | None = None            # the program whose prepared rows still hold
         self._arena = self._allocate(self.memory.arena)
-        self._base = self._cache.start_of(self._arena)
+        self._base = self._entry.start_of(self._arena)
         # as memoryviews, whose items are Python's own numbers and quicker to come by than numpy's
         self._control = self._arena[:self._control_bytes].view(np.int64).data
         self._control_numbers = self._arena[:self._control_bytes].view(np.float64).data
-        self._control[self._cache.SEED] = seed
+        self._control[self._entry.SEED] = seed
         self.lr = self.optimizer.lr if self.optimizer else 0.0
         self._load_parameters()
         self._build_programs(self._planned, progress)
@@ -58,7 +58,7 @@ class Bound(Planned):
             raise CompileError(f"batch {self.batch} needs an arena of {size:,} bytes; this machine has {total:,}. Use a "
                                "smaller batch")
         try:
-            return self._cache.aligned_bytes(size)
+            return self._entry.aligned_bytes(size)
         except MemoryError:
             raise CompileError(f"batch {self.batch} needs an arena of {size:,} bytes, which cannot be had; use a smaller "
                                "batch") from None
@@ -66,7 +66,7 @@ class Bound(Planned):
     def _build_programs(self, schedules: dict[str, Schedule], progress: Callable[[int, int, str], None] | None) -> None:
         """Compile or load the kernels, then the tables."""
         from .program import compile_kernels
-        self._cache.start_threads()
+        self._entry.start_threads()
         rows = [row for schedule in schedules.values() for row in schedule.prepared + schedule.rows]
         compile_kernels(rows, self.dtype.name, progress)
         self._programs: dict[str, tuple[Program, Program | None]] = {}
@@ -101,8 +101,8 @@ class Bound(Planned):
         """Run a program on samples whose addresses stand in the control block. The caller holds the lock."""
         program, prepared = self._programs[name]
         count = threads.apply()
-        self._control[self._cache.THREADS] = count
-        self._control[self._cache.FLAGS] = 0
+        self._control[self._entry.THREADS] = count
+        self._control[self._entry.FLAGS] = 0
         if prepared is not None and self._prepared != name:
             prepared.run(samples)
             self._prepared = name
@@ -155,14 +155,14 @@ class Bound(Planned):
 
     @property
     def lr(self) -> float:
-        return self._control_numbers[self._cache.RATE]
+        return self._control_numbers[self._entry.RATE]
 
     @lr.setter
     def lr(self, value: float) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) \
                 or not 0 <= value <= sys.float_info.max:
             raise CompileError(f"lr is {value!r}; expected a finite number, 0 or more")
-        self._control_numbers[self._cache.RATE] = value
+        self._control_numbers[self._entry.RATE] = value
 
     def to_graph(self) -> Graph:
         """The graph with the weights as they are now."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .errors import CompileError
+
 Shape = tuple[int, ...]
 
 
@@ -163,3 +165,37 @@ def _refine(layout: Layout, axis: int, cuts: list[int]) -> Layout:
             continue
         place += 1
     return Layout(tuple(dims), tuple(tuple(one) for one in axes))
+
+
+def strides_between(source: Layout, target: Layout) -> tuple[Shape, Shape]:
+    """Sizes and source strides to write target's order. Raises CompileError where more than five loops would be needed."""
+    found = source.strides_for(target)
+    if found is None:
+        raise CompileError(f"no way to move {source} into {target}")
+    sizes, strides = merge_loops(*found)
+    if len(sizes) > 5:
+        raise CompileError(f"moving a tensor of shape {source.shape} takes {len(sizes)} loops; 5 are supported")
+    return sizes, strides
+
+
+def merge_loops(sizes: Shape, *strides: Shape) -> tuple[Shape, ...]:
+    """Nested loops without those of one, and neighbours merged where the strides of every operand fit together.
+
+    strides: each operand's, slowest first as the sizes. Returns the sizes and each operand's strides.
+    """
+    merged: list[list[int]] = []
+    for size, *steps in zip(sizes, *strides, strict=True):
+        if size == 1:
+            continue
+        if merged and merged[-1][1:] == [size * step for step in steps]:
+            merged[-1] = [merged[-1][0] * size, *steps]
+        else:
+            merged.append([size, *steps])
+    return tuple(tuple(loop[i] for loop in merged) for i in range(1 + len(strides)))
+
+
+def pad5(sizes: Shape, strides: Shape, letter: str = "s") -> dict[str, int]:
+    """A row's fields for up to five loops: sizes d0..d4 and strides s0..s4, or of another letter; loops of one in front."""
+    missing = 5 - len(sizes)
+    fields = {f"d{i}": size for i, size in enumerate((1,) * missing + sizes)}
+    return fields | {f"{letter}{i}": stride for i, stride in enumerate((0,) * missing + strides)}

@@ -9,7 +9,7 @@ from . import threads
 from .errors import DataError, TrainingError
 from .feeding import require_finite, several
 from .graph import size_of
-from .layout import Layout
+from .layout import Layout, pad5, strides_between
 from .memory import Buffer, place
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ class Manual:
 
     def _dy_in(self, schedule: Schedule) -> list[str]:
         """Rows that read the caller's dY; the outputs that take one."""
-        from .plan import pad5, strides_between
         schedule.phase, schedule.node = "layout", None
         found = []
         for name in schedule.graph.outputs:
@@ -61,7 +60,6 @@ class Manual:
 
     def _dx_out(self, schedule: Schedule) -> list[str]:
         """Rows that write the caller's dX; the inputs that have one."""
-        from .plan import pad5, strides_between
         schedule.phase, schedule.node = "layout", None
         found = []
         for entry in schedule.graph.inputs:
@@ -76,8 +74,8 @@ class Manual:
     def _build(self, schedule: Schedule, after_forward: int, after_backward: int) -> None:
         """Programs whose offsets count from whichever arena lies lower, so that none is negative."""
         from .program import Program, compile_kernels
-        net, cache = self.net, self.net._cache
-        here, there = cache.start_of(self._arena), net._base
+        net, entry = self.net, self.net._entry
+        here, there = entry.start_of(self._arena), net._base
         base = min(here, there)
         own = set(map(id, schedule.buffers))
 
@@ -93,12 +91,12 @@ class Manual:
             Program(part, net.dtype.name, base, offset_of) for part in parts)
 
     def _run(self, program: Any, samples: int, step: int) -> None:
-        net, cache = self.net, self.net._cache
-        self._control[cache.THREADS] = threads.apply()
-        self._control[cache.FLAGS] = 0
-        self._control[cache.SEED] = net._seed
-        self._control[cache.STEP] = step
-        self._control_numbers[cache.RATE] = net.lr
+        net, entry = self.net, self.net._entry
+        self._control[entry.THREADS] = threads.apply()
+        self._control[entry.FLAGS] = 0
+        self._control[entry.SEED] = net._seed
+        self._control[entry.STEP] = step
+        self._control_numbers[entry.RATE] = net.lr
         if net.debug:
             net._run_debug(program, samples)
         else:
@@ -115,7 +113,7 @@ class Manual:
         results = net._results(None, samples)
         for kind, arrays in (("input", inputs), ("output", results)):
             for name, array in arrays.items():
-                self._control[net._slots[f"{kind}:{name}"]] = net._cache.start_of(array)
+                self._control[net._slots[f"{kind}:{name}"]] = net._entry.start_of(array)
         self._forwards += 1
         self._samples = 0
         if self._prepare.infos:
@@ -144,10 +142,10 @@ class Manual:
             arrays[name] = np.ascontiguousarray(array, net.dtype)
             require_finite(arrays[name], f'dy of output "{name}"')
         for name in self._dy_outputs:
-            self._control[net._slots[f"dy:{name}"]] = net._cache.start_of(arrays[name])
+            self._control[net._slots[f"dy:{name}"]] = net._entry.start_of(arrays[name])
         results = {entry.name: np.zeros((self._samples, *net.shapes[entry.name]), net.dtype) for entry in net.graph.inputs}
         for name in self._dx_inputs:
-            self._control[net._slots[f"dx:{name}"]] = net._cache.start_of(results[name])
+            self._control[net._slots[f"dx:{name}"]] = net._entry.start_of(results[name])
         samples, self._samples = self._samples, 0
         self._run(self._backward, samples, self._forwards)
         self._has_gradients = True

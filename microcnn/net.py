@@ -84,8 +84,8 @@ class Net(Bound):
             # the shortest way, for which a small network's user waits
             y = np.empty((samples, *self._output_shapes[0]), self.dtype)
             with self._lock, threads.pool_lock(self._lock):
-                self._control[single.x_slot] = self._cache.start_of(x)
-                self._control[single.y_slot] = self._cache.start_of(y)
+                self._control[single.x_slot] = self._entry.start_of(x)
+                self._control[single.y_slot] = self._entry.start_of(y)
                 self._run("predict", samples)
             return y
         inputs = self._inputs(x)
@@ -130,7 +130,7 @@ class Net(Bound):
         return given
 
     def _predict(self, inputs: Arrays, results: Arrays, samples: int) -> None:
-        start_of, control = self._cache.start_of, self._control
+        start_of, control = self._entry.start_of, self._control
         places = [(self._slots[f"input:{name}"], start_of(array), array.strides[0]) for name, array in inputs.items()]
         places += [(self._slots[f"output:{name}"], start_of(array), array.strides[0]) for name, array in results.items()]
         for begin in range(0, samples, self.batch):
@@ -158,28 +158,28 @@ class Net(Bound):
             with self._lock, threads.pool_lock(self._lock):      # the shortest way, as in predict
                 control = self._control
                 control[self._slots["sample_weight"]] = 0
-                control[single.x_slot] = self._cache.start_of(x)
-                control[single.t_slot] = self._cache.start_of(t)
+                control[single.x_slot] = self._entry.start_of(x)
+                control[single.t_slot] = self._entry.start_of(t)
                 if self._target_kinds:
                     self._set_target_kind(single.output, 0)
                 self._train(samples, {single.x_key: x, single.t_key: t})
-                return self._control_numbers[self._cache.LOSS]
+                return self._control_numbers[self._entry.LOSS]
         samples, held = self._feed(x, t, sample_weight)
         with self._lock, threads.pool_lock(self._lock):
             self._point(held)
             self._train(samples, held)
-            return self._control_numbers[self._cache.LOSS]
+            return self._control_numbers[self._entry.LOSS]
 
     def _train(self, samples: int, held: Arrays, timed: bool = False) -> list[tuple[RowInfo, int]] | None:
         step = self._steps[0] + 1
-        self._steps[0] = self._control[self._cache.STEP] = step
+        self._steps[0] = self._control[self._entry.STEP] = step
         try:
             result = self._run("train", samples, timed)
         except TrainingError:
             self._steps[0] = step - 1
             check_data(held, self._losses, self.shapes)
             raise
-        if self._control[self._cache.FLAGS]:
+        if self._control[self._entry.FLAGS]:
             self._steps[0] = step - 1
             self._refuse(held)
         if self._prepared == "predict" or self._prepared == "evaluate":
@@ -215,7 +215,7 @@ class Net(Bound):
         """The addresses into the control block."""
         self._control[self._slots["sample_weight"]] = 0
         for name, array in held.items():
-            self._control[self._slots[name]] = self._cache.start_of(array) + begin * array.strides[0]
+            self._control[self._slots[name]] = self._entry.start_of(array) + begin * array.strides[0]
         for name, (loss, _) in self._losses.items():
             if isinstance(loss, CrossEntropyLoss):
                 self._set_target_kind(name, int(held[f"target:{name}"].dtype.kind == "f"))
@@ -232,7 +232,7 @@ class Net(Bound):
     def _refuse(self, held: Arrays) -> None:
         """Say why a program stopped. Nothing was changed."""
         check_data(held, self._losses, self.shapes)
-        raise TrainingError(f"the loss is {self._control_numbers[self._cache.LOSS]} at step {self._steps[0] + 1}; nothing "
+        raise TrainingError(f"the loss is {self._control_numbers[self._entry.LOSS]} at step {self._steps[0] + 1}; nothing "
                             f"was changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
 
     def evaluate(self, x: Any, t: Any) -> dict[str, float]:
@@ -251,10 +251,10 @@ class Net(Bound):
                 self._point(held, begin)
                 self._control_numbers[self._slots["correct"]] = 0.0
                 self._run("evaluate", count)
-                if self._control[self._cache.FLAGS]:
+                if self._control[self._entry.FLAGS]:
                     self._refuse(held)
                 share = self._share(held, begin, count)
-                total += self._control_numbers[self._cache.LOSS] * share
+                total += self._control_numbers[self._entry.LOSS] * share
                 weight += share
                 correct += self._control_numbers[self._slots["correct"]]
                 labels += self._labels(held, begin, count)
@@ -341,9 +341,9 @@ class Net(Bound):
         results = self._results(None, samples)
         with self._lock, threads.pool_lock(self._lock):
             for name, array in inputs.items():
-                self._control[self._slots[f"input:{name}"]] = self._cache.start_of(array)
+                self._control[self._slots[f"input:{name}"]] = self._entry.start_of(array)
             for name, array in results.items():
-                self._control[self._slots[f"output:{name}"]] = self._cache.start_of(array)
+                self._control[self._slots[f"output:{name}"]] = self._entry.start_of(array)
             return self._run("predict", samples, timed=True) or []
 
     def __repr__(self) -> str:

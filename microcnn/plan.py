@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import layers
-from .errors import CompileError
 from .fusion import Step, fuse
 from .graph import Graph, Node, WeightRef, size_of
 from .layers.activation import CLAMP
 from .layers.update import update_row
-from .layout import Layout
+from .layout import Layout, pad5, strides_between
 from .memory import Buffer
 from .parts import Field, Gradient, Parameter, Row, Store, Training, Value
 
@@ -394,7 +393,7 @@ class Schedule:
 
     def finish(self) -> None:
         """Lifetimes, from the rows that are now complete."""
-        from .kernels.cache import ENTRIES
+        from .kernels.entry import ENTRIES
         last = len(self.rows)
         for number, row in enumerate(self.rows):
             entry = ENTRIES[row.kernel]
@@ -415,35 +414,3 @@ class Schedule:
                 buffer.touch(0)
                 buffer.touch(last)
         self.buffers = [buffer for buffer in self.buffers if buffer.first is not None]
-
-
-def strides_between(source: Layout, target: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes and source strides to write target's order. Raises CompileError where more than five loops would be needed."""
-    found = source.strides_for(target)
-    if found is None:
-        raise CompileError(f"no way to move {source} into {target}")
-    sizes, strides = merge_loops(*found)
-    if len(sizes) > 5:
-        raise CompileError(f"moving a tensor of shape {source.shape} takes {len(sizes)} loops; 5 are supported")
-    return sizes, strides
-
-
-def merge_loops(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Without loops of one, and neighbours merged whose strides fit together."""
-    merged: list[tuple[int, int]] = []
-    for size, stride in zip(sizes, strides, strict=True):
-        if size == 1:
-            continue
-        if merged and merged[-1][1] == size * stride:
-            merged[-1] = merged[-1][0] * size, stride
-        else:
-            merged.append((size, stride))
-    return tuple(size for size, _ in merged), tuple(stride for _, stride in merged)
-
-
-def pad5(sizes: tuple[int, ...], strides: tuple[int, ...]) -> dict[str, int]:
-    """The fields d0..d4 and s0..s4, slowest first, ones in front."""
-    missing = 5 - len(sizes)
-    fields = {f"d{i}": size for i, size in enumerate((1,) * missing + tuple(sizes))}
-    fields.update({f"s{i}": stride for i, stride in enumerate((0,) * missing + tuple(strides))})
-    return fields

@@ -36,9 +36,9 @@ class Planned:
         self._factors = resolve_train(self.graph, train)
         self._losses = resolve_losses(self.graph, loss, self.shapes)
         threads.prepare_environment()
-        from .kernels import cache
+        from .kernels import entry
         from .parts import Store, Training
-        self._cache = cache
+        self._entry = entry
         self._slots = self._assign_slots()
         self._training: Training = Training(self._factors, dict(self._losses), self.optimizer)
         self._store = Store(self.graph, self.dtype.itemsize)
@@ -58,7 +58,7 @@ class Planned:
         names += [f"target:{name}" for name in self.graph.outputs]
         names += ["sample_weight", "correct"]
         names += [f"dy:{name}" for name in self.graph.outputs] + [f"dx:{entry.name}" for entry in self.graph.inputs]
-        return {name: self._cache.FIRST_POINTER + i for i, name in enumerate(names)}
+        return {name: self._entry.FIRST_POINTER + i for i, name in enumerate(names)}
 
     def schedule(self, mode: str) -> Schedule:
         """A schedule over this network's parameters, without rows yet."""

@@ -12,7 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .kernels import cache
-from .kernels.cache import ENTRIES, FLAGS, outside
+from .kernels.entry import ENTRIES, FLAGS, outside, start_of
 from .memory import Buffer
 from .plan import Row
 
@@ -139,12 +139,12 @@ class Program:
         self._table = np.array(table or [0], np.int64)
         self._starts = np.array(starts, np.int32)
         # a row's address keeps meaning the table: both live as long as the program
-        self._rows = cache.start_of(self._table) + 8 * self._starts.astype(np.int64)
+        self._rows = start_of(self._table) + 8 * self._starts.astype(np.int64)
         self._kernels = np.array([entry.address(dtype) for entry in entries], np.int64)
         self._outputs = np.array(outputs, np.int64).reshape(-1, 4)
         self._marks: np.ndarray | None = None
-        self._header = np.array([base, cache.start_of(self._kernels), cache.start_of(self._rows), len(rows), 0], np.int64)
-        self._address = cache.start_of(self._header)
+        self._header = np.array([base, start_of(self._kernels), start_of(self._rows), len(rows), 0], np.int64)
+        self._address = start_of(self._header)
         self._run = executor("plain")
 
     def run(self, batch: int) -> None:
@@ -155,7 +155,7 @@ class Program:
         """Run all rows; the nanoseconds that each took."""
         if self._marks is None:
             self._marks = np.zeros(len(self.infos) + 1, np.int64)
-            self._header[MARKS] = cache.start_of(self._marks)
+            self._header[MARKS] = start_of(self._marks)
         executor("timed")(self._address, batch)
         return np.diff(self._marks)
 
@@ -168,7 +168,7 @@ class Program:
         for number, info in enumerate(self.infos):
             header[KERNELS] = self._header[KERNELS] + 8 * number
             header[ROWS] = self._header[ROWS] + 8 * number
-            self._run(cache.start_of(header), batch)
+            self._run(start_of(header), batch)
             if flags[FLAGS]:
                 break
             for _, offset, size, per_sample in self._outputs[self._outputs[:, 0] == number]:

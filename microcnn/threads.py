@@ -46,7 +46,7 @@ def set_num_threads(count: int) -> None:
         raise CompileError(f"set_num_threads: count is {count!r}; expected an integer of at least 1")
     if "numba" not in sys.modules:
         most = _given_threads() or 0
-        if max(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) < count:
+        if max(most, usable_cpus()) < count:
             os.environ["NUMBA_NUM_THREADS"] = str(count)
     else:
         import numba
@@ -78,6 +78,11 @@ def get_num_threads() -> int:
         return numba.config.NUMBA_NUM_THREADS
     if given := _given_threads():
         return given
+    return usable_cpus()
+
+
+def usable_cpus() -> int:
+    """How many processors this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -3,7 +3,7 @@ import ctypes
 
 import numpy as np
 
-from microcnn.kernels import cache
+from microcnn.kernels.entry import ENTRIES, THREADS, aligned_bytes, start_of, start_threads
 
 
 def number_bits(value):
@@ -19,7 +19,7 @@ def run(name, batch, threads=1, dtype="float32", control=None, **fields):
     control: {slot number: int or float or array} for the control block; arrays are passed by address.
     Raises AssertionError where the kernel wrote outside its buffers.
     """
-    entry = cache.ENTRIES[name]
+    entry = ENTRIES[name]
     assert set(fields) == set(entry.fields), f"fields {sorted(set(fields) ^ set(entry.fields))}"
     head, gap = 512, 64
     offsets, at = {}, head + gap
@@ -27,13 +27,13 @@ def run(name, batch, threads=1, dtype="float32", control=None, **fields):
         if isinstance(value, np.ndarray):
             offsets[field] = at
             at += (value.nbytes + 63) // 64 * 64 + gap
-    arena = cache.aligned_bytes(at)
+    arena = aligned_bytes(at)
     arena[head:] = 0xFF   # NaN, should a kernel read what is not its own
     slots = arena[:head].view(np.int64)
-    slots[cache.THREADS] = threads
+    slots[THREADS] = threads
     for slot, value in (control or {}).items():
         if isinstance(value, np.ndarray):
-            slots[slot] = cache.start_of(value)
+            slots[slot] = start_of(value)
         elif isinstance(value, float):
             arena[:head].view(np.float64)[slot] = value
         else:
@@ -46,9 +46,9 @@ def run(name, batch, threads=1, dtype="float32", control=None, **fields):
     row = np.array([offsets[f] if f in offsets else -1 if fields[f] is None else
                     number_bits(fields[f]) if isinstance(fields[f], float) else int(fields[f])
                     for f in entry.fields], np.int64)
-    cache.start_threads()
+    start_threads()
     function = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(entry.address(dtype))
-    function(cache.start_of(arena), cache.start_of(row), batch)
+    function(start_of(arena), start_of(row), batch)
     inside = np.zeros(arena.size, bool)
     inside[:head] = True
     for field, begin in offsets.items():

@@ -22,16 +22,16 @@ fcntl = pytest.importorskip("fcntl")
 # One step of SGD through its entry: a parallel kernel, helpers in other files, the smallest that has both.
 STEP = """
 import numpy as np
-from microcnn.kernels import cache, update
+from microcnn.kernels import cache, entry, update
 from tests.rows import run
 def step(dtype="float32", size=1000, threads=1):
     w, g = np.ones(size, dtype), np.ones(size, dtype)
-    run("update.sgd", 1, threads, dtype, {cache.RATE: 0.25, cache.STEP: 1}, weight=w, gradient=g, velocity=None, size=size,
+    run("update.sgd", 1, threads, dtype, {entry.RATE: 0.25, entry.STEP: 1}, weight=w, gradient=g, velocity=None, size=size,
         momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=0, factor=1.0, maximize=0)
     assert (w == w[0]).all()
     return float(w[0])
 def hits(dtype="float32"):
-    return cache.ENTRIES["update.sgd"]._compiled[dtype].cache_hits
+    return entry.ENTRIES["update.sgd"]._compiled[dtype].cache_hits
 """
 
 # Root may write everywhere; without its capabilities it obeys the permission bits like everyone.
@@ -115,7 +115,7 @@ def test_a_warm_parallel_kernel_runs_in_a_fresh_process(warm):
 def test_a_warm_network_compiles_nothing(tmp_path_factory):
     code = """
 import microcnn as mc, numpy as np
-from microcnn.kernels.cache import ENTRIES
+from microcnn.kernels.entry import ENTRIES
 net = mc.Sequential([mc.Flatten(), mc.Linear(3)], (2, 2, 2)).graph().compile(
     batch=2, train="all", loss="mse", optimizer=mc.SGD(lr=0.1))
 x = np.ones((2, 2, 2, 2), np.float32)
@@ -140,7 +140,7 @@ def test_a_changed_helper_in_another_file_is_seen(tmp_path):
     cache = tmp_path / "cache"
     assert fresh(code, cache, tree, **others) == "0.75 0"
     assert fresh(code, cache, tree, **others) == "0.75 1"
-    helper = tree / "microcnn" / "kernels" / "cache.py"
+    helper = tree / "microcnn" / "kernels" / "entry.py"
     text = helper.read_text()
     old = "return view_as(arena, 0, index + 1, np.float64)[index]"
     assert text.count(old) == 1
@@ -201,7 +201,7 @@ for name, module in list(sys.modules.items()):
         for value in vars(module).values():
             if isinstance(value, Dispatcher) and value._cache.cache_path:
                 paths.append(value._cache.cache_path)
-paths += [c._cache.cache_path for e in cache.ENTRIES.values() for c in e._compiled.values()]
+paths += [c._cache.cache_path for e in entry.ENTRIES.values() for c in e._compiled.values()]
 assert len(paths) > 20, paths
 assert all(inside in __import__("pathlib").Path(path).parents for path in paths), paths
 import numba

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
-from microcnn.kernels.cache import ENTRIES
+from microcnn.kernels.entry import ENTRIES
 from microcnn.memory import ALIGNMENT
 from microcnn.plan import Schedule
 

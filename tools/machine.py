@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import microcnn as mc
+from microcnn.threads import usable_cpus
 
 
 def cpu_name() -> str:
@@ -21,14 +22,6 @@ def cpu_name() -> str:
         if found.get(key):
             return found[key]
     return platform.processor() or platform.machine()
-
-
-def usable_cpus() -> int:
-    """How many processors this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:   # not Linux
-        return os.cpu_count() or 1
 
 
 def load_average() -> float | None:

@@ -2,7 +2,8 @@
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, number, threads_for, view
+from .cache import helper
+from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import (
     vector_add,

@@ -1,12 +1,13 @@
 """Batch normalisation with frozen or batch statistics, forward and backward, with a clamp (ReLU) fused behind it.
 
-Tensors are `rows` x C, a row being one pixel of one sample. Rows are cut into chunks whose number follows from the
-shape alone; a chunk's sums go to its own part of scratch and are merged in order.
+Tensors are `rows` x C, cut into chunks of rows, as in batchnorm_statistics.py.
 """
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, number, threads_for, view
+from .batchnorm_statistics import FACTOR, FIRST, SCRATCH, SECOND, chunk_count, statistics, tile_rows
+from .cache import helper
+from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import (
     vector_add,
@@ -16,31 +17,12 @@ from .vector import (
     vector_min,
     vector_mul,
     vector_of,
-    vector_read,
     vector_sqrt,
     vector_sub,
+    vector_take,
     vector_where_greater,
     vector_write,
 )
-
-MAX_CHUNKS = 16
-CHUNK = 4096    # a chunk has at least this many numbers
-TILE = 2048     # numbers that are read twice in a row: they stay in the L1 cache
-
-# Scratch, in units of C: two sums for each chunk, then three numbers per channel that the last pass needs.
-SUMS = 2 * MAX_CHUNKS
-FACTOR, FIRST, SECOND = SUMS, SUMS + 1, SUMS + 2
-SCRATCH = SUMS + 4
-
-
-@helper
-def _chunk_count(rows, C):
-    return max(1, min(min(MAX_CHUNKS, rows), rows * C // CHUNK))
-
-
-@helper
-def _tile_rows(C):
-    return max(8, TILE // C)
 
 
 @helper
@@ -52,19 +34,25 @@ def _clamp(value, low, high, like):
 @helper
 def _masked(y, dy, at, count, masked, low, high):
     """One vector of dy, zero where the clamp held y."""
-    value = vector_read(dy, dy, at, count)
+    value = vector_take(dy, at, count)
     if masked:
         real = dy.dtype.type
-        output, zero = vector_read(y, y, at, count), vector_of(dy, real(0))
+        output, zero = vector_take(y, at, count), vector_of(dy, real(0))
         value = vector_where_greater(output, vector_of(dy, real(low)), value, zero)
         value = vector_where_greater(vector_of(dy, real(high)), output, value, zero)
     return value
 
 
 @helper
+def _put(value, target, at, count, accumulate):
+    """target[at : at + count] = value, or += with accumulate."""
+    vector_write(vector_add(value, vector_take(target, at, count)) if accumulate else value, target, at, count)
+
+
+@helper
 def _deviation(variance, c, C, eps):
     """sqrt(variance + eps) for one vector of channels."""
-    return vector_sqrt(vector_add(vector_read(variance, variance, c, C - c),
+    return vector_sqrt(vector_add(vector_take(variance, c, C - c),
                                   vector_of(variance, variance.dtype.type(eps))))
 
 
@@ -72,7 +60,7 @@ def _deviation(variance, c, C, eps):
 def _factors(scale, variance, C, eps, factor, at):
     """factor[at : at + C] = scale / sqrt(variance + eps)"""
     for c in range(0, C, lanes(scale)):
-        value = vector_div(vector_read(scale, scale, c, C - c), _deviation(variance, c, C, eps))
+        value = vector_div(vector_take(scale, c, C - c), _deviation(variance, c, C, eps))
         vector_write(value, factor, at + c, C - c)
 
 
@@ -83,9 +71,9 @@ def _normalise_chunk(x, mean, bias, factor, factor_at, begin, end, C, low, high,
     for at in range(begin * C, end * C, C):
         for c in range(0, C, step):
             count = C - c
-            centred = vector_sub(vector_read(x, x, at + c, count), vector_read(mean, mean, c, count))
-            value = vector_fma(centred, vector_read(factor, factor, factor_at + c, count),
-                               vector_read(bias, bias, c, count))
+            centred = vector_sub(vector_take(x, at + c, count), vector_take(mean, c, count))
+            value = vector_fma(centred, vector_take(factor, factor_at + c, count),
+                               vector_take(bias, c, count))
             vector_write(_clamp(value, low, high, x), y, at + c, count)
 
 
@@ -98,7 +86,7 @@ def normalise(x, mean, bias, factor, factor_at, rows, C, low, high, threads, y):
     Threads  one iteration per chunk of rows, each owns its part of y
     Source   ONNX BatchNormalization-15
     """
-    chunks = _chunk_count(rows, C)
+    chunks = chunk_count(rows, C)
     if threads > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
@@ -119,118 +107,6 @@ def forward_frozen(arena, row, batch):
     _factors(view(arena, row.scale, C), view(arena, row.var, C), C, number(row.eps), factor, 0)
     normalise(view(arena, row.x, rows * C), view(arena, row.mean, C), view(arena, row.bias, C), factor, 0, rows, C,
               number(row.low), number(row.high), threads_for(arena, rows * C), view(arena, row.y, rows * C))
-
-
-@helper
-def _tile_sum(x, at, rows, C, count):
-    """One vector of channels summed over some rows, in four chains of additions."""
-    zero = vector_of(x, x.dtype.type(0))
-    first, second, third, fourth = zero, zero, zero, zero
-    i = 0
-    while i + 4 <= rows:
-        first = vector_add(first, vector_read(x, x, at, count))
-        second = vector_add(second, vector_read(x, x, at + C, count))
-        third = vector_add(third, vector_read(x, x, at + 2 * C, count))
-        fourth = vector_add(fourth, vector_read(x, x, at + 3 * C, count))
-        at += 4 * C
-        i += 4
-    while i < rows:
-        first = vector_add(first, vector_read(x, x, at, count))
-        at += C
-        i += 1
-    return vector_add(vector_add(first, second), vector_add(third, fourth))
-
-
-@helper
-def _tile_squares(x, mean, at, rows, C, count):
-    """The squared distances from the mean, summed like `_tile_sum`."""
-    zero = vector_of(x, x.dtype.type(0))
-    first, second, third, fourth = zero, zero, zero, zero
-    i = 0
-    while i + 4 <= rows:
-        a = vector_sub(vector_read(x, x, at, count), mean)
-        b = vector_sub(vector_read(x, x, at + C, count), mean)
-        c = vector_sub(vector_read(x, x, at + 2 * C, count), mean)
-        d = vector_sub(vector_read(x, x, at + 3 * C, count), mean)
-        first, second = vector_fma(a, a, first), vector_fma(b, b, second)
-        third, fourth = vector_fma(c, c, third), vector_fma(d, d, fourth)
-        at += 4 * C
-        i += 4
-    while i < rows:
-        a = vector_sub(vector_read(x, x, at, count), mean)
-        first = vector_fma(a, a, first)
-        at += C
-        i += 1
-    return vector_add(vector_add(first, second), vector_add(third, fourth))
-
-
-@helper
-def _merge(mean, squares, other_mean, other_squares, before, added, like):
-    """Mean and sum of squares of `before` and of `added` numbers together (Chan, Golub and LeVeque 1979)."""
-    real = like.dtype.type
-    share = added / (before + added)
-    delta = vector_sub(other_mean, mean)
-    between = vector_mul(vector_mul(delta, delta), vector_of(like, real(before * share)))
-    squares = vector_add(squares, vector_add(other_squares, between))
-    return vector_fma(delta, vector_of(like, real(share)), mean), squares
-
-
-@helper
-def _statistics_chunk(x, begin, end, C, scratch, to):
-    """scratch[to : to + 2 C] = mean and sum of squared deviations of rows begin to end, in one pass over memory."""
-    tile = _tile_rows(C)
-    for row in range(begin, end, tile):
-        rows = min(tile, end - row)
-        for c in range(0, C, lanes(x)):
-            count = C - c
-            at = row * C + c
-            mean = vector_div(_tile_sum(x, at, rows, C, count), vector_of(x, x.dtype.type(rows)))
-            squares = _tile_squares(x, mean, at, rows, C, count)
-            if row > begin:
-                mean, squares = _merge(vector_read(scratch, scratch, to + c, count),
-                                       vector_read(scratch, scratch, to + C + c, count),
-                                       mean, squares, row - begin, rows, x)
-            vector_write(mean, scratch, to + c, count)
-            vector_write(squares, scratch, to + C + c, count)
-
-
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def statistics(x, scale, rows, C, eps, threads, saved, scratch):
-    """Mean and population variance of each channel.
-
-    Shapes   x (rows, C); scale (C,); saved (3, C): the mean, 1 / sqrt(variance + eps), the variance
-    Writes   saved; the factor in scratch
-    Threads  one iteration per chunk of rows, each owns its part of scratch; merged in order
-    Source   ONNX BatchNormalization-15, training mode; Chan, Golub and LeVeque 1979 for the merging
-    """
-    chunks = _chunk_count(rows, C)
-    if threads > 1:
-        for index in numba.prange(chunks):
-            chunk = np.int64(index)
-            _statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
-    else:
-        for chunk in range(chunks):
-            _statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
-    _finish_statistics(scale, rows, chunks, C, eps, saved, scratch)
-
-
-@helper
-def _finish_statistics(scale, rows, chunks, C, eps, saved, scratch):
-    real = scale.dtype.type
-    for c in range(0, C, lanes(scale)):
-        count = C - c
-        mean, squares = vector_read(scratch, scratch, c, count), vector_read(scratch, scratch, C + c, count)
-        for chunk in range(1, chunks):
-            begin, end = chunk * rows // chunks, (chunk + 1) * rows // chunks
-            mean, squares = _merge(mean, squares, vector_read(scratch, scratch, 2 * chunk * C + c, count),
-                                   vector_read(scratch, scratch, (2 * chunk + 1) * C + c, count),
-                                   begin, end - begin, scale)
-        variance = vector_div(squares, vector_of(scale, real(rows)))
-        inverse = vector_div(vector_of(scale, real(1)), vector_sqrt(vector_add(variance, vector_of(scale, real(eps)))))
-        vector_write(mean, saved, c, count)
-        vector_write(inverse, saved, C + c, count)
-        vector_write(variance, saved, 2 * C + c, count)
-        vector_write(vector_mul(vector_read(scale, scale, c, count), inverse), scratch, FACTOR * C + c, count)
 
 
 @entry("x< scale< bias< saved> y> scratch> pixels C eps low high")
@@ -256,10 +132,10 @@ def update_running(arena, row, batch):
     old, new = vector_of(saved, real(number(row.momentum))), vector_of(saved, real(1 - number(row.momentum)))
     for c in range(0, C, lanes(saved)):
         count = C - c
-        value = vector_mul(vector_read(saved, saved, c, count), new)
-        vector_write(vector_fma(vector_read(mean, mean, c, count), old, value), mean, c, count)
-        value = vector_mul(vector_read(saved, saved, 2 * C + c, count), new)
-        vector_write(vector_fma(vector_read(variance, variance, c, count), old, value), variance, c, count)
+        value = vector_mul(vector_take(saved, c, count), new)
+        vector_write(vector_fma(vector_take(mean, c, count), old, value), mean, c, count)
+        value = vector_mul(vector_take(saved, 2 * C + c, count), new)
+        vector_write(vector_fma(vector_take(variance, c, count), old, value), variance, c, count)
 
 
 @helper
@@ -268,14 +144,14 @@ def _sums_tile(x, mean, y, dy, begin, end, C, masked, low, high, first, scratch,
     zero = vector_of(dy, dy.dtype.type(0))
     for c in range(0, C, lanes(dy)):
         count = C - c
-        plain, weighted, centre = zero, zero, vector_read(mean, mean, c, count)
+        plain, weighted, centre = zero, zero, vector_take(mean, c, count)
         for at in range(begin * C + c, end * C, C):
             dz = _masked(y, dy, at, count, masked, low, high)
             plain = vector_add(plain, dz)
-            weighted = vector_fma(dz, vector_sub(vector_read(x, x, at, count), centre), weighted)
+            weighted = vector_fma(dz, vector_sub(vector_take(x, at, count), centre), weighted)
         if not first:
-            plain = vector_add(plain, vector_read(scratch, scratch, to + c, count))
-            weighted = vector_add(weighted, vector_read(scratch, scratch, to + C + c, count))
+            plain = vector_add(plain, vector_take(scratch, to + c, count))
+            weighted = vector_add(weighted, vector_take(scratch, to + C + c, count))
         vector_write(plain, scratch, to + c, count)
         vector_write(weighted, scratch, to + C + c, count)
 
@@ -288,16 +164,14 @@ def _scale_tile(y, dy, begin, end, C, masked, low, high, accumulate, scratch, dx
         for c in range(0, C, step):
             count = C - c
             value = vector_mul(_masked(y, dy, at + c, count, masked, low, high),
-                               vector_read(scratch, scratch, FACTOR * C + c, count))
-            if accumulate:
-                value = vector_add(value, vector_read(dx, dx, at + c, count))
-            vector_write(value, dx, at + c, count)
+                               vector_take(scratch, FACTOR * C + c, count))
+            _put(value, dx, at + c, count, accumulate)
 
 
 @helper
 def _sums_chunk(x, mean, y, dy, begin, end, C, masked, low, high, need_dx, need_sums, accumulate, scratch, to, dx):
     """Rows begin to end, a tile at a time: its sums, then its dx, which may take the place of dy."""
-    tile = _tile_rows(C)
+    tile = tile_rows(C)
     for row in range(begin, end, tile):
         last = min(row + tile, end)
         if need_sums:
@@ -316,7 +190,7 @@ def backward_sums(x, mean, y, dy, rows, C, masked, low, high, need_dx, need_sums
     Threads  one iteration per chunk of rows, each owns its part of scratch and dx; added in order
     Source   the derivative of ONNX BatchNormalization-15
     """
-    chunks = _chunk_count(rows, C)
+    chunks = chunk_count(rows, C)
     if threads > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
@@ -334,15 +208,10 @@ def backward_sums(x, mean, y, dy, rows, C, masked, low, high, need_dx, need_sums
 def _add_chunks(scratch, chunks, C):
     """The sums of all chunks, in order, into the first chunk's place."""
     for i in range(0, 2 * C, lanes(scratch)):
-        total = vector_read(scratch, scratch, i, 2 * C - i)
+        total = vector_take(scratch, i, 2 * C - i)
         for chunk in range(1, chunks):
-            total = vector_add(total, vector_read(scratch, scratch, 2 * chunk * C + i, 2 * C - i))
+            total = vector_add(total, vector_take(scratch, 2 * chunk * C + i, 2 * C - i))
         vector_write(total, scratch, i, 2 * C - i)
-
-
-@helper
-def _put(value, target, c, count, accumulate):
-    vector_write(vector_add(value, vector_read(target, target, c, count)) if accumulate else value, target, c, count)
 
 
 @entry("x< scale< mean< var< y< dy< dx= dscale= dbias= scratch> pixels C eps low high need_dx need_params "
@@ -361,10 +230,10 @@ def backward_frozen(arena, row, batch):
     if row.need_params:
         dscale, dbias = view(arena, row.dscale, C), view(arena, row.dbias, C)
         for c in range(0, C, lanes(dy)):
-            weighted = vector_read(scratch, scratch, C + c, C - c)
+            weighted = vector_take(scratch, C + c, C - c)
             weighted = vector_div(weighted, _deviation(variance, c, C, number(row.eps)))
             _put(weighted, dscale, c, C - c, row.accumulate_params)
-            _put(vector_read(scratch, scratch, c, C - c), dbias, c, C - c, row.accumulate_params)
+            _put(vector_take(scratch, c, C - c), dbias, c, C - c, row.accumulate_params)
 
 
 @helper
@@ -374,14 +243,12 @@ def _dx_chunk(x, mean, y, dy, begin, end, C, masked, low, high, accumulate, scra
     for at in range(begin * C, end * C, C):
         for c in range(0, C, step):
             count = C - c
-            centred = vector_sub(vector_read(x, x, at + c, count), vector_read(mean, mean, c, count))
+            centred = vector_sub(vector_take(x, at + c, count), vector_take(mean, c, count))
             value = vector_sub(_masked(y, dy, at + c, count, masked, low, high),
-                               vector_read(scratch, scratch, FIRST * C + c, count))
-            value = vector_sub(value, vector_mul(centred, vector_read(scratch, scratch, SECOND * C + c, count)))
-            value = vector_mul(value, vector_read(scratch, scratch, FACTOR * C + c, count))
-            if accumulate:
-                value = vector_add(value, vector_read(dx, dx, at + c, count))
-            vector_write(value, dx, at + c, count)
+                               vector_take(scratch, FIRST * C + c, count))
+            value = vector_sub(value, vector_mul(centred, vector_take(scratch, SECOND * C + c, count)))
+            value = vector_mul(value, vector_take(scratch, FACTOR * C + c, count))
+            _put(value, dx, at + c, count, accumulate)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
@@ -393,7 +260,7 @@ def backward_through_statistics(x, mean, y, dy, rows, C, masked, low, high, accu
     Threads  one iteration per chunk of rows, each owns its part of dx
     Source   Ioffe and Szegedy 2015, section 3
     """
-    chunks = _chunk_count(rows, C)
+    chunks = chunk_count(rows, C)
     if threads > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
@@ -411,13 +278,13 @@ def _finish_backward(scale, saved, rows, C, need_params, accumulate_params, scra
     count_of_rows = vector_of(scale, scale.dtype.type(rows))
     for c in range(0, C, lanes(scale)):
         count = C - c
-        inverse = vector_read(saved, saved, C + c, count)
-        total = vector_read(scratch, scratch, c, count)
-        weighted = vector_mul(vector_read(scratch, scratch, C + c, count), inverse)
+        inverse = vector_take(saved, C + c, count)
+        total = vector_take(scratch, c, count)
+        weighted = vector_mul(vector_take(scratch, C + c, count), inverse)
         if need_params:
             _put(weighted, dscale, c, count, accumulate_params)
             _put(total, dbias, c, count, accumulate_params)
-        vector_write(vector_mul(vector_read(scale, scale, c, count), inverse), scratch, FACTOR * C + c, count)
+        vector_write(vector_mul(vector_take(scale, c, count), inverse), scratch, FACTOR * C + c, count)
         vector_write(vector_div(total, count_of_rows), scratch, FIRST * C + c, count)
         vector_write(vector_div(vector_mul(weighted, inverse), count_of_rows), scratch, SECOND * C + c, count)
 
@@ -451,12 +318,12 @@ def fold(arena, row, batch):
     bias, bn_bias, folded_bias = view(arena, row.bias, K), view(arena, row.bn_bias, K), view(arena, row.folded_bias, K)
     for k in range(0, K, lanes(weight)):
         count = K - k
-        factor = vector_div(vector_read(scale, scale, k, count), _deviation(variance, k, K, number(row.eps)))
+        factor = vector_div(vector_take(scale, k, count), _deviation(variance, k, K, number(row.eps)))
         shift = vector_of(weight, weight.dtype.type(0))
         if row.bias >= 0:
-            shift = vector_read(bias, bias, k, count)
-        shift = vector_fma(vector_sub(shift, vector_read(mean, mean, k, count)), factor,
-                           vector_read(bn_bias, bn_bias, k, count))
+            shift = vector_take(bias, k, count)
+        shift = vector_fma(vector_sub(shift, vector_take(mean, k, count)), factor,
+                           vector_take(bn_bias, k, count))
         vector_write(shift, folded_bias, k, count)
         for at in range(k, rows * K, K):
-            vector_write(vector_mul(vector_read(weight, weight, at, count), factor), folded_weight, at, count)
+            vector_write(vector_mul(vector_take(weight, at, count), factor), folded_weight, at, count)

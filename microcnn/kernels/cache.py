@@ -1,4 +1,4 @@
-"""The one door to compiling: a cache folder named after what it holds, a lock, and the table of entries.
+"""The one door to compiling: a cache folder named after what it holds, and a lock.
 
 numba does not notice when a helper that a cached function calls has changed, and two processes that compile at once can
 corrupt its index. So everything that is compiled, from the import of the kernels to the last entry, goes through
@@ -7,7 +7,6 @@ versions, and holds an exclusive lock on it.
 """
 import atexit
 import contextlib
-import ctypes
 import hashlib
 import os
 import pickle
@@ -21,12 +20,6 @@ from pathlib import Path
 
 import llvmlite
 import numba
-import numpy as np
-from llvmlite import ir
-from numba import carray, cfunc, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np import numpy_support
 
 from ..errors import CacheError
 
@@ -265,161 +258,3 @@ def _nothing():
 
 def _nothing_for(module):
     pass
-
-
-class Entry:
-    """A kernel as the executor calls it: its fields, and its machine code once a program needed it.
-
-    Fields are byte offsets into the arena, marked by what the kernel does with the buffer, `<` read, `>` written,
-    `=` both; or plain integers. A float travels as the bits of a float64 (`number`).
-    """
-
-    def __init__(self, name, function, fields):
-        self.name, self.function = name, function
-        self.fields = [field.rstrip("<>=") for field in fields]
-        self.modes = {field.rstrip("<>="): field[-1] for field in fields if field[-1] in "<>="}
-        self.record = numpy_support.from_dtype(np.dtype([(field, np.int64) for field in self.fields]))
-        self._compiled = {}
-
-    def address(self, dtype):
-        """The address of the code for a dtype, compiled or loaded on first use and kept alive here."""
-        if dtype not in self._compiled:
-            with _lock:     # another thread may have been first: its code is in use and has to stay
-                if dtype not in self._compiled:
-                    real = {"float32": types.float32, "float64": types.float64}[dtype]
-                    signature = types.void(types.CPointer(real), types.CPointer(self.record), types.int64)
-                    self._compiled[dtype] = compiled(
-                        lambda: cfunc(signature, cache=True, error_model="numpy")(self.function), dtype)
-        return self._compiled[dtype].address
-
-    def is_compiled(self, dtype):
-        return dtype in self._compiled
-
-
-ENTRIES = {}
-
-
-def entry(fields):
-    """Decorator: registers an entry `file.function` whose row has these fields."""
-    def register(function):
-        name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
-        if name in ENTRIES:
-            raise ValueError(f"two entries are called {name}")
-        ENTRIES[name] = Entry(name, function, fields.split())
-        return function
-    return register
-
-
-def start_threads():
-    """Start numba's pool: a cached parallel kernel cannot be linked before that (its symbols are missing)."""
-    numba.set_num_threads(numba.get_num_threads())
-
-
-@intrinsic
-def _at(typing_context, base, offset):
-    """base + offset bytes, of base's pointer type."""
-    def codegen(context, builder, sig, args):
-        raw = builder.bitcast(args[0], cgutils.voidptr_t)
-        return builder.bitcast(builder.gep(raw, [args[1]]), args[0].type)
-    return base(base, types.int64), codegen
-
-
-@intrinsic
-def _at_as(typing_context, base, offset, dtype):
-    """base + offset bytes, as a pointer to dtype."""
-    pointer = types.CPointer(dtype.dtype)
-
-    def codegen(context, builder, sig, args):
-        raw = builder.bitcast(args[0], cgutils.voidptr_t)
-        return builder.bitcast(builder.gep(raw, [args[1]]), context.get_value_type(pointer))
-    return pointer(base, types.int64, dtype), codegen
-
-
-@intrinsic
-def _address_as(typing_context, address, dtype):
-    """An address outside the arena, as a pointer to dtype."""
-    pointer = types.CPointer(dtype.dtype)
-
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(pointer))
-    return pointer(types.int64, dtype), codegen
-
-
-@intrinsic
-def number(typing_context, bits):
-    """The float64 that a row carries as an integer's bits."""
-    def codegen(context, builder, sig, args):
-        return builder.bitcast(args[0], ir.DoubleType())
-    return types.float64(types.int64), codegen
-
-
-@helper
-def view(arena, offset, size):
-    """The arena's numbers from a byte offset on, as a flat array of the network's dtype."""
-    return carray(_at(arena, offset), (size,))
-
-
-@helper
-def view_as(arena, offset, size, dtype):
-    """The arena from a byte offset on, as a flat array of another dtype."""
-    return carray(_at_as(arena, offset, dtype), (size,))
-
-
-@helper
-def outside(address, size, dtype):
-    """A flat array at an address outside the arena: the caller's input or output."""
-    return carray(_address_as(address, dtype), (size,))
-
-
-# The head of every arena: 64-bit slots that change from step to step, without touching the rows.
-THREADS, SEED, STEP, RATE, LOSS, FLAGS, FIRST_POINTER = range(7)
-
-
-@helper
-def slot(arena, index):
-    """An integer of the arena's control block."""
-    return view_as(arena, 0, index + 1, np.int64)[index]
-
-
-@helper
-def slot_number(arena, index):
-    """A float64 of the arena's control block."""
-    return view_as(arena, 0, index + 1, np.float64)[index]
-
-
-@helper
-def fields_of(row):
-    """The row's fields by name."""
-    return carray(row, (1,))[0]
-
-
-# Work below this many elementary operations (about 10 us) is not worth waking threads for.
-PARALLEL_WORK = 200_000
-
-
-@helper
-def threads_for(arena, work):
-    """How many threads a kernel with this much work may use: 1 runs its serial branch."""
-    return slot(arena, THREADS) if work >= PARALLEL_WORK else 1
-
-
-def start_of(array):
-    """The address of a numpy array's first byte."""
-    # a fifth of the time that array.ctypes.data or __array_interface__ take, and no dict made on the way
-    return _word_at(id(array) + object.__basicsize__).value
-
-
-_word_at = ctypes.c_size_t.from_address
-_probe = np.zeros(1)
-if start_of(_probe) != _probe.ctypes.data:     # another Python or numpy, whose arrays begin with something else
-    def start_of(array):    # noqa: F811
-        """The address of a numpy array's first byte."""
-        return array.ctypes.data
-
-
-def aligned_bytes(size, alignment=64):
-    """A zeroed uint8 array whose first byte is aligned; numpy alone aligns to 16."""
-    raw = np.zeros(size + alignment, np.uint8)
-    begin = -start_of(raw) % alignment
-    return raw[begin:begin + size]
-

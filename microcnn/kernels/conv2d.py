@@ -7,7 +7,8 @@ small band of the image with its zeros in scratch, which stays in the first-leve
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, number, threads_for, view, view_as
+from .cache import helper
+from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import transpose_matrix
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes

@@ -7,7 +7,8 @@ first-level cache.
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, threads_for, view, view_as
+from .cache import helper
+from .entry import entry, fields_of, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import transpose_matrix
 from .simd import MR1, MR2, lanes

@@ -7,8 +7,9 @@ taps, over bands of the image that hold their zeros.
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, threads_for, view, view_as
+from .cache import helper
 from .conv2d import copy_band, fill_table
+from .entry import entry, fields_of, threads_for, view, view_as
 from .layout import zero_run
 from .linear import add_partials
 from .simd import MASKS_ARE_FREE, MR1, MR2, lanes

@@ -6,36 +6,29 @@ every pixel has all its taps and images of any size run alike. 3 x 3 kernels kee
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, number, threads_for, view
+from .cache import helper
 from .conv2d import copy_band
+from .entry import entry, fields_of, number, threads_for, view
 from .layout import zero_run
 from .linear import add_partials
-from .simd import MASKS_ARE_FREE, lanes
+from .simd import lanes
 from .vector import (
     vector_add,
     vector_fma,
-    vector_load,
     vector_load_first,
     vector_max,
     vector_min,
     vector_of,
     vector_store_first,
+    vector_take,
 )
-
-
-@helper
-def _take(a, at, columns):
-    """a[at : at + columns], then zeros; a plain load for a whole vector where masks cost something."""
-    if MASKS_ARE_FREE or columns < lanes(a):
-        return vector_load_first(a, at, columns)
-    return vector_load(a, at)
 
 
 @helper
 def _finish(value, residual, y, at, columns, low, high):
     """The residual added, the result clamped and stored."""
     if residual.size > 0:
-        value = vector_add(value, _take(residual, at, columns))
+        value = vector_add(value, vector_take(residual, at, columns))
     vector_store_first(vector_min(vector_max(value, vector_of(y, low)), vector_of(y, high)), y, at, columns)
 
 
@@ -44,27 +37,27 @@ def _row_3x3(x, x_at, x_row, x_tap, x_pixel, weight, w_at, w_row, w_tap, start, 
              low, high):
     """count pixels of one vector of channels. Three sums, one for each row of taps, hide the latency."""
     zero = vector_of(x, x.dtype.type(0))
-    w00 = _take(weight, w_at, columns)
-    w01 = _take(weight, w_at + w_tap, columns)
-    w02 = _take(weight, w_at + 2 * w_tap, columns)
-    w10 = _take(weight, w_at + w_row, columns)
-    w11 = _take(weight, w_at + w_row + w_tap, columns)
-    w12 = _take(weight, w_at + w_row + 2 * w_tap, columns)
-    w20 = _take(weight, w_at + 2 * w_row, columns)
-    w21 = _take(weight, w_at + 2 * w_row + w_tap, columns)
-    w22 = _take(weight, w_at + 2 * w_row + 2 * w_tap, columns)
+    w00 = vector_take(weight, w_at, columns)
+    w01 = vector_take(weight, w_at + w_tap, columns)
+    w02 = vector_take(weight, w_at + 2 * w_tap, columns)
+    w10 = vector_take(weight, w_at + w_row, columns)
+    w11 = vector_take(weight, w_at + w_row + w_tap, columns)
+    w12 = vector_take(weight, w_at + w_row + 2 * w_tap, columns)
+    w20 = vector_take(weight, w_at + 2 * w_row, columns)
+    w21 = vector_take(weight, w_at + 2 * w_row + w_tap, columns)
+    w22 = vector_take(weight, w_at + 2 * w_row + 2 * w_tap, columns)
     for ow in range(count):
         top = x_at + ow * x_pixel
         middle, bottom = top + x_row, top + 2 * x_row
-        a = vector_fma(_take(x, top, columns), w00, start)
-        b = vector_fma(_take(x, middle, columns), w10, zero)
-        c = vector_fma(_take(x, bottom, columns), w20, zero)
-        a = vector_fma(_take(x, top + x_tap, columns), w01, a)
-        b = vector_fma(_take(x, middle + x_tap, columns), w11, b)
-        c = vector_fma(_take(x, bottom + x_tap, columns), w21, c)
-        a = vector_fma(_take(x, top + 2 * x_tap, columns), w02, a)
-        b = vector_fma(_take(x, middle + 2 * x_tap, columns), w12, b)
-        c = vector_fma(_take(x, bottom + 2 * x_tap, columns), w22, c)
+        a = vector_fma(vector_take(x, top, columns), w00, start)
+        b = vector_fma(vector_take(x, middle, columns), w10, zero)
+        c = vector_fma(vector_take(x, bottom, columns), w20, zero)
+        a = vector_fma(vector_take(x, top + x_tap, columns), w01, a)
+        b = vector_fma(vector_take(x, middle + x_tap, columns), w11, b)
+        c = vector_fma(vector_take(x, bottom + x_tap, columns), w21, c)
+        a = vector_fma(vector_take(x, top + 2 * x_tap, columns), w02, a)
+        b = vector_fma(vector_take(x, middle + 2 * x_tap, columns), w12, b)
+        c = vector_fma(vector_take(x, bottom + 2 * x_tap, columns), w22, c)
         _finish(vector_add(vector_add(a, b), c), residual, y, y_at + ow * y_pixel, columns, low, high)
 
 
@@ -77,7 +70,7 @@ def _row_any(x, x_at, x_row, x_tap, x_pixel, R, S, weight, w_at, w_row, w_tap, s
         for r in range(R):
             at, w = x_at + ow * x_pixel + r * x_row, w_at + r * w_row
             for s in range(S):
-                value = vector_fma(_take(x, at + s * x_tap, columns), _take(weight, w + s * w_tap, columns), value)
+                value = vector_fma(vector_take(x, at + s * x_tap, columns), vector_take(weight, w + s * w_tap, columns), value)
         _finish(value, residual, y, y_at + ow * y_pixel, columns, low, high)
 
 
@@ -110,7 +103,7 @@ def _bands(chunk, chunks, x, weight, bias, residual, padded, batch, H, W, C, R, 
             count = min(step, C - c)
             start = vector_of(x, x.dtype.type(0))
             if bias.size > 0:
-                start = _take(bias, c, count)
+                start = vector_take(bias, c, count)
             for oh in range(height):
                 x_at, y_at = begin + oh * stride_h * width * C + c, n * y_size + y_base + (first + oh) * y_row + c
                 if R == 3 and S == 3:
@@ -179,16 +172,16 @@ def _weight_3x3(x, x_at, x_line, x_row, x_tap, x_pixel, dy, dy_at, dy_line, C, h
         for ow in range(OW):
             top = x_at + oh * x_line + ow * x_pixel
             middle, bottom = top + x_row, top + 2 * x_row
-            slope = _take(dy, dy_at + oh * dy_line + ow * C, columns)
-            a = vector_fma(_take(x, top, columns), slope, a)
-            b = vector_fma(_take(x, top + x_tap, columns), slope, b)
-            c = vector_fma(_take(x, top + 2 * x_tap, columns), slope, c)
-            d = vector_fma(_take(x, middle, columns), slope, d)
-            e = vector_fma(_take(x, middle + x_tap, columns), slope, e)
-            f = vector_fma(_take(x, middle + 2 * x_tap, columns), slope, f)
-            g = vector_fma(_take(x, bottom, columns), slope, g)
-            h = vector_fma(_take(x, bottom + x_tap, columns), slope, h)
-            i = vector_fma(_take(x, bottom + 2 * x_tap, columns), slope, i)
+            slope = vector_take(dy, dy_at + oh * dy_line + ow * C, columns)
+            a = vector_fma(vector_take(x, top, columns), slope, a)
+            b = vector_fma(vector_take(x, top + x_tap, columns), slope, b)
+            c = vector_fma(vector_take(x, top + 2 * x_tap, columns), slope, c)
+            d = vector_fma(vector_take(x, middle, columns), slope, d)
+            e = vector_fma(vector_take(x, middle + x_tap, columns), slope, e)
+            f = vector_fma(vector_take(x, middle + 2 * x_tap, columns), slope, f)
+            g = vector_fma(vector_take(x, bottom, columns), slope, g)
+            h = vector_fma(vector_take(x, bottom + x_tap, columns), slope, h)
+            i = vector_fma(vector_take(x, bottom + 2 * x_tap, columns), slope, i)
     _add_to(total, t_at, a, columns)
     _add_to(total, t_at + C, b, columns)
     _add_to(total, t_at + 2 * C, c, columns)
@@ -209,13 +202,13 @@ def _weight_any(x, x_at, x_line, x_pixel, dy, dy_at, dy_line, C, height, OW, col
         at, to = x_at + oh * x_line, dy_at + oh * dy_line
         ow = 0
         while ow + 4 <= OW:
-            a = vector_fma(_take(x, at, columns), _take(dy, to, columns), a)
-            b = vector_fma(_take(x, at + x_pixel, columns), _take(dy, to + C, columns), b)
-            c = vector_fma(_take(x, at + 2 * x_pixel, columns), _take(dy, to + 2 * C, columns), c)
-            d = vector_fma(_take(x, at + 3 * x_pixel, columns), _take(dy, to + 3 * C, columns), d)
+            a = vector_fma(vector_take(x, at, columns), vector_take(dy, to, columns), a)
+            b = vector_fma(vector_take(x, at + x_pixel, columns), vector_take(dy, to + C, columns), b)
+            c = vector_fma(vector_take(x, at + 2 * x_pixel, columns), vector_take(dy, to + 2 * C, columns), c)
+            d = vector_fma(vector_take(x, at + 3 * x_pixel, columns), vector_take(dy, to + 3 * C, columns), d)
             at, to, ow = at + 4 * x_pixel, to + 4 * C, ow + 4
         while ow < OW:
-            a = vector_fma(_take(x, at, columns), _take(dy, to, columns), a)
+            a = vector_fma(vector_take(x, at, columns), vector_take(dy, to, columns), a)
             at, to, ow = at + x_pixel, to + C, ow + 1
     _add_to(total, t_at, vector_add(vector_add(a, b), vector_add(c, d)), columns)
 

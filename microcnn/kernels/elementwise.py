@@ -2,7 +2,8 @@
 import numba
 import numpy as np
 
-from .cache import SEED, STEP, entry, fields_of, helper, number, slot, threads_for, view
+from .cache import helper
+from .entry import SEED, STEP, entry, fields_of, number, slot, threads_for, view
 from .simd import lanes
 from .vector import (
     vector_add,

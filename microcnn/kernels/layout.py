@@ -7,7 +7,8 @@ the target's fastest one and, where there is one, that along which the source is
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, outside, slot, threads_for, view
+from .cache import helper
+from .entry import entry, fields_of, outside, slot, threads_for, view
 from .simd import lanes
 from .transpose import transpose_square
 from .vector import (

@@ -2,7 +2,8 @@
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, number, threads_for, view
+from .cache import helper
+from .entry import entry, fields_of, number, threads_for, view
 from .layout import zero_run
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
 from .tile import rows_strided, tile_add, tile_clamp, tile_fill, tile_fma, tile_fma_tail, tile_store, tile_zeros

@@ -7,9 +7,9 @@ in order.
 import numba
 import numpy as np
 
-from .cache import FLAGS, LOSS, entry, fields_of, helper, number, outside, slot, threads_for, view, view_as
+from .cache import helper
+from .entry import FLAGS, LOSS, entry, fields_of, number, outside, slot, threads_for, view, view_as
 from .simd import lanes
-from .softmax import put, take
 from .vector import (
     vector_add,
     vector_exp,
@@ -20,7 +20,9 @@ from .vector import (
     vector_of,
     vector_sub,
     vector_sum,
+    vector_take,
     vector_where_first,
+    vector_write,
 )
 
 CHUNKS = 16
@@ -77,7 +79,7 @@ def _maximum(x, at, C, inner):
     highest = lowest
     for c in range(0, C, width):
         count = min(width, C - c)
-        highest = vector_max(highest, vector_where_first(count, take(x, at + c * inner, count), lowest))
+        highest = vector_max(highest, vector_where_first(count, vector_take(x, at + c * inner, count), lowest))
     return vector_highest(highest)
 
 
@@ -87,9 +89,9 @@ def _share(goal, class_weight, at, c, count, probabilities, smoothing, uniform):
     real = goal.dtype.type
     share = vector_of(goal, real(uniform))
     if probabilities:
-        share = vector_fma(take(goal, at, count), vector_of(goal, real(1.0 - smoothing)), share)
+        share = vector_fma(vector_take(goal, at, count), vector_of(goal, real(1.0 - smoothing)), share)
     if class_weight.size > 0:
-        share = vector_mul(share, take(class_weight, c, count))
+        share = vector_mul(share, vector_take(class_weight, c, count))
     return share
 
 
@@ -119,7 +121,7 @@ def _group(x, goal, label, class_weight, dx, at, C, inner, probabilities, smooth
     for c in range(0, C, width):
         count = min(width, C - c)
         i = at + c * inner
-        below = vector_sub(take(x, i, count), peak)
+        below = vector_sub(vector_take(x, i, count), peak)
         power = vector_where_first(count, vector_exp(below), zero)
         total = vector_add(total, power)
         if dense:
@@ -128,7 +130,7 @@ def _group(x, goal, label, class_weight, dx, at, C, inner, probabilities, smooth
             shares = vector_add(shares, share)
             distance = vector_add(distance, vector_where_first(count, vector_mul(share, below), zero))
         if gradient:
-            put(power, dx, i, count)
+            vector_write(power, dx, i, count)
     powers = np.float64(vector_sum(total))
     whole_share = index_share + np.float64(vector_sum(shares))
     loss += whole_share * np.log(powers) - np.float64(vector_sum(distance))
@@ -137,11 +139,11 @@ def _group(x, goal, label, class_weight, dx, at, C, inner, probabilities, smooth
         for c in range(0, C, width):
             count = min(width, C - c)
             i = at + c * inner
-            value = vector_mul(take(dx, i, count), factor)
+            value = vector_mul(vector_take(dx, i, count), factor)
             if dense:
                 value = vector_fma(_share(goal, class_weight, i, c, count, probabilities, smoothing, uniform), back,
                                    value)
-            put(value, dx, i, count)
+            vector_write(value, dx, i, count)
         if not probabilities:
             dx[at + label * inner] -= real(index_share * scale)
     # a NaN among the logits makes their sum one; no prediction is right then
@@ -154,7 +156,7 @@ def _clear_group(dx, at, C, inner):
     width = _width(dx, inner)
     zero = vector_of(dx, dx.dtype.type(0))
     for c in range(0, C, width):
-        put(zero, dx, at + c * inner, min(width, C - c))
+        vector_write(zero, dx, at + c * inner, min(width, C - c))
 
 
 @helper
@@ -264,10 +266,10 @@ def _squares(x, target, begin, end, factor, gradient, dx):
         part = zero
         for i in range(first, min(end, first + step * PART), step):
             count = min(step, end - i)
-            difference = vector_sub(take(x, i, count), take(target, i, count))
+            difference = vector_sub(vector_take(x, i, count), vector_take(target, i, count))
             part = vector_fma(difference, difference, part)
             if gradient:
-                put(vector_mul(difference, slope), dx, i, count)
+                vector_write(vector_mul(difference, slope), dx, i, count)
         total += np.float64(vector_sum(part))
     return total
 
@@ -335,7 +337,7 @@ def check_input(arena, row, batch):
     zero = vector_of(x, x.dtype.type(0))
     total = zero
     for i in range(0, x.size, width):
-        total = vector_fma(take(x, i, min(width, x.size - i)), zero, total)
+        total = vector_fma(vector_take(x, i, min(width, x.size - i)), zero, total)
     if vector_sum(total) != 0.0:
         view_as(arena, 0, FLAGS + 1, np.int64)[FLAGS] = NOT_FINITE
 

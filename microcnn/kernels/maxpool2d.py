@@ -9,7 +9,8 @@ between the bounds, which is where a gradient passes, the winner is the same. Th
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, number, outside, threads_for, view, view_as
+from .cache import helper
+from .entry import entry, fields_of, number, outside, threads_for, view, view_as
 from .simd import lanes
 from .vector import (
     vector_add,

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 
 
 def _features():
@@ -36,7 +36,7 @@ MR4, MR2, MR1 = {"avx512": (6, 8, 8), "avx2": (0, 6, 8), "neon": (6, 8, 8), "sse
 # Where a load with a lane mask costs no more than a plain one, the plain variant of a loop is not needed.
 MASKS_ARE_FREE = INSTRUCTION_SET == "avx512"
 
-I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
 def lanes_of(dtype):
@@ -60,32 +60,31 @@ def is_real_array(kind):
     return isinstance(kind, types.Array) and kind.dtype in (types.float32, types.float64)
 
 
-class VectorType(types.Type):
-    """One register of dtype."""
-
-    def __init__(self, dtype):
-        self.dtype = dtype
-        super().__init__(name=f"Vector({dtype},{lanes_of(dtype)})")
-
-
-@register_model(VectorType)
-class VectorModel(models.PrimitiveModel):
-    def __init__(self, dmm, vector):
-        super().__init__(dmm, vector, vector_type(vector.dtype))
-
-
 def pointer_to(context, builder, array_type, array, offset):
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
 
 
-def load_vector(builder, pointer, vector, bits):
+def _lane_bits(vector):
+    """The bits of one lane of an LLVM vector type, of any number type."""
+    if isinstance(vector.element, ir.IntType):
+        return vector.element.width
+    return 32 if isinstance(vector.element, ir.FloatType) else 64
+
+
+def _name(vector):
+    """What LLVM's functions call a vector type: v16f32, v8i64."""
+    letter = "i" if isinstance(vector.element, ir.IntType) else "f"
+    return f"v{vector.count}{letter}{_lane_bits(vector)}"
+
+
+def load_vector(builder, pointer, vector):
     value = builder.load(builder.bitcast(pointer, vector.as_pointer()))
-    value.align = bits // 8
+    value.align = _lane_bits(vector) // 8
     return value
 
 
-def store_vector(builder, value, pointer, bits):
-    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = bits // 8
+def store_vector(builder, value, pointer):
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = _lane_bits(value.type) // 8
 
 
 def lane_mask(builder, count, lanes):
@@ -100,30 +99,37 @@ def splat(builder, scalar, lanes):
     return builder.shuffle_vector(builder.insert_element(undefined, scalar, I32(0)), undefined, zeros)
 
 
-def masked_load(builder, pointer, vector, bits, count):
-    lanes = vector.count
-    mask = lane_mask(builder, count, lanes)
+def masked_load(builder, pointer, vector, count):
+    """The first `count` lanes from pointer on, then zeros."""
+    mask = lane_mask(builder, count, vector.count)
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(vector, [vector.as_pointer(), I32, mask.type, vector]),
-        f"llvm.masked.load.v{lanes}f{bits}.p0v{lanes}f{bits}")
-    return builder.call(function, [builder.bitcast(pointer, vector.as_pointer()), I32(bits // 8), mask,
+        f"llvm.masked.load.{_name(vector)}.p0{_name(vector)}")
+    return builder.call(function, [builder.bitcast(pointer, vector.as_pointer()), I32(_lane_bits(vector) // 8), mask,
                                    ir.Constant(vector, None)])
 
 
-def masked_store(builder, value, pointer, bits, count):
+def masked_store(builder, value, pointer, count):
+    """The first `count` lanes of value, to pointer on."""
     vector = value.type
-    lanes = vector.count
-    mask = lane_mask(builder, count, lanes)
+    mask = lane_mask(builder, count, vector.count)
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [vector, vector.as_pointer(), I32, mask.type]),
-        f"llvm.masked.store.v{lanes}f{bits}.p0v{lanes}f{bits}")
-    builder.call(function, [value, builder.bitcast(pointer, vector.as_pointer()), I32(bits // 8), mask])
+        f"llvm.masked.store.{_name(vector)}.p0{_name(vector)}")
+    builder.call(function, [value, builder.bitcast(pointer, vector.as_pointer()), I32(_lane_bits(vector) // 8), mask])
 
 
-def fmuladd(builder, vector, bits):
+def lanewise_call(builder, name, *vectors):
+    """LLVM's function llvm.<name> on vectors of one type."""
+    vector = vectors[0].type
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(vector, [vector] * len(vectors)), f"llvm.{name}.{_name(vector)}")
+    return builder.call(function, vectors)
+
+
+def multiply_add(builder, a, b, c):
     # fmuladd fuses where the CPU can; llvm.fma would become calls to fmaf where it cannot
-    return cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{vector.count}f{bits}")
+    return lanewise_call(builder, "fmuladd", a, b, c)
 
 
 @intrinsic

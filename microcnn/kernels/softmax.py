@@ -6,7 +6,8 @@ the group; otherwise they lie `inner` apart, the groups are neighbours, and a ve
 import numba
 import numpy as np
 
-from .cache import entry, fields_of, helper, threads_for, view
+from .cache import helper
+from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
 from .vector import (
     vector_add,
@@ -14,38 +15,19 @@ from .vector import (
     vector_exp,
     vector_fma,
     vector_highest,
-    vector_load,
-    vector_load_first,
     vector_log,
     vector_max,
     vector_mul,
     vector_of,
-    vector_store,
-    vector_store_first,
     vector_sub,
     vector_sum,
+    vector_take,
     vector_where_first,
+    vector_write,
 )
 
 SOFTMAX, LOG_SOFTMAX = range(2)
 CHUNK = 4096
-
-
-@helper
-def take(a, at, count):
-    """a[at : at + count] in a vector, then zeros; count is at most the lanes."""
-    if count == lanes(a):
-        return vector_load(a, at)
-    return vector_load_first(a, at, count)
-
-
-@helper
-def put(vector, a, at, count):
-    """a[at : at + count] = vector[:count]"""
-    if count == lanes(a):
-        vector_store(vector, a, at)
-    else:
-        vector_store_first(vector, a, at, count)
 
 
 @helper
@@ -57,26 +39,26 @@ def _forward_row(x, y, at, C, kind):
     highest = lowest
     for c in range(0, C, step):
         count = min(step, C - c)
-        highest = vector_max(highest, vector_where_first(count, take(x, at + c, count), lowest))
+        highest = vector_max(highest, vector_where_first(count, vector_take(x, at + c, count), lowest))
     top = vector_of(x, vector_highest(highest))
     total = zero
     for c in range(0, C, step):
         count = min(step, C - c)
-        power = vector_exp(vector_sub(take(x, at + c, count), top))
+        power = vector_exp(vector_sub(vector_take(x, at + c, count), top))
         total = vector_add(total, vector_where_first(count, power, zero))
         if kind == SOFTMAX:
-            put(power, y, at + c, count)
+            vector_write(power, y, at + c, count)
     total = vector_of(x, vector_sum(total))
     if kind == SOFTMAX:
         factor = vector_div(vector_of(x, real(1)), total)
         for c in range(0, C, step):
             count = min(step, C - c)
-            put(vector_mul(take(y, at + c, count), factor), y, at + c, count)
+            vector_write(vector_mul(vector_take(y, at + c, count), factor), y, at + c, count)
     else:
         logarithm = vector_log(total)
         for c in range(0, C, step):
             count = min(step, C - c)
-            put(vector_sub(vector_sub(take(x, at + c, count), top), logarithm), y, at + c, count)
+            vector_write(vector_sub(vector_sub(vector_take(x, at + c, count), top), logarithm), y, at + c, count)
 
 
 @helper
@@ -85,21 +67,22 @@ def _forward_columns(x, y, at, count, C, inner, kind):
     real = x.dtype.type
     top = vector_of(x, real(-np.inf))
     for c in range(C):
-        top = vector_max(top, take(x, at + c * inner, count))
+        top = vector_max(top, vector_take(x, at + c * inner, count))
     total = vector_of(x, real(0))
     for c in range(C):
-        power = vector_exp(vector_sub(take(x, at + c * inner, count), top))
+        power = vector_exp(vector_sub(vector_take(x, at + c * inner, count), top))
         total = vector_add(total, power)
         if kind == SOFTMAX:
-            put(power, y, at + c * inner, count)
+            vector_write(power, y, at + c * inner, count)
     if kind == SOFTMAX:
         factor = vector_div(vector_of(x, real(1)), total)
         for c in range(C):
-            put(vector_mul(take(y, at + c * inner, count), factor), y, at + c * inner, count)
+            vector_write(vector_mul(vector_take(y, at + c * inner, count), factor), y, at + c * inner, count)
     else:
         logarithm = vector_log(total)
         for c in range(C):
-            put(vector_sub(vector_sub(take(x, at + c * inner, count), top), logarithm), y, at + c * inner, count)
+            i = at + c * inner
+            vector_write(vector_sub(vector_sub(vector_take(x, i, count), top), logarithm), y, i, count)
 
 
 @helper
@@ -166,15 +149,15 @@ def _backward_row(y, dy, dx, at, C, kind, accumulate):
     dot = zero
     for c in range(0, C, step):
         count = min(step, C - c)
-        value = take(dy, at + c, count)
-        dot = vector_add(dot, vector_mul(value, take(y, at + c, count)) if kind == SOFTMAX else value)
+        value = vector_take(dy, at + c, count)
+        dot = vector_add(dot, vector_mul(value, vector_take(y, at + c, count)) if kind == SOFTMAX else value)
     dot = vector_of(y, vector_sum(dot))
     for c in range(0, C, step):
         count = min(step, C - c)
-        value = _derivative(take(y, at + c, count), take(dy, at + c, count), dot, kind, zero)
+        value = _derivative(vector_take(y, at + c, count), vector_take(dy, at + c, count), dot, kind, zero)
         if accumulate:
-            value = vector_add(value, take(dx, at + c, count))
-        put(value, dx, at + c, count)
+            value = vector_add(value, vector_take(dx, at + c, count))
+        vector_write(value, dx, at + c, count)
 
 
 @helper
@@ -182,14 +165,14 @@ def _backward_columns(y, dy, dx, at, count, C, inner, kind, accumulate):
     zero = vector_of(y, y.dtype.type(0))
     dot = zero
     for c in range(C):
-        value = take(dy, at + c * inner, count)
-        dot = vector_add(dot, vector_mul(value, take(y, at + c * inner, count)) if kind == SOFTMAX else value)
+        value = vector_take(dy, at + c * inner, count)
+        dot = vector_add(dot, vector_mul(value, vector_take(y, at + c * inner, count)) if kind == SOFTMAX else value)
     for c in range(C):
         i = at + c * inner
-        value = _derivative(take(y, i, count), take(dy, i, count), dot, kind, zero)
+        value = _derivative(vector_take(y, i, count), vector_take(dy, i, count), dot, kind, zero)
         if accumulate:
-            value = vector_add(value, take(dx, i, count))
-        put(value, dx, i, count)
+            value = vector_add(value, vector_take(dx, i, count))
+        vector_write(value, dx, i, count)
 
 
 @helper

@@ -8,12 +8,11 @@ from numba.extending import intrinsic, models, register_model
 
 from .simd import (
     I64,
-    bits_of,
-    fmuladd,
     lanes_of,
     load_vector,
     masked_load,
     masked_store,
+    multiply_add,
     pointer_to,
     splat,
     store_vector,
@@ -49,16 +48,23 @@ class RowsModel(models.PrimitiveModel):
         super().__init__(dmm, rows, ir.ArrayType(I64, rows.mr))
 
 
-def _columns(builder, pointer, tile, vector, bits, count=None):
+def _columns(builder, pointer, tile, count=None):
     """The tile's NV vectors at pointer; with a count, only that many numbers are read, the rest are zero."""
+    vector = vector_type(tile.dtype)
     columns = []
     for j in range(tile.nv):
         at = builder.gep(pointer, [I64(j * vector.count)])
         if count is None:
-            columns.append(load_vector(builder, at, vector, bits))
+            columns.append(load_vector(builder, at, vector))
         else:
-            columns.append(masked_load(builder, at, vector, bits, builder.sub(count, I64(j * vector.count))))
+            columns.append(masked_load(builder, at, vector, builder.sub(count, I64(j * vector.count))))
     return columns
+
+
+def _row_starts(context, builder, array_type, array, rows, offset):
+    """A function that makes the pointer to array[rows[i] + offset]."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return lambda i: builder.gep(builder.gep(data, [builder.extract_value(rows, i)]), [offset])
 
 
 @intrinsic(prefer_literal=True)
@@ -79,11 +85,10 @@ def tile_fill(typing_context, tile, b, b_offset, count):
     if not isinstance(tile, TileType):
         return None
     signature = tile(tile, b, types.intp, types.intp)
-    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
 
     def codegen(context, builder, sig, args):
         value, b_array, b_off, limit = args
-        columns = _columns(builder, pointer_to(context, builder, sig.args[1], b_array, b_off), tile, vector, bits, limit)
+        columns = _columns(builder, pointer_to(context, builder, sig.args[1], b_array, b_off), tile, limit)
         for k in range(tile.mr * tile.nv):
             value = builder.insert_value(value, columns[k % tile.nv], k)
         return value
@@ -130,51 +135,37 @@ def rows_table(typing_context, table, at, count, base, mr):
     return signature, codegen
 
 
-def _multiply_add(builder, tile, value, scalars, columns, bits):
-    vector = vector_type(tile.dtype)
-    fma = fmuladd(builder, vector, bits)
-    for i, scalar in enumerate(scalars):
-        row = splat(builder, scalar, vector.count)
-        for j in range(tile.nv):
-            k = i * tile.nv + j
-            value = builder.insert_value(value, builder.call(fma, [row, columns[j], builder.extract_value(value, k)]), k)
-    return value
+def _fma(tile, a, rows, b, *count):
+    """The typing and code of tile_fma, with a count of tile_fma_tail."""
+    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
+        return None
+    signature = tile(tile, a, rows, types.intp, b, types.intp, *[types.intp for _ in count])
+
+    def codegen(context, builder, sig, args):
+        value, a_array, row_offsets, a_off, b_array, b_off, *limit = args
+        columns = _columns(builder, pointer_to(context, builder, sig.args[4], b_array, b_off), tile, *limit)
+        start = _row_starts(context, builder, sig.args[1], a_array, row_offsets, a_off)
+        scalars = [builder.load(start(i)) for i in range(tile.mr)]
+        for i, scalar in enumerate(scalars):
+            row = splat(builder, scalar, lanes_of(tile.dtype))
+            for j in range(tile.nv):
+                k = i * tile.nv + j
+                total = multiply_add(builder, row, columns[j], builder.extract_value(value, k))
+                value = builder.insert_value(value, total, k)
+        return value
+    return signature, codegen
 
 
 @intrinsic
 def tile_fma(typing_context, tile, a, rows, a_offset, b, b_offset):
     """tile[i, :] += a[rows[i] + a_offset] * b[b_offset : b_offset + nv * lanes]"""
-    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
-        return None
-    signature = tile(tile, a, rows, types.intp, b, types.intp)
-    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
-
-    def codegen(context, builder, sig, args):
-        value, a_array, row_offsets, a_off, b_array, b_off = args
-        columns = _columns(builder, pointer_to(context, builder, sig.args[4], b_array, b_off), tile, vector, bits)
-        data = context.make_array(sig.args[1])(context, builder, a_array).data
-        scalars = [builder.load(builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [a_off]))
-                   for i in range(tile.mr)]
-        return _multiply_add(builder, tile, value, scalars, columns, bits)
-    return signature, codegen
+    return _fma(tile, a, rows, b)
 
 
 @intrinsic
 def tile_fma_tail(typing_context, tile, a, rows, a_offset, b, b_offset, count):
     """tile_fma that reads only b[b_offset : b_offset + count] and takes the rest as zeros."""
-    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
-        return None
-    signature = tile(tile, a, rows, types.intp, b, types.intp, types.intp)
-    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
-
-    def codegen(context, builder, sig, args):
-        value, a_array, row_offsets, a_off, b_array, b_off, limit = args
-        columns = _columns(builder, pointer_to(context, builder, sig.args[4], b_array, b_off), tile, vector, bits, limit)
-        data = context.make_array(sig.args[1])(context, builder, a_array).data
-        scalars = [builder.load(builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [a_off]))
-                   for i in range(tile.mr)]
-        return _multiply_add(builder, tile, value, scalars, columns, bits)
-    return signature, codegen
+    return _fma(tile, a, rows, b, count)
 
 
 def _each_row(builder, tile, count, body):
@@ -190,25 +181,24 @@ def tile_store(typing_context, tile, c, rows, c_offset, row_count, count):
     if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
         return None
     signature = types.void(tile, c, rows, types.intp, types.intp, types.intp)
-    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
+    lanes = lanes_of(tile.dtype)
 
     def codegen(context, builder, sig, args):
         value, c_array, row_offsets, c_off, row_count, count = args
-        data = context.make_array(sig.args[1])(context, builder, c_array).data
-        full = builder.icmp_signed(">=", count, I64(tile.nv * vector.count))
+        start = _row_starts(context, builder, sig.args[1], c_array, row_offsets, c_off)
+        full = builder.icmp_signed(">=", count, I64(tile.nv * lanes))
 
         def store(i):
-            pointer = builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [c_off])
+            pointer = start(i)
             with builder.if_else(full) as (whole, part):
                 with whole:
                     for j in range(tile.nv):
                         store_vector(builder, builder.extract_value(value, i * tile.nv + j),
-                               builder.gep(pointer, [I64(j * vector.count)]), bits)
+                                     builder.gep(pointer, [I64(j * lanes)]))
                 with part:
                     for j in range(tile.nv):
                         masked_store(builder, builder.extract_value(value, i * tile.nv + j),
-                                      builder.gep(pointer, [I64(j * vector.count)]), bits,
-                                      builder.sub(count, I64(j * vector.count)))
+                                     builder.gep(pointer, [I64(j * lanes)]), builder.sub(count, I64(j * lanes)))
         _each_row(builder, tile, row_count, store)
         return context.get_dummy_value()
     return signature, codegen
@@ -220,14 +210,12 @@ def tile_add(typing_context, tile, c, rows, c_offset, row_count, count):
     if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
         return None
     signature = tile(tile, c, rows, types.intp, types.intp, types.intp)
-    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
 
     def codegen(context, builder, sig, args):
         value, c_array, row_offsets, c_off, _, count = args
-        data = context.make_array(sig.args[1])(context, builder, c_array).data
+        start = _row_starts(context, builder, sig.args[1], c_array, row_offsets, c_off)
         for i in range(tile.mr):
-            pointer = builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [c_off])
-            for j, column in enumerate(_columns(builder, pointer, tile, vector, bits, count)):
+            for j, column in enumerate(_columns(builder, start(i), tile, count)):
                 k = i * tile.nv + j
                 value = builder.insert_value(value, builder.fadd(builder.extract_value(value, k), column), k)
         return value
@@ -240,18 +228,18 @@ def tile_accumulate(typing_context, tile, c, rows, c_offset, row_count, count):
     if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
         return None
     signature = types.void(tile, c, rows, types.intp, types.intp, types.intp)
-    vector, bits = vector_type(tile.dtype), bits_of(tile.dtype)
+    lanes = lanes_of(tile.dtype)
 
     def codegen(context, builder, sig, args):
         value, c_array, row_offsets, c_off, row_count, count = args
-        data = context.make_array(sig.args[1])(context, builder, c_array).data
+        start = _row_starts(context, builder, sig.args[1], c_array, row_offsets, c_off)
 
         def add(i):
-            pointer = builder.gep(builder.gep(data, [builder.extract_value(row_offsets, i)]), [c_off])
-            for j, column in enumerate(_columns(builder, pointer, tile, vector, bits, count)):
+            pointer = start(i)
+            for j, column in enumerate(_columns(builder, pointer, tile, count)):
                 total = builder.fadd(builder.extract_value(value, i * tile.nv + j), column)
-                masked_store(builder, total, builder.gep(pointer, [I64(j * vector.count)]), bits,
-                              builder.sub(count, I64(j * vector.count)))
+                masked_store(builder, total, builder.gep(pointer, [I64(j * lanes)]),
+                             builder.sub(count, I64(j * lanes)))
         _each_row(builder, tile, row_count, add)
         return context.get_dummy_value()
     return signature, codegen

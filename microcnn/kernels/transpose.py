@@ -6,65 +6,20 @@ from numba.extending import intrinsic
 from .simd import (
     I32,
     I64,
-    bits_of,
     is_real_array,
     lanes_of,
+    load_vector,
     masked_load,
     masked_store,
     pointer_to,
+    store_vector,
     vector_type,
 )
-from .vector import (
-    convert,
-    is_number_array,
-)
-
-
-@intrinsic
-def transpose_block(typing_context, source, source_offset, source_stride, target, target_offset, target_stride,
-                    row_count, column_count):
-    """target[j, i] = source[i, j] for i < row_count, j < column_count, both at most one register's lanes.
-
-    Rows of source lie source_stride apart, rows of target target_stride. Eklundh's method: log2(lanes) rounds in which
-    pairs of registers exchange blocks.
-    """
-    if not (is_real_array(source) and is_real_array(target)):
-        return None
-    index = types.intp
-    signature = types.void(source, index, index, target, index, index, index, index)
-    vector, bits = vector_type(source.dtype), bits_of(source.dtype)
-    count = vector.count
-
-    def codegen(context, builder, sig, args):
-        source_array, source_off, source_step, target_array, target_off, target_step, row_limit, column_limit = args
-        from_pointer = pointer_to(context, builder, sig.args[0], source_array, source_off)
-        to_pointer = pointer_to(context, builder, sig.args[3], target_array, target_off)
-        last = builder.sub(row_limit, I64(1))
-        registers = []
-        for i in range(count):
-            row = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
-            at = builder.gep(from_pointer, [builder.mul(row, source_step)])
-            registers.append(masked_load(builder, at, vector, bits, column_limit))
-        block = count // 2
-        while block:
-            low = [lane if not lane & block else count + lane - block for lane in range(count)]
-            high = [lane + block if not lane & block else count + lane for lane in range(count)]
-            for i in range(count):
-                if not i & block:
-                    a, b = registers[i], registers[i + block]
-                    registers[i] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, count), low))
-                    registers[i + block] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, count), high))
-            block //= 2
-        for j in range(count):
-            with builder.if_then(builder.icmp_signed("<", I64(j), column_limit)):
-                at = builder.gep(to_pointer, [builder.mul(I64(j), target_step)])
-                masked_store(builder, registers[j], at, bits, row_limit)
-        return context.get_dummy_value()
-    return signature, codegen
+from .vector import convert, is_number_array
 
 
 def _transpose(builder, vectors):
-    """The transpose of a square of vectors: in each step, vectors `distance` apart exchange blocks of lanes."""
+    """The transpose of a square of vectors, by Eklundh's method: those `distance` apart exchange blocks of lanes."""
     count = len(vectors)
     distance = count // 2
     while distance:
@@ -77,6 +32,39 @@ def _transpose(builder, vectors):
                 vectors[i + distance] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, count), give))
         distance //= 2
     return vectors
+
+
+@intrinsic
+def transpose_block(typing_context, source, source_offset, source_stride, target, target_offset, target_stride,
+                    row_count, column_count):
+    """target[j, i] = source[i, j] for i < row_count, j < column_count, both at most one register's lanes.
+
+    Rows of source lie source_stride apart, rows of target target_stride.
+    """
+    if not (is_real_array(source) and is_real_array(target)):
+        return None
+    index = types.intp
+    signature = types.void(source, index, index, target, index, index, index, index)
+    vector = vector_type(source.dtype)
+    count = vector.count
+
+    def codegen(context, builder, sig, args):
+        source_array, source_off, source_step, target_array, target_off, target_step, row_limit, column_limit = args
+        from_pointer = pointer_to(context, builder, sig.args[0], source_array, source_off)
+        to_pointer = pointer_to(context, builder, sig.args[3], target_array, target_off)
+        last = builder.sub(row_limit, I64(1))
+        registers = []
+        for i in range(count):
+            row = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
+            at = builder.gep(from_pointer, [builder.mul(row, source_step)])
+            registers.append(masked_load(builder, at, vector, column_limit))
+        registers = _transpose(builder, registers)
+        for j in range(count):
+            with builder.if_then(builder.icmp_signed("<", I64(j), column_limit)):
+                at = builder.gep(to_pointer, [builder.mul(I64(j), target_step)])
+                masked_store(builder, registers[j], at, row_limit)
+        return context.get_dummy_value()
+    return signature, codegen
 
 
 @intrinsic
@@ -93,24 +81,23 @@ def transpose_square(typing_context, like, x, x_offset, x_stride, y, y_offset, y
         _, x_array, x_off, x_stride, y_array, y_off, y_stride, accumulate = args
         count, real = lanes_of(like.dtype), vector_type(like.dtype)
 
+        def vector_of_numbers(kind):
+            return ir.VectorType(context.get_value_type(kind.dtype), count)
+
         def row(kind, array, begin, stride, i):
-            vector = ir.VectorType(context.get_value_type(kind.dtype), count)
-            at = builder.add(begin, builder.mul(stride, I64(i)))
-            return builder.bitcast(pointer_to(context, builder, kind, array, at), vector.as_pointer()), vector
+            return pointer_to(context, builder, kind, array, builder.add(begin, builder.mul(stride, I64(i))))
 
         def load(kind, pointer):
-            value = builder.load(pointer)
-            value.align = kind.dtype.bitwidth // 8
+            value = load_vector(builder, pointer, vector_of_numbers(kind))
             return convert(builder, value, kind.dtype, like.dtype, real)
 
-        vectors = _transpose(builder, [load(x, row(x, x_array, x_off, x_stride, i)[0]) for i in range(count)])
+        vectors = _transpose(builder, [load(x, row(x, x_array, x_off, x_stride, i)) for i in range(count)])
 
         def store(add):
             for j in range(count):
-                pointer, vector = row(y, y_array, y_off, y_stride, j)
+                pointer = row(y, y_array, y_off, y_stride, j)
                 value = builder.fadd(load(y, pointer), vectors[j]) if add else vectors[j]
-                builder.store(convert(builder, value, like.dtype, y.dtype, vector),
-                              pointer).align = y.dtype.bitwidth // 8
+                store_vector(builder, convert(builder, value, like.dtype, y.dtype, vector_of_numbers(y)), pointer)
         with builder.if_else(builder.icmp_signed("!=", accumulate, I64(0))) as (adding, overwriting):
             with adding:
                 store(True)

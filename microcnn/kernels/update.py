@@ -2,10 +2,20 @@
 import numba
 import numpy as np
 
-from .cache import RATE, STEP, entry, fields_of, helper, number, slot, slot_number, threads_for, view
+from .cache import helper
+from .entry import RATE, STEP, entry, fields_of, number, slot, slot_number, threads_for, view
 from .simd import lanes
-from .softmax import put, take
-from .vector import vector_add, vector_div, vector_fma, vector_mul, vector_of, vector_sqrt, vector_sub
+from .vector import (
+    vector_add,
+    vector_div,
+    vector_fma,
+    vector_mul,
+    vector_of,
+    vector_sqrt,
+    vector_sub,
+    vector_take,
+    vector_write,
+)
 
 CHUNK = 8192
 
@@ -20,17 +30,17 @@ def _sgd_chunk(weight, gradient, velocity, begin, end, rate, momentum, dampening
     sign = vector_of(weight, real(-1.0 if maximize else 1.0))
     for i in range(begin, end, step):
         count = min(step, end - i)
-        w = take(weight, i, count)
-        g = vector_mul(take(gradient, i, count), sign)
+        w = vector_take(weight, i, count)
+        g = vector_mul(vector_take(gradient, i, count), sign)
         if weight_decay != 0.0:
             g = vector_fma(w, decay, g)
         if momentum != 0.0:
             v = g
             if not first_step:
-                v = vector_fma(take(velocity, i, count), inertia, vector_mul(g, share))
-            put(v, velocity, i, count)
+                v = vector_fma(vector_take(velocity, i, count), inertia, vector_mul(g, share))
+            vector_write(v, velocity, i, count)
             g = vector_fma(v, inertia, g) if nesterov else v
-        put(vector_fma(g, descent, w), weight, i, count)
+        vector_write(vector_fma(g, descent, w), weight, i, count)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
@@ -77,20 +87,20 @@ def _adam_chunk(weight, gradient, first, second, begin, end, rate, beta1, beta2,
     descent = vector_of(weight, real(-rate / correction1))
     for i in range(begin, end, step):
         count = min(step, end - i)
-        w = take(weight, i, count)
-        g = take(gradient, i, count)
+        w = vector_take(weight, i, count)
+        g = vector_take(gradient, i, count)
         if weight_decay != 0.0:
             if decoupled:
                 w = vector_mul(w, shrink)
             else:
                 g = vector_fma(w, decay, g)
-        m = take(first, i, count)
+        m = vector_take(first, i, count)
         m = vector_fma(vector_sub(g, m), share1, m)
-        v = vector_fma(vector_mul(g, g), share2, vector_mul(take(second, i, count), keep2))
-        put(m, first, i, count)
-        put(v, second, i, count)
+        v = vector_fma(vector_mul(g, g), share2, vector_mul(vector_take(second, i, count), keep2))
+        vector_write(m, first, i, count)
+        vector_write(v, second, i, count)
         denominator = vector_add(vector_div(vector_sqrt(v), root), floor)
-        put(vector_fma(descent, vector_div(m, denominator), w), weight, i, count)
+        vector_write(vector_fma(descent, vector_div(m, denominator), w), weight, i, count)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
@@ -130,7 +140,7 @@ def _scaled_chunk(x, y, begin, end, scale):
     factor = vector_of(y, y.dtype.type(scale))
     for i in range(begin, end, step):
         count = min(step, end - i)
-        put(vector_fma(take(x, i, count), factor, take(y, i, count)), y, i, count)
+        vector_write(vector_fma(vector_take(x, i, count), factor, vector_take(y, i, count)), y, i, count)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")

@@ -1,27 +1,42 @@
 """Vector operations: loads and stores with a count, arithmetic, comparisons, exp and log, conversions."""
+import functools
+
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, models, register_model
 
 from .simd import (
     I32,
     I64,
-    INSTRUCTION_SET,
-    VectorType,
+    MASKS_ARE_FREE,
     bits_of,
-    fmuladd,
     is_real_array,
     lane_mask,
     lanes_of,
+    lanewise_call,
     load_vector,
     masked_load,
     masked_store,
+    multiply_add,
     pointer_to,
     splat,
     store_vector,
     vector_type,
 )
+
+
+class VectorType(types.Type):
+    """One register of dtype."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        super().__init__(name=f"Vector({dtype},{lanes_of(dtype)})")
+
+
+@register_model(VectorType)
+class VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, vector):
+        super().__init__(dmm, vector, vector_type(vector.dtype))
 
 
 @intrinsic
@@ -32,7 +47,7 @@ def vector_load(typing_context, a, offset):
 
     def codegen(context, builder, sig, args):
         pointer = pointer_to(context, builder, sig.args[0], args[0], args[1])
-        return load_vector(builder, pointer, vector_type(a.dtype), bits_of(a.dtype))
+        return load_vector(builder, pointer, vector_type(a.dtype))
     return VectorType(a.dtype)(a, types.intp), codegen
 
 
@@ -44,7 +59,7 @@ def vector_load_first(typing_context, a, offset, count):
 
     def codegen(context, builder, sig, args):
         pointer = pointer_to(context, builder, sig.args[0], args[0], args[1])
-        return masked_load(builder, pointer, vector_type(a.dtype), bits_of(a.dtype), args[2])
+        return masked_load(builder, pointer, vector_type(a.dtype), args[2])
     return VectorType(a.dtype)(a, types.intp, types.intp), codegen
 
 
@@ -56,7 +71,7 @@ def vector_store(typing_context, vector, a, offset):
 
     def codegen(context, builder, sig, args):
         pointer = pointer_to(context, builder, sig.args[1], args[1], args[2])
-        store_vector(builder, args[0], pointer, bits_of(vector.dtype))
+        store_vector(builder, args[0], pointer)
         return context.get_dummy_value()
     return types.void(vector, a, types.intp), codegen
 
@@ -69,7 +84,7 @@ def vector_store_first(typing_context, vector, a, offset, count):
 
     def codegen(context, builder, sig, args):
         pointer = pointer_to(context, builder, sig.args[1], args[1], args[2])
-        masked_store(builder, args[0], pointer, bits_of(vector.dtype), args[3])
+        masked_store(builder, args[0], pointer, args[3])
         return context.get_dummy_value()
     return types.void(vector, a, types.intp, types.intp), codegen
 
@@ -86,79 +101,98 @@ def vector_of(typing_context, like, value):
 
 
 def _lanewise(operation):
-    """The typing and code of an intrinsic on vectors of one type."""
+    """Decorator: the intrinsic on vectors of one type whose LLVM code operation(builder, *vectors) makes."""
+    @functools.wraps(operation)     # its parameters are the intrinsic's
     def typer(typing_context, *vectors):
         first = vectors[0]
-        if not isinstance(first, VectorType) or any(v != first for v in vectors):
+        if not isinstance(first, VectorType) or any(vector != first for vector in vectors):
             return None
-
-        def codegen(context, builder, sig, args):
-            return operation(builder, first, *args)
-        return first(*vectors), codegen
-    return typer
+        return first(*vectors), lambda context, builder, sig, args: operation(builder, *args)
+    return intrinsic(typer)
 
 
-@intrinsic
-def vector_add(typing_context, a, b):
+@_lanewise
+def vector_add(builder, a, b):
     """a + b"""
-    return _lanewise(lambda builder, kind, x, y: builder.fadd(x, y))(typing_context, a, b)
+    return builder.fadd(a, b)
 
 
-@intrinsic
-def vector_sub(typing_context, a, b):
+@_lanewise
+def vector_sub(builder, a, b):
     """a - b"""
-    return _lanewise(lambda builder, kind, x, y: builder.fsub(x, y))(typing_context, a, b)
+    return builder.fsub(a, b)
 
 
-@intrinsic
-def vector_mul(typing_context, a, b):
+@_lanewise
+def vector_mul(builder, a, b):
     """a * b"""
-    return _lanewise(lambda builder, kind, x, y: builder.fmul(x, y))(typing_context, a, b)
+    return builder.fmul(a, b)
 
 
-@intrinsic
-def vector_div(typing_context, a, b):
+@_lanewise
+def vector_div(builder, a, b):
     """a / b"""
-    return _lanewise(lambda builder, kind, x, y: builder.fdiv(x, y))(typing_context, a, b)
+    return builder.fdiv(a, b)
 
 
-@intrinsic
-def vector_fma(typing_context, a, b, c):
+@_lanewise
+def vector_fma(builder, a, b, c):
     """a * b + c, rounded once where the CPU can."""
-    return _lanewise(lambda builder, kind, x, y, z: builder.call(
-        fmuladd(builder, vector_type(kind.dtype), bits_of(kind.dtype)), [x, y, z]))(typing_context, a, b, c)
+    return multiply_add(builder, a, b, c)
 
 
-@intrinsic
-def vector_sqrt(typing_context, a):
+@_lanewise
+def vector_sqrt(builder, a):
     """The square root of each lane."""
-    def operation(builder, kind, x):
-        vector, bits = vector_type(kind.dtype), bits_of(kind.dtype)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector]), f"llvm.sqrt.v{vector.count}f{bits}")
-        return builder.call(function, [x])
-    return _lanewise(operation)(typing_context, a)
+    return lanewise_call(builder, "sqrt", a)
 
 
-@intrinsic
-def vector_max(typing_context, a, b):
+@_lanewise
+def vector_log(builder, a):
+    """The natural logarithm of each lane: the C library's, lane by lane."""
+    return lanewise_call(builder, "log", a)
+
+
+@_lanewise
+def vector_max(builder, a, b):
     """b where a < b, else a: a NaN in a stays."""
-    return _lanewise(lambda builder, kind, x, y: builder.select(builder.fcmp_ordered("<", x, y), y, x))(
-        typing_context, a, b)
+    return builder.select(builder.fcmp_ordered("<", a, b), b, a)
 
 
-@intrinsic
-def vector_min(typing_context, a, b):
+@_lanewise
+def vector_min(builder, a, b):
     """b where a > b, else a: a NaN in a stays."""
-    return _lanewise(lambda builder, kind, x, y: builder.select(builder.fcmp_ordered(">", x, y), y, x))(
-        typing_context, a, b)
+    return builder.select(builder.fcmp_ordered(">", a, b), b, a)
+
+
+@_lanewise
+def vector_where_greater(builder, a, b, x, y):
+    """x where a > b, else y; false where either is NaN."""
+    return builder.select(builder.fcmp_ordered(">", a, b), x, y)
+
+
+@_lanewise
+def vector_where_equal(builder, a, b, x, y):
+    """x where a == b, else y; false where either is NaN."""
+    return builder.select(builder.fcmp_ordered("==", a, b), x, y)
+
+
+@_lanewise
+def vector_where_beats(builder, a, b, x, y):
+    """x where a beats b as the maximum, that is a > b or only a is NaN, else y."""
+    beats = builder.and_(builder.fcmp_unordered(">", a, b), builder.fcmp_ordered("ord", b, b))
+    return builder.select(beats, x, y)
 
 
 @intrinsic
-def vector_where_greater(typing_context, a, b, x, y):
-    """x where a > b, else y; false where either is NaN."""
-    return _lanewise(lambda builder, kind, a, b, x, y: builder.select(builder.fcmp_ordered(">", a, b), x, y))(
-        typing_context, a, b, x, y)
+def vector_where_first(typing_context, count, x, y):
+    """x in the first `count` lanes, y in the others."""
+    if not isinstance(x, VectorType) or x != y:
+        return None
+
+    def codegen(context, builder, sig, args):
+        return builder.select(lane_mask(builder, args[0], lanes_of(x.dtype)), args[1], args[2])
+    return x(types.intp, x, y), codegen
 
 
 def _across(kind, combine):
@@ -185,12 +219,12 @@ def vector_sum(typing_context, a):
     return a.dtype(a), _across(a, lambda builder, x, y: builder.fadd(x, y))
 
 
-def _horner(builder, fma, x, coefficients, lanes):
-    value = None
-    for coefficient in coefficients:
-        constant = ir.Constant(x.type, [coefficient] * lanes)
-        value = constant if value is None else builder.call(fma, [value, x, constant])
-    return value
+@intrinsic
+def vector_highest(typing_context, a):
+    """The largest lane; none may be NaN."""
+    if not isinstance(a, VectorType):
+        return None
+    return a.dtype(a), _across(a, lambda builder, x, y: builder.select(builder.fcmp_ordered("<", x, y), y, x))
 
 
 @intrinsic
@@ -215,21 +249,20 @@ def vector_exp(typing_context, a):
         vector, bits = vector_type(a.dtype), bits_of(a.dtype)
         count = vector.count
         integers = ir.VectorType(ir.IntType(bits), count)
-        fma = fmuladd(builder, vector, bits)
 
         def constant(value):
             return ir.Constant(vector, [value] * count)
 
         x = args[0]
-        nearest = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector]), f"llvm.rint.v{count}f{bits}")
         inside = builder.select(builder.fcmp_ordered("<", x, constant(smallest)), constant(smallest), x)
         inside = builder.select(builder.fcmp_ordered(">", inside, constant(largest)), constant(largest), inside)
         inside = builder.select(builder.fcmp_unordered("uno", x, x), constant(0.0), inside)
-        n = builder.call(nearest, [builder.fmul(inside, constant(1.4426950408889634))])
-        remainder = builder.call(fma, [n, constant(-high), inside])
-        remainder = builder.call(fma, [n, constant(-low), remainder])
-        power = _horner(builder, fma, remainder, reversed(coefficients), count)
+        n = lanewise_call(builder, "rint", builder.fmul(inside, constant(1.4426950408889634)))
+        remainder = multiply_add(builder, n, constant(-high), inside)
+        remainder = multiply_add(builder, n, constant(-low), remainder)
+        power = constant(coefficients[-1])
+        for coefficient in reversed(coefficients[:-1]):
+            power = multiply_add(builder, power, remainder, constant(coefficient))
         # 2**n in two factors: n reaches one past the largest exponent
         exponent = builder.fptosi(n, integers)
         half = builder.ashr(exponent, ir.Constant(integers, [1] * count))
@@ -243,36 +276,6 @@ def vector_exp(typing_context, a):
         value = builder.select(builder.fcmp_ordered(">", x, constant(largest)), constant(float("inf")), value)
         return builder.select(builder.fcmp_unordered("uno", x, x), x, value)
     return a(a), codegen
-
-
-@intrinsic
-def vector_log(typing_context, a):
-    """The natural logarithm of each lane: the C library's, lane by lane."""
-    def operation(builder, kind, x):
-        vector, bits = vector_type(kind.dtype), bits_of(kind.dtype)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector]), f"llvm.log.v{vector.count}f{bits}")
-        return builder.call(function, [x])
-    return _lanewise(operation)(typing_context, a)
-
-
-@intrinsic
-def vector_where_first(typing_context, count, x, y):
-    """x in the first `count` lanes, y in the others."""
-    if not isinstance(x, VectorType) or x != y:
-        return None
-
-    def codegen(context, builder, sig, args):
-        return builder.select(lane_mask(builder, args[0], lanes_of(x.dtype)), args[1], args[2])
-    return x(types.intp, x, y), codegen
-
-
-@intrinsic
-def vector_highest(typing_context, a):
-    """The largest lane; none may be NaN."""
-    if not isinstance(a, VectorType):
-        return None
-    return a.dtype(a), _across(a, lambda builder, x, y: builder.select(builder.fcmp_ordered("<", x, y), y, x))
 
 
 @intrinsic
@@ -325,42 +328,44 @@ def is_number_array(kind):
     return isinstance(kind, types.Array) and isinstance(kind.dtype, (types.Float, types.Integer))
 
 
-def _masked_access(builder, action, result, arguments, vector):
-    """Call llvm.masked.load or store for a vector of any number type."""
-    letter = "i" if isinstance(vector.element, ir.IntType) else "f"
-    bits = vector.element.width if letter == "i" else 32 if isinstance(vector.element, ir.FloatType) else 64
-    name = f"v{vector.count}{letter}{bits}"
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(result, [argument.type for argument in arguments]),
-        f"llvm.masked.{action}.{name}.p0{name}")
-    return builder.call(function, arguments)
+def _read(context, builder, array_type, array, offset, count, lane_count):
+    """The first `count` numbers from offset on, then zeros; a plain load for a whole vector where masks cost something."""
+    vector = ir.VectorType(context.get_value_type(array_type.dtype), lane_count)
+    pointer = pointer_to(context, builder, array_type, array, offset)
+    if MASKS_ARE_FREE:
+        return masked_load(builder, pointer, vector, count)
+    with builder.if_else(builder.icmp_signed(">=", count, I64(lane_count))) as (whole, part):
+        with whole:
+            everything = load_vector(builder, pointer, vector)
+            whole_block = builder.block
+        with part:
+            first = masked_load(builder, pointer, vector, count)
+            part_block = builder.block
+    value = builder.phi(vector)
+    value.add_incoming(everything, whole_block)
+    value.add_incoming(first, part_block)
+    return value
+
+
+@intrinsic
+def vector_take(typing_context, a, offset, count):
+    """a[offset : offset + min(count, lanes)], then zeros."""
+    if not is_real_array(a):
+        return None
+
+    def codegen(context, builder, sig, args):
+        return _read(context, builder, a, *args, lanes_of(a.dtype))
+    return VectorType(a.dtype)(a, types.intp, types.intp), codegen
 
 
 @intrinsic
 def vector_read(typing_context, like, a, offset, count):
-    """a[offset : offset + min(count, lanes)] as numbers of like's dtype, then zeros; a is of any number dtype."""
+    """vector_take of an array of any number dtype, as numbers of like's dtype."""
     if not (is_real_array(like) and is_number_array(a)):
         return None
 
     def codegen(context, builder, sig, args):
-        lane_count, size = lanes_of(like.dtype), a.dtype.bitwidth // 8
-        vector = ir.VectorType(context.get_value_type(a.dtype), lane_count)
-        pointer = builder.bitcast(pointer_to(context, builder, a, args[1], args[2]), vector.as_pointer())
-        part = [pointer, I32(size), lane_mask(builder, args[3], lane_count), ir.Constant(vector, None)]
-        if INSTRUCTION_SET == "avx512":   # where a masked load costs no more than a whole one, a branch only costs
-            value = _masked_access(builder, "load", vector, part, vector)
-        else:
-            with builder.if_else(builder.icmp_signed(">=", args[3], I64(lane_count))) as (all_lanes, some_lanes):
-                with all_lanes:
-                    everything = builder.load(pointer)
-                    everything.align = size
-                    all_block = builder.block
-                with some_lanes:
-                    first = _masked_access(builder, "load", vector, part, vector)
-                    some_block = builder.block
-            value = builder.phi(vector)
-            value.add_incoming(everything, all_block)
-            value.add_incoming(first, some_block)
+        value = _read(context, builder, a, *args[1:], lanes_of(like.dtype))
         return convert(builder, value, a.dtype, like.dtype, vector_type(like.dtype))
     return VectorType(like.dtype)(like, a, types.intp, types.intp), codegen
 
@@ -372,34 +377,16 @@ def vector_write(typing_context, vector, a, offset, count):
         return None
 
     def codegen(context, builder, sig, args):
-        lane_count, size = lanes_of(vector.dtype), a.dtype.bitwidth // 8
-        target = ir.VectorType(context.get_value_type(a.dtype), lane_count)
-        pointer = builder.bitcast(pointer_to(context, builder, a, args[1], args[2]), target.as_pointer())
+        target = ir.VectorType(context.get_value_type(a.dtype), lanes_of(vector.dtype))
+        pointer = pointer_to(context, builder, a, args[1], args[2])
         value = convert(builder, args[0], vector.dtype, a.dtype, target)
-        with builder.if_else(builder.icmp_signed(">=", args[3], I64(lane_count))) as (whole, part):
+        with builder.if_else(builder.icmp_signed(">=", args[3], I64(target.count))) as (whole, part):
             with whole:
-                builder.store(value, pointer).align = size
+                store_vector(builder, value, pointer)
             with part:
-                _masked_access(builder, "store", ir.VoidType(), [
-                    value, pointer, I32(size), lane_mask(builder, args[3], lane_count)], target)
+                masked_store(builder, value, pointer, args[3])
         return context.get_dummy_value()
     return types.void(vector, a, types.intp, types.intp), codegen
-
-
-@intrinsic
-def vector_where_equal(typing_context, a, b, x, y):
-    """x where a == b, else y; false where either is NaN."""
-    return _lanewise(lambda builder, kind, a, b, x, y: builder.select(builder.fcmp_ordered("==", a, b), x, y))(
-        typing_context, a, b, x, y)
-
-
-@intrinsic
-def vector_where_beats(typing_context, a, b, x, y):
-    """x where a beats b as the maximum, that is a > b or only a is NaN, else y."""
-    def operation(builder, kind, a, b, x, y):
-        beats = builder.and_(builder.fcmp_unordered(">", a, b), builder.fcmp_ordered("ord", b, b))
-        return builder.select(beats, x, y)
-    return _lanewise(operation)(typing_context, a, b, x, y)
 
 
 @intrinsic

@@ -4,7 +4,8 @@ A convolution with few output channels leaves most lanes of a register empty. P 
 channels of a convolution with P times the stride, whose kernel is wide enough for all of them: pixel p sees it p strides
 further to the right, and zeros beside it.
 """
-from .cache import entry, fields_of, helper, view
+from .cache import helper
+from .entry import entry, fields_of, view
 from .layout import copy_run, zero_run
 from .simd import lanes
 from .vector import vector_add, vector_load_first, vector_of, vector_store_first

@@ -5,7 +5,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from ..layout import Layout
+from ..layout import Layout, merge_loops, pad5
 from .base import Layer, Shape, expect_inputs
 
 if TYPE_CHECKING:
@@ -37,22 +37,15 @@ def broadcast(node: Node, a: Shape, b: Shape) -> Shape:
 def expanded_strides(layout: Layout, target: Layout) -> tuple[Shape, Shape] | None:
     """Sizes and strides to read a tensor in target's order, stride 0 along the axes that broadcast."""
     shape = target.shape
-    missing = len(shape) - len(layout.axes)
-    extra: list[int] = []
-    axes: list[tuple[int, ...]] = []
-    for axis, size in enumerate(shape):
-        own = layout.axes[axis - missing] if axis >= missing else ()
-        if math.prod(layout.dims[i] for i in own) == size:
-            axes.append(tuple(i + 1000 for i in own))
-        else:
-            axes.append((len(extra),))
-            extra.append(size)
-    whole = Layout((*extra, *layout.dims), tuple(tuple(i - 1000 + len(extra) if i >= 1000 else i for i in axis)
-                                                 for axis in axes))
+    stored = ((),) * (len(shape) - len(layout.axes)) + layout.axes
+    still = [axis for axis, size in enumerate(shape) if math.prod(layout.dims[i] for i in stored[axis]) != size]
+    # the axes that stand still, put in front: their strides are multiples of the whole tensor's size
+    axes = tuple((still.index(axis),) if axis in still else tuple(len(still) + i for i in own)
+                 for axis, own in enumerate(stored))
+    whole = Layout((*(shape[axis] for axis in still), *layout.dims), axes)
     found = whole.strides_for(target)
     if found is None:
         return None
-    # what was put in front lies a whole tensor apart: these are the axes that stand still
     return found[0], tuple(0 if stride >= max(1, layout.size) else stride for stride in found[1])
 
 
@@ -131,25 +124,23 @@ def add_broadcast(s: Schedule, step: Step, a: Value, shape: Shape) -> None:
         operands = [(m.name, Layout.plain(m.layout.shape), m.buffer, True) if m else old
                     for m, old in zip(moved, operands, strict=True)]
         strides = [expanded_strides(lay, layout) for _, lay, _, _ in operands]
-    sizes, loops = merge_pair(strides)
+    (all_sizes, a_strides), (_, b_strides) = strides    # type: ignore[misc]
+    sizes, *loops = merge_loops(all_sizes, a_strides, b_strides)
     if len(sizes) > 5:
         raise ModelError(f'Add "{node.name}": this broadcast takes {len(sizes)} loops; 5 are supported')
-    missing = 5 - len(sizes)
-    fields = {f"d{i}": n for i, n in enumerate((1,) * missing + sizes)}
-    padded = [(0,) * missing + one for one in loops]
     batches = [lay.size if tensor else 0 for _, lay, _, tensor in operands]
     y = s.make(step.output, layout)
-    s.row("elementwise.add_broadcast", a=operands[0][2], b=operands[1][2], y=y.buffer, **fields, a_batch=batches[0],
-          b_batch=batches[1], **{f"a{i}": n for i, n in enumerate(padded[0])},
-          **{f"b{i}": n for i, n in enumerate(padded[1])}, low=step.low, high=step.high)
+    fields = pad5(sizes, loops[0], "a") | pad5(sizes, loops[1], "b")
+    s.row("elementwise.add_broadcast", a=operands[0][2], b=operands[1][2], y=y.buffer, a_batch=batches[0],
+          b_batch=batches[1], low=step.low, high=step.high, **fields)
     if not s.node_live(step):
         return
     if step.clamps:
         s.keep(y)
 
     def reduced(dy: Buffer, target: Buffer, which: int, accumulate: int) -> None:
-        s.row("elementwise.reduce_broadcast", dy=dy, dx=target, **fields, batch_stride=batches[which],
-              **{f"s{i}": n for i, n in enumerate(padded[which])}, size=operands[which][1].size, accumulate=accumulate)
+        s.row("elementwise.reduce_broadcast", dy=dy, dx=target, batch_stride=batches[which],
+              size=operands[which][1].size, accumulate=accumulate, **pad5(sizes, loops[which]))
 
     def backward() -> None:
         dy = s.through_clamp(step, y)
@@ -168,20 +159,6 @@ def add_broadcast(s: Schedule, step: Step, a: Value, shape: Shape) -> None:
                 s.weight_done(node, "other")
         s.release(dy)
     s.backward(backward)
-
-
-def merge_pair(strides: list) -> tuple[Shape, list[Shape]]:
-    """Loops of one gone, neighbours merged where every operand's strides allow it."""
-    (sizes, first), (_, second) = strides
-    merged: list[tuple[int, int, int]] = []
-    for size, a, b in zip(sizes, first, second, strict=True):
-        if size == 1:
-            continue
-        if merged and merged[-1][1] == size * a and merged[-1][2] == size * b:
-            merged[-1] = merged[-1][0] * size, a, b
-        else:
-            merged.append((size, a, b))
-    return tuple(m[0] for m in merged), [tuple(m[1] for m in merged), tuple(m[2] for m in merged)]
 
 
 class Dropout(Layer):

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from microcnn.kernels.batchnorm import SCRATCH
+from microcnn.kernels.batchnorm_statistics import SCRATCH
 
 from ..rows import run
 

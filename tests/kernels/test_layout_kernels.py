@@ -4,11 +4,11 @@ import itertools
 import numpy as np
 import pytest
 
-from microcnn.kernels import cache
+from microcnn.kernels import entry
 
 from ..rows import run
 
-SLOT = cache.FIRST_POINTER + 1
+SLOT = entry.FIRST_POINTER + 1
 
 
 def _fields(shape, perm):

@@ -241,6 +241,23 @@ def test_masks_never_touch_the_next_page():
 
 
 @DTYPES
+def test_taking_up_to_a_register(dtype):
+    """Beyond the count zeros; a count above a register's lanes is the whole register."""
+    take, store = vector.vector_take, vector.vector_store
+
+    @numba.njit
+    def function(x, y, count):
+        store(take(x, 2, count), y, 0)
+    width = simd.lanes_of(np.dtype(dtype))
+    x = np.arange(1, width + 5).astype(dtype)
+    for count in (-1, 0, 1, width - 1, width, width + 3):
+        inside = min(max(count, 0), width)
+        y = np.full(width, np.nan, dtype)
+        function(x, y, count)
+        np.testing.assert_array_equal(y, np.append(x[2:2 + inside], np.zeros(width - inside)))
+
+
+@DTYPES
 @pytest.mark.parametrize("other", [np.uint8, np.uint16, np.int32, np.int64, np.float32, np.float64])
 def test_reading_and_writing_other_dtypes(other, dtype):
     read, write = vector.vector_read, vector.vector_write

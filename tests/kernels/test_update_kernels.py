@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from microcnn.kernels import cache
+from microcnn.kernels import entry
 from tests.rows import run
 
 RATE = 0.1
@@ -34,7 +34,7 @@ def sgd_steps(weight, gradients, factor=1.0, threads=1, momentum=0.0, dampening=
     weight = weight.copy()
     velocity = np.full_like(weight, np.nan) if momentum else None
     for step, gradient in enumerate(gradients, 1):
-        run("update.sgd", 7, threads=threads, dtype=weight.dtype.name, control={cache.RATE: RATE, cache.STEP: step},
+        run("update.sgd", 7, threads=threads, dtype=weight.dtype.name, control={entry.RATE: RATE, entry.STEP: step},
             weight=weight, gradient=gradient, velocity=velocity, size=weight.size, momentum=momentum,
             dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, factor=factor, maximize=maximize)
     return weight
@@ -45,7 +45,7 @@ def adam_steps(weight, gradients, factor=1.0, threads=1, beta1=0.9, beta2=0.999,
     weight = weight.copy()
     first, second = np.zeros_like(weight), np.zeros_like(weight)
     for step, gradient in enumerate(gradients, 1):
-        run("update.adam", 7, threads=threads, dtype=weight.dtype.name, control={cache.RATE: RATE, cache.STEP: step},
+        run("update.adam", 7, threads=threads, dtype=weight.dtype.name, control={entry.RATE: RATE, entry.STEP: step},
             weight=weight, gradient=gradient, first=first, second=second, size=weight.size, beta1=beta1, beta2=beta2,
             eps=eps, weight_decay=weight_decay, decoupled=decoupled, factor=factor)
     return weight
@@ -112,7 +112,7 @@ def test_adam(options, size, dtype):
 def test_the_first_step_ignores_what_stood_in_velocity():
     weight, gradients = data(20, "float32", 1)
     velocity = np.full_like(weight, np.nan)
-    run("update.sgd", 1, control={cache.RATE: RATE, cache.STEP: 1}, weight=weight.copy(), gradient=gradients[0],
+    run("update.sgd", 1, control={entry.RATE: RATE, entry.STEP: 1}, weight=weight.copy(), gradient=gradients[0],
         velocity=velocity, size=20, momentum=0.9, dampening=0.5, weight_decay=0.0, nesterov=0, factor=1.0, maximize=0)
     np.testing.assert_array_equal(velocity, gradients[0])
 

@@ -8,7 +8,9 @@ import os
 import time
 from typing import Any
 
-from ..machine import code_target, cpu_name, load_average, memory_bytes, threading_layer, usable_cpus, versions
+from microcnn.threads import usable_cpus
+
+from ..machine import code_target, cpu_name, load_average, memory_bytes, threading_layer, versions
 from ..terminal import Terminal, bytes_text
 from . import options
 

@@ -1,0 +1,140 @@
+"""A batch's statistics: mean and variance of each channel, and the chunks and scratch that all of batch norm shares.
+
+Tensors are `rows` x C, a row being one pixel of one sample. Rows are cut into chunks whose number follows from the
+shape alone; a chunk's sums go to its own part of scratch and are merged in order.
+"""
+import numba
+import numpy as np
+
+from .cache import helper
+from .simd import lanes
+from .vector import (
+    vector_add,
+    vector_div,
+    vector_fma,
+    vector_mul,
+    vector_of,
+    vector_sqrt,
+    vector_sub,
+    vector_take,
+    vector_write,
+)
+
+MAX_CHUNKS = 16
+CHUNK = 4096    # a chunk has at least this many numbers
+TILE = 2048     # numbers that are read twice in a row: they stay in the L1 cache
+
+# Scratch, in units of C: two sums for each chunk, then three numbers per channel that the last pass needs.
+SUMS = 2 * MAX_CHUNKS
+FACTOR, FIRST, SECOND = SUMS, SUMS + 1, SUMS + 2
+SCRATCH = SUMS + 4
+
+
+@helper
+def chunk_count(rows, C):
+    return max(1, min(min(MAX_CHUNKS, rows), rows * C // CHUNK))
+
+
+@helper
+def tile_rows(C):
+    return max(8, TILE // C)
+
+
+@helper
+def _with(total, x, at, mean, count, squared):
+    """One vector of numbers, or of their squared distances from the mean, added to total."""
+    value = vector_take(x, at, count)
+    if squared:
+        value = vector_sub(value, mean)
+        return vector_fma(value, value, total)
+    return vector_add(total, value)
+
+
+@helper
+def _tile_sum(x, mean, at, rows, C, count, squared):
+    """One vector of channels summed over some rows, or their squared distances from the mean, in four chains of additions."""
+    zero = vector_of(x, x.dtype.type(0))
+    first, second, third, fourth = zero, zero, zero, zero
+    i = 0
+    while i + 4 <= rows:
+        first = _with(first, x, at, mean, count, squared)
+        second = _with(second, x, at + C, mean, count, squared)
+        third = _with(third, x, at + 2 * C, mean, count, squared)
+        fourth = _with(fourth, x, at + 3 * C, mean, count, squared)
+        at += 4 * C
+        i += 4
+    while i < rows:
+        first = _with(first, x, at, mean, count, squared)
+        at += C
+        i += 1
+    return vector_add(vector_add(first, second), vector_add(third, fourth))
+
+
+@helper
+def _merge(mean, squares, other_mean, other_squares, before, added, like):
+    """Mean and sum of squares of `before` and of `added` numbers together (Chan, Golub and LeVeque 1979)."""
+    real = like.dtype.type
+    share = added / (before + added)
+    delta = vector_sub(other_mean, mean)
+    between = vector_mul(vector_mul(delta, delta), vector_of(like, real(before * share)))
+    squares = vector_add(squares, vector_add(other_squares, between))
+    return vector_fma(delta, vector_of(like, real(share)), mean), squares
+
+
+@helper
+def _statistics_chunk(x, begin, end, C, scratch, to):
+    """scratch[to : to + 2 C] = mean and sum of squared deviations of rows begin to end, in one pass over memory."""
+    tile = tile_rows(C)
+    for row in range(begin, end, tile):
+        rows = min(tile, end - row)
+        for c in range(0, C, lanes(x)):
+            count = C - c
+            at = row * C + c
+            zero = vector_of(x, x.dtype.type(0))
+            mean = vector_div(_tile_sum(x, zero, at, rows, C, count, False), vector_of(x, x.dtype.type(rows)))
+            squares = _tile_sum(x, mean, at, rows, C, count, True)
+            if row > begin:
+                mean, squares = _merge(vector_take(scratch, to + c, count),
+                                       vector_take(scratch, to + C + c, count),
+                                       mean, squares, row - begin, rows, x)
+            vector_write(mean, scratch, to + c, count)
+            vector_write(squares, scratch, to + C + c, count)
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def statistics(x, scale, rows, C, eps, threads, saved, scratch):
+    """Mean and population variance of each channel.
+
+    Shapes   x (rows, C); scale (C,); saved (3, C): the mean, 1 / sqrt(variance + eps), the variance
+    Writes   saved; the factor in scratch
+    Threads  one iteration per chunk of rows, each owns its part of scratch; merged in order
+    Source   ONNX BatchNormalization-15, training mode; Chan, Golub and LeVeque 1979 for the merging
+    """
+    chunks = chunk_count(rows, C)
+    if threads > 1:
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
+            _statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
+    else:
+        for chunk in range(chunks):
+            _statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
+    _finish_statistics(scale, rows, chunks, C, eps, saved, scratch)
+
+
+@helper
+def _finish_statistics(scale, rows, chunks, C, eps, saved, scratch):
+    real = scale.dtype.type
+    for c in range(0, C, lanes(scale)):
+        count = C - c
+        mean, squares = vector_take(scratch, c, count), vector_take(scratch, C + c, count)
+        for chunk in range(1, chunks):
+            begin, end = chunk * rows // chunks, (chunk + 1) * rows // chunks
+            mean, squares = _merge(mean, squares, vector_take(scratch, 2 * chunk * C + c, count),
+                                   vector_take(scratch, (2 * chunk + 1) * C + c, count),
+                                   begin, end - begin, scale)
+        variance = vector_div(squares, vector_of(scale, real(rows)))
+        inverse = vector_div(vector_of(scale, real(1)), vector_sqrt(vector_add(variance, vector_of(scale, real(eps)))))
+        vector_write(mean, saved, c, count)
+        vector_write(inverse, saved, C + c, count)
+        vector_write(variance, saved, 2 * C + c, count)
+        vector_write(vector_mul(vector_take(scale, c, count), inverse), scratch, FACTOR * C + c, count)
