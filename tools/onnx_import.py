@@ -55,9 +55,12 @@ def load_onnx(source: Any, input_shapes: dict[str, tuple[int, ...]] | None = Non
     return graph
 
 
-def examine_onnx(source: Any, input_shapes: dict[str, tuple[int, ...]] | None = None,
+def examine_onnx(source: Any, input_shapes: dict[str, tuple[int, ...]] | None = None, whole: bool = False,
                  ) -> tuple[Graph | None, list[Refusal], str]:
-    """As load_onnx, without an error for what is not supported: the graph or None, all refusals, the model's name."""
+    """As load_onnx, without an error for what is not supported: the graph or None, all refusals, the model's name.
+
+    whole: the model has no batch, as a single operator may not: its tensors become one sample, of a batch in front of them.
+    """
     model, shown = read_model(source)
     opset = opset_of(model)
     if opset > NEWEST:
@@ -66,7 +69,7 @@ def examine_onnx(source: Any, input_shapes: dict[str, tuple[int, ...]] | None = 
     nodes = live_nodes(model, shown)
     if opset < 1 and any(node.domain in ("", "ai.onnx") for node in nodes):
         raise ModelError(f"{shown} uses ONNX's own operators, but does not say of which opset")
-    walk = Walk(model, shown, max(opset, 1), input_shapes)
+    walk = Walk(model, shown, max(opset, 1), input_shapes, whole)
     walk.run(nodes)
     walk.check_outputs()
     if walk.draft.refused:
@@ -85,8 +88,9 @@ class _Declared:
 class Walk:
     """One pass through a model, building a Draft."""
 
-    def __init__(self, model: ModelProto, shown: str, opset: int, input_shapes: dict[str, tuple[int, ...]] | None):
-        self.model, self.shown, self.draft = model, shown, Draft(opset)
+    def __init__(self, model: ModelProto, shown: str, opset: int, input_shapes: dict[str, tuple[int, ...]] | None,
+                 whole: bool = False):
+        self.model, self.shown, self.draft = model, shown, Draft(opset, whole)
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.budget = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
         self.folded = 0
@@ -101,14 +105,15 @@ class Walk:
             if entry.name in self.initializers:
                 continue
             kind = entry.type.tensor_type
-            if not entry.type.HasField("tensor_type") or not kind.HasField("shape") or not len(kind.shape.dim):
+            if not entry.type.HasField("tensor_type") or not kind.HasField("shape") \
+                    or not (self.draft.whole or len(kind.shape.dim)):
                 self.draft.refused.append(Refusal(entry.name, "input", self.draft.opset, "it is no tensor with a batch "
                                                   "axis and known rank; every input needs one"))
                 self.draft.values[entry.name] = Tensor(entry.name, None)
                 continue
             found = [d.dim_value if d.WhichOneof("value") == "dim_value" and d.dim_value > 0 else None
                      for d in kind.shape.dim]
-            sample = self._given(entry, found[1:], given)
+            sample = self._given(entry, found if self.draft.whole else found[1:], given)
             if math.prod(n or 1 for n in sample) > LARGEST_SAMPLE:
                 raise ModelError(f'{self.shown}: input "{entry.name}" declares {tuple(sample)} for one sample, which '
                                  "no device can hold")
@@ -116,7 +121,7 @@ class Walk:
             for n in sample:
                 dims.append(n if n is not None else open_dim(count))
                 count += n is None
-            if self.draft.batch is None:
+            if self.draft.batch is None and not self.draft.whole:
                 self.draft.batch = found[0]
             if kind.elem_type not in BITS:
                 raise ModelError(f'{self.shown}: input "{entry.name}" has no numeric data type')
@@ -197,7 +202,7 @@ class Walk:
             raise Undetermined
         results = []
         for probe in range(PROBES):
-            dims = [dim if isinstance(dim, int) else dim[probe] for dim in x.dims]
+            dims = [dim if isinstance(dim, int) else dim[probe] for dim in x.dims[self.draft.whole:]]
             if node.op_type == "Size":
                 results.append(np.asarray(math.prod(dims), np.int64))
                 continue

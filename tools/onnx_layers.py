@@ -177,11 +177,9 @@ def clip(op: Op) -> None:
 @converter("Softmax", 1, 11, 13)
 def softmax(op: Op) -> None:
     x, dims = op.tensor(), op.dims()
-    rank, old = len(dims), op.opset < 13
-    axis = op.attribute("axis", 1 if old else -1)
-    if not -rank <= axis < rank or (axis % rank == 0):
-        op.refuse(f"axis is {axis}; expected one of 1 to {rank - 1}, for axis 0 is the batch")
-    op.emit("Softmax", x, dims, {"axis": axis % rank, "flatten": old and axis % rank != rank - 1})
+    old = op.opset < 13
+    axis = op.axis(op.attribute("axis", 1 if old else -1))
+    op.emit("Softmax", x, dims, {"axis": axis, "flatten": old and axis != len(dims) - 1})
 
 
 @converter("Gemm", 7, 9, 11, 13)
@@ -262,10 +260,8 @@ def _add(op: Op, x: Tensor, other: Tensor | Constant, index: int, suffix: str = 
             op.refuse(f'its constant operand "{op.inputs[index]}" of shape {found.shape} runs along the batch')
         op.emit("Add", x, _broadcast(op, x.dims, shape), weights={"other": found}, suffix=suffix)
         return
-    y = op.tensor(index)
-    assert y.dims is not None
-    if len(x.dims) != len(y.dims):
-        op.refuse(f"its operands {show(x.dims)} and {show(y.dims)} do not have the batch at the same axis")
+    x, y = op.aligned(x, op.tensor(index))
+    assert x.dims is not None and y.dims is not None
     op.emit("Add", [x, y], _broadcast(op, x.dims, y.dims), suffix=suffix)
 
 

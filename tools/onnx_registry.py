@@ -18,7 +18,7 @@ from onnx import NodeProto
 from microcnn.graph import Node
 
 from .onnx_tensor import attribute_value, from_float
-from .onnx_values import BATCH, Constant, Dim, Tensor, Value
+from .onnx_values import BATCH, Constant, Dim, Tensor, Value, show
 
 Converter = Callable[["Op"], None]
 CONVERTERS: dict[tuple[str, int], Converter] = {}
@@ -90,12 +90,14 @@ class Draft:
     nodes     the graph's nodes so far
     stored    arrays that may become weights, by name
     kinds     how each of them is written back: see microcnn.graph.Source
+    whole     the model has no batch of its own: all of it is one sample, and every tensor has one axis more than there
     batch     what the file fixes the batch to, None if it leaves it open
     names     of the nodes so far
     refused   what cannot be run, and why
     """
 
     opset: int
+    whole: bool = False
     batch: int | None = None
     values: dict[str, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
@@ -176,6 +178,44 @@ class Op:
         found = self.tensor(index).dims
         assert found is not None
         return found
+
+    def axis(self, given: int, rank: int | None = None) -> int:
+        """An axis as the graph counts it, the batch being axis 0. given: as the model counts it, from the end if negative.
+
+        rank: of the model's tensor, if it is not the first input. Refuses the batch, and axes that are not there.
+        """
+        shift = int(self.draft.whole)
+        rank = len(self.dims()) - shift if rank is None else rank
+        if not -rank <= given < rank:
+            self.refuse(f"axis {given} is none of a tensor with {rank} axes")
+        axis = given % rank + shift
+        if axis == 0:
+            self.refuse(f"axis {given} is the batch")
+        return axis
+
+    def aligned(self, *tensors: Tensor) -> list[Tensor]:
+        """Operands with equally many axes: ones are put behind the batch where the model is one sample."""
+        rank = max(len(tensor.dims or ()) for tensor in tensors)
+        found = []
+        for number, tensor in enumerate(tensors):
+            dims = tensor.dims or ()
+            if len(dims) == rank:
+                found.append(tensor)
+                continue
+            if not self.draft.whole:
+                self.refuse(f"its operands have {' and '.join(str(len(t.dims or ())) for t in tensors)} axes: not all have "
+                            "the batch at the same axis")
+            wide = (dims[0], *(1,) * (rank - len(dims)), *dims[1:])
+            found.append(self.emit("Reshape", tensor, wide, {"shape": self.sample(wide)},
+                                   output=f"{self.outputs[0]}/operand{number}", suffix=f"operand{number}"))
+        return found
+
+    def sample(self, dims: tuple[Dim, ...]) -> tuple[int, ...]:
+        """The shape of one sample, -1 for its only open size. Refuses more than one."""
+        shape = tuple(n if isinstance(n, int) else -1 for n in dims[1:])
+        if shape.count(-1) > 1:
+            self.refuse(f"{show(dims)} leaves more than one size open; give input_shapes to load_onnx")
+        return shape
 
     def known(self, index: int, what: str) -> Constant | None:
         """An input that has to be known at import, None where it is left out."""

@@ -12,6 +12,11 @@ REARRANGING = (13, 21, 23, 24, 25)
 def flatten(op: Op) -> None:
     x, dims = op.tensor(), op.dims()
     axis = op.attribute("axis", 1)
+    if op.draft.whole:
+        axis = axis % (len(dims) - 1) if axis < 0 else axis
+        result = (BATCH, product(dims[1:axis + 1]), product(dims[axis + 1:]))
+        op.emit("Reshape", x, result, {"shape": op.sample(result)})
+        return
     axis = axis + len(dims) if axis < 0 else axis
     if axis < 1 or any(n != 1 for n in dims[1:axis]):
         op.refuse(f"axis is {op.attribute('axis', 1)}; only axis 1, which keeps the batch, is supported")
@@ -26,6 +31,8 @@ def reshape(op: Op) -> None:
         op.refuse("its shape is missing")
     zero_is_size = bool(op.attribute("allowzero", 0))
     target = known.elements()
+    if op.draft.whole:
+        target.insert(0, BATCH)
     if not target:
         op.refuse("its shape is empty; the batch has to stay axis 0")
     wanted: list[int] = []                         # one sample; 0 copies an open size, -1 is what is left
@@ -79,12 +86,10 @@ def squeeze(op: Op) -> None:
     dims = op.dims()
     axes = op.integers(1, "axes") if len(op.inputs) > 1 else op.attribute("axes")
     if axes is None:
-        if op.draft.batch == 1 or any(not isinstance(n, int) for n in dims[1:]):
+        if (op.draft.batch == 1 and not op.draft.whole) or any(not isinstance(n, int) for n in dims[1:]):
             op.refuse("it names no axes; which ones go depends on the batch or on open sizes")
-        axes = tuple(axis for axis, n in enumerate(dims) if n == 1)
-    gone = {axis % len(dims) for axis in axes}
-    if any(axis == 0 for axis in gone):
-        op.refuse("it removes axis 0, the batch")
+        axes = tuple(axis - op.draft.whole for axis, n in enumerate(dims) if n == 1)
+    gone = {op.axis(axis) for axis in axes}
     if any(isinstance(dims[axis], int) and dims[axis] != 1 for axis in gone):
         op.refuse(f"it removes the axes {tuple(sorted(gone))} of {show(dims)}, which are not all 1")
     _as_reshape(op, tuple(n for axis, n in enumerate(dims) if axis not in gone))
@@ -95,9 +100,7 @@ def unsqueeze(op: Op) -> None:
     dims = op.dims()
     axes = op.integers(1, "axes") if len(op.inputs) > 1 else op.attribute("axes", ())
     rank = len(dims) + len(axes or ())
-    places = {axis % rank for axis in axes or ()}
-    if 0 in places:
-        op.refuse("it puts an axis before the batch")
+    places = {op.axis(axis, rank - op.draft.whole) for axis in axes or ()}
     old = iter(dims)
     _as_reshape(op, tuple(1 if axis in places else next(old) for axis in range(rank)))
 
@@ -115,10 +118,13 @@ def _as_reshape(op: Op, dims: tuple[Dim, ...]) -> None:
 @converter("Transpose", 1, *REARRANGING)
 def transpose(op: Op) -> None:
     x, dims = op.tensor(), op.dims()
-    perm = tuple(op.attribute("perm", tuple(reversed(range(len(dims))))))
-    perm = tuple(axis + len(dims) if axis < 0 else axis for axis in perm)
-    if sorted(perm) != list(range(len(dims))):
-        op.refuse(f"perm {perm} is no permutation of {len(dims)} axes")
+    rank = len(dims) - op.draft.whole
+    perm = tuple(op.attribute("perm", tuple(reversed(range(rank)))))
+    perm = tuple(axis + rank if axis < 0 else axis for axis in perm)
+    if sorted(perm) != list(range(rank)):
+        op.refuse(f"perm {perm} is no permutation of {rank} axes")
+    if op.draft.whole:
+        perm = (0, *(axis + 1 for axis in perm))
     if perm[0] != 0:
         op.refuse(f"perm {perm} moves the batch away from axis 0")
     op.emit("Transpose", x, tuple(dims[axis] for axis in perm), {"perm": perm})
