@@ -1,11 +1,15 @@
 """Fixtures for all tests."""
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# a job in the background of a script begins with Ctrl-C ignored, and so would every process that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def shared():
