@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import threads
+from . import threads, waking
 from .errors import CompileError, DataError, TrainingError
 from .feeding import describe
 from .graph import Graph
@@ -102,6 +102,8 @@ class Bound(Planned):
         program, prepared = self._programs[name]
         count = threads.apply()
         self._control[self._entry.THREADS] = count
+        if count > 1:
+            self._control[self._entry.LEAST_WORK] = waking.least_work(count)
         self._control[self._entry.FLAGS] = 0
         if prepared is not None and self._prepared != name:
             prepared.run(samples)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import threads
+from . import threads, waking
 from .errors import DataError, TrainingError
 from .feeding import require_finite, several
 from .graph import size_of
@@ -92,7 +92,8 @@ class Manual:
 
     def _run(self, program: Any, samples: int, step: int) -> None:
         net, entry = self.net, self.net._entry
-        self._control[entry.THREADS] = threads.apply()
+        self._control[entry.THREADS] = count = threads.apply()
+        self._control[entry.LEAST_WORK] = waking.least_work(count) if count > 1 else 0
         self._control[entry.FLAGS] = 0
         self._control[entry.SEED] = net._seed
         self._control[entry.STEP] = step

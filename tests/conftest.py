@@ -1,11 +1,22 @@
 """Fixtures for all tests."""
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from microcnn import waking
+
 ROOT = Path(__file__).resolve().parent.parent
+
+# Elementary operations from which on kernels use threads: small shapes run in one, large ones in as many as there are. Not
+# measured here: which tests run in threads may not depend on the machine.
+WORK = 200_000
+waking._least_work = WORK
+
+# a job in the background of a script begins with Ctrl-C ignored, and so would every process that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def shared():

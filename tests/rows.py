@@ -3,7 +3,9 @@ import ctypes
 
 import numpy as np
 
-from microcnn.kernels.entry import ENTRIES, THREADS, aligned_bytes, start_of, start_threads
+from microcnn.kernels.entry import ENTRIES, LEAST_WORK, THREADS, aligned_bytes, start_of, start_threads
+
+from .conftest import WORK
 
 
 def number_bits(value):
@@ -30,7 +32,7 @@ def run(name, batch, threads=1, dtype="float32", control=None, **fields):
     arena = aligned_bytes(at)
     arena[head:] = 0xFF   # NaN, should a kernel read what is not its own
     slots = arena[:head].view(np.int64)
-    slots[THREADS] = threads
+    slots[THREADS], slots[LEAST_WORK] = threads, WORK
     for slot, value in (control or {}).items():
         if isinstance(value, np.ndarray):
             slots[slot] = start_of(value)

@@ -13,7 +13,7 @@ import pytest
 
 import microcnn as mc
 
-from .conftest import ROOT
+from .conftest import ROOT, WORK
 from .tiny import compiled, images
 
 # 64 samples and wide enough that every kind of kernel takes its parallel branch.
@@ -40,6 +40,7 @@ print(digest.hexdigest(), losses)
 
 def fresh(code: str, *arguments: str, timeout: int = 300, **others: str) -> str:
     """What code prints in a fresh process."""
+    code = f"import microcnn.waking\nmicrocnn.waking._least_work = {WORK}\n{code}"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, **others}, timeout=timeout)
     assert done.returncode == 0, done.stderr

@@ -123,7 +123,7 @@ def outside(address, size, dtype):
 
 
 # The head of every arena: 64-bit slots that change from step to step, without touching the rows.
-THREADS, SEED, STEP, RATE, LOSS, FLAGS, FIRST_POINTER = range(7)
+THREADS, LEAST_WORK, SEED, STEP, RATE, LOSS, FLAGS, FIRST_POINTER = range(8)
 
 
 @helper
@@ -138,14 +138,10 @@ def slot_number(arena, index):
     return view_as(arena, 0, index + 1, np.float64)[index]
 
 
-# Work below this many elementary operations (about 10 us) is not worth waking threads for.
-PARALLEL_WORK = 200_000
-
-
 @helper
 def threads_for(arena, work):
-    """How many threads a kernel with this much work may use: 1 runs its serial branch."""
-    return slot(arena, THREADS) if work >= PARALLEL_WORK else 1
+    """How many threads a kernel with this much work, in elementary operations, may use: 1 runs its serial branch."""
+    return slot(arena, THREADS) if work >= slot(arena, LEAST_WORK) else 1
 
 
 def start_threads():
