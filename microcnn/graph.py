@@ -75,7 +75,7 @@ class Source:
     format: "onnx". model: the original file's bytes; `without_weights` says whether the large initializers were taken out
     (they stand in Graph.weights). replaced: how each weight is written back, by weight name: ("initializer", field of its
     tensor), ("constant", node output, field), or, where an initializer takes the place of the node that computed it from
-    constants, ("dequantize", node output) or ("folded", node output).
+    constants, ("dequantize", node output) or ("folded", node output); "resized" comes last where a new head changed its size.
     """
 
     format: str
@@ -205,6 +205,11 @@ class Graph:
                         following.extend(node.inputs)
                 frontier = following
         return found
+
+    def with_head(self, count: int, seed: int = 0) -> Graph:
+        """A copy whose last layer with weights has `count` outputs and new weights. Raises ModelError. See microcnn.heads."""
+        from .heads import with_head
+        return with_head(self, count, seed)
 
     def parameter_count(self) -> int:
         """How many numbers the weights hold, trained or not."""

@@ -14,7 +14,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from microcnn.checkpoint import with_parameters
 from microcnn.errors import FileError, ModelError
 from microcnn.files import atomic_write
-from microcnn.graph import Graph
+from microcnn.graph import Graph, WeightRef
+from microcnn.heads import is_resized
 
 from .onnx_build import build_model
 from .onnx_fold import FoldError, constant_value, fold
@@ -71,35 +72,76 @@ def _original(graph: Graph) -> ModelProto:
         if name not in graph.weights:
             raise ModelError(f'the graph has lost weight "{name}" of the model that it came from')
         array = graph.weights[name]
+        resized = is_resized(graph.source, name)
         if how[0] == "initializer":
-            _fill(initializers.get(name), array, how[1], name)
+            _fill(initializers.get(name), array, how[1], name, resized)
         elif how[0] == "constant":
-            _fill_constant(makers.get(how[1]), array, how[2], name)
+            _fill_constant(makers.get(how[1]), array, how[2], name, resized)
         else:
             computed[name] = array
     for name, array in computed.items():
         found = _computed(name, model, makers, initializers)
         before = from_float(found)
-        if before.shape != array.shape:
+        if before.shape != array.shape and not is_resized(graph.source, name):
             raise ModelError(f'weight "{name}" has the shape {array.shape}; the original model expects {before.shape}')
         if before.dtype != array.dtype or before.tobytes() != array.tobytes():
             _replace(name, array.astype(found.dtype), model, makers)
+    if any(is_resized(graph.source, name) for name in graph.source.replaced):
+        _resize_outputs(graph, model)
     return model
 
 
-def _fill(tensor: TensorProto | None, array: np.ndarray, field: str, name: str) -> None:
+def _resize_outputs(graph: Graph, model: ModelProto) -> None:
+    """What the file says about sizes, where a new head has changed them."""
+    sizes = graph.shapes({entry.name: tuple(n or 32 for n in entry.shape) for entry in graph.inputs if None in entry.shape})
+    for output in model.graph.output:
+        dims = output.type.tensor_type.shape.dim
+        if len(dims) == len(sizes[output.name]) + 1:
+            for dim, size in zip(list(dims)[1:], sizes[output.name], strict=True):
+                if dim.WhichOneof("value") == "dim_value":
+                    dim.dim_value = size
+    stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for entry in model.graph.input:               # old files list initializers as inputs, too
+        dims = entry.type.tensor_type.shape.dim
+        for dim, size in zip(dims, stored.get(entry.name, ()), strict=False):
+            dim.dim_value = size
+    for node in graph.nodes:
+        for ref in node.weights.values():
+            if is_resized(graph.source, ref.name):
+                _resize_reshape(ref, model)
+    # what is told about the tensors between may be wrong now, and is told for convenience only
+    del model.graph.value_info[:]
+
+
+def _resize_reshape(ref: WeightRef, model: ModelProto) -> None:
+    """The constant shape of a Reshape that stands between a resized weight and its layer."""
+    wanted = [argument for step, argument in ref.view if step == "reshape"]
+    reshapes = [node for node in model.graph.node if node.op_type == "Reshape" and node.input[0] == ref.name]
+    if not reshapes:          # a view that import alone made
+        return
+    shapes = [tensor for node in reshapes for tensor in model.graph.initializer if tensor.name == node.input[1]]
+    readers = sum(list(node.input).count(shapes[0].name) for node in model.graph.node) if shapes else 0
+    if len(wanted) != 1 or len(reshapes) != 1 or readers != 1:
+        raise ModelError(f'weight "{ref.name}" of the new head is reshaped in the original file in a way that cannot be '
+                         "changed; save the model as .mcnn")
+    shapes[0].CopyFrom(numpy_helper.from_array(np.asarray(wanted[0], np.int64), shapes[0].name))
+
+
+def _fill(tensor: TensorProto | None, array: np.ndarray, field: str, name: str, resized: bool) -> None:
+    if tensor is not None and resized:
+        tensor.dims[:] = array.shape
     if tensor is None or tuple(tensor.dims) != array.shape:
         expected = "it there" if tensor is None else f"the shape {tuple(tensor.dims)}"
         raise ModelError(f'weight "{name}" has the shape {array.shape}; the original model expects {expected}')
     put_data(tensor, array, field)
 
 
-def _fill_constant(node: NodeProto | None, array: np.ndarray, field: str, name: str) -> None:
+def _fill_constant(node: NodeProto | None, array: np.ndarray, field: str, name: str, resized: bool) -> None:
     if node is None:
         raise ModelError(f'weight "{name}" is not in the original model')
     for attribute in node.attribute:
         if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
-            _fill(attribute.t, array, field, name)
+            _fill(attribute.t, array, field, name, resized)
         elif attribute.name == "value_float":
             attribute.f = float(array)
         elif attribute.name == "value_floats":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from microcnn.errors import CompileError, FileError
+from microcnn.heads import with_head
 
 from ..compiling import compile_shown
 from ..loading import check_suffix, check_writable, input_shapes, load_model, save_model, shapes_for_data
@@ -29,6 +30,8 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--train", metavar="WHAT", type=options.parts, default="all",
                        help="all, head, or patterns of weight names: fc.*,layer4.* (all)")
+    group.add_argument("--head", metavar="N", type=options.whole(),
+                       help="give the model a new last layer with N classes before training")
     group.add_argument("--epochs", metavar="N", type=options.whole(), default=5, help="(5)")
     group.add_argument("--batch", metavar="N", type=options.whole(), default=32, help="(32)")
     group.add_argument("--lr", metavar="RATE", type=options.real(above=0), default=1e-3, help="learning rate (0.001)")
@@ -55,6 +58,8 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     out = output_path(args)
     optimizer = optimizer_of(args)
     graph = load_model(args.model)
+    if args.head is not None:
+        graph = with_head(graph, args.head, args.seed)
     normalization = options.normalization_of(graph, args)
     training, validation = datasets(args, normalization)
     shapes = shapes_for_data(graph, input_shapes(graph, args.shape), training.sample_shape)
