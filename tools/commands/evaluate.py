@@ -11,6 +11,7 @@ import numpy as np
 from microcnn.errors import CompileError, FileError
 
 from ..compiling import compile_shown
+from ..data_source import load_data
 from ..loading import check_writable, input_shapes, load_model, shapes_for_data
 from ..samples import default_loss
 from ..terminal import Terminal, bytes_text
@@ -45,11 +46,11 @@ def _add_common(parser: argparse.ArgumentParser, data: str) -> None:
 
 def _prepared(args: argparse.Namespace, terminal: Terminal, loss: Any, targets: bool) -> tuple[Any, Any]:
     """The compiled network and the data in its shapes."""
-    from microcnn.data import load_npz
     options.set_threads(args.threads)
     graph = load_model(args.model)
-    data = load_npz(args.data, options.normalization_of(graph, args), targets=targets).to_evaluate
-    shapes = shapes_for_data(graph, input_shapes(graph, args.shape), data.sample_shape)
+    given = input_shapes(graph, args.shape)
+    data = load_data(args.data, graph, options.normalization_of(graph, args), targets, given).parts.to_evaluate
+    shapes = shapes_for_data(graph, given, data.sample_shape)
     sizes = graph.shapes(shapes)
     if loss is not None and len(graph.outputs) != 1:
         raise CompileError(f"the model has {len(graph.outputs)} outputs, {', '.join(graph.outputs)}; a data file holds "

@@ -9,6 +9,7 @@ from microcnn.errors import CompileError, FileError
 from microcnn.heads import with_head
 
 from ..compiling import compile_shown
+from ..data_source import load_data
 from ..loading import check_suffix, check_writable, input_shapes, load_model, save_model, shapes_for_data
 from ..memory_table import show_memory
 from ..samples import default_loss
@@ -22,8 +23,8 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 def add_finetune(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     options.add_model(parser)
-    options.add_data(parser, "what to learn: arrays x and y, or x_train, y_train, x_test, y_test")
-    parser.add_argument("--test", metavar="FILE.npz",
+    options.add_data(parser, "arrays x and y, or x_train, y_train, x_test, y_test")
+    parser.add_argument("--test", metavar="DATA",
                         help="what to validate on (the test part of --data; else a fifth of it, held back)")
     parser.add_argument("--out", metavar="FILE", help="the tuned model, .onnx or .mcnn (MODEL-tuned beside MODEL)")
     parser.add_argument("--overwrite", action="store_true", help="allow --out to be MODEL itself")
@@ -61,8 +62,9 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     if args.head is not None:
         graph = with_head(graph, args.head, args.seed)
     normalization = options.normalization_of(graph, args)
-    training, validation = datasets(args, normalization)
-    shapes = shapes_for_data(graph, input_shapes(graph, args.shape), training.sample_shape)
+    given = input_shapes(graph, args.shape)
+    training, validation = datasets(args, graph, normalization, given)
+    shapes = shapes_for_data(graph, given, training.sample_shape)
     if len(graph.outputs) != 1:
         raise CompileError(f"the model has {len(graph.outputs)} outputs, {', '.join(graph.outputs)}; a data file holds "
                            "targets for one; use the Python interface")
@@ -115,15 +117,17 @@ def optimizer_of(args: argparse.Namespace) -> Any:
     return kind(lr=args.lr) if args.weight_decay is None else kind(lr=args.lr, weight_decay=args.weight_decay)
 
 
-def datasets(args: argparse.Namespace, normalization: Any) -> tuple[Any, Any]:
-    """What to train and what to validate on. Raises FileError, DataError."""
-    from microcnn.data import load_npz
+def datasets(args: argparse.Namespace, graph: Any, normalization: Any, shapes: Any) -> tuple[Any, Any]:
+    """What to train and what to validate on; class names go into the graph's meta. Raises FileError, DataError."""
     from microcnn.errors import DataError
-    parts = load_npz(args.data, normalization)
+    source = load_data(args.data, graph, normalization, shapes=shapes)
+    if source.labels:
+        graph.meta["labels"] = source.labels
+    parts = source.parts
     if parts.train is None:
         raise DataError(f"{args.data} holds a test set only; expected x and y, or x_train and y_train")
     if args.test:
-        return parts.train, load_npz(args.test, normalization).to_evaluate
+        return parts.train, load_data(args.test, graph, normalization, shapes=shapes).parts.to_evaluate
     if parts.test is not None:
         return parts.train, parts.test
     return parts.train.split(VALIDATION, seed=args.seed)

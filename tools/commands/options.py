@@ -121,8 +121,9 @@ def add_normalisation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser, text: str) -> None:
-    """Declare --data; text: what it must hold."""
-    parser.add_argument("--data", metavar="FILE.npz", required=True, help=text)
+    """Declare --data; text: what an .npz file must hold."""
+    parser.add_argument("--data", metavar="DATA", required=True,
+                        help=f"an .npz file ({text}), a folder of IDX files as MNIST has them, or of class folders of images")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
