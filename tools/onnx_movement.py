@@ -75,7 +75,8 @@ def slice_(op: Op) -> None:
     kept, result = [], list(dims)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         rank = len(dims) - shift
-        if -rank <= axis < rank and axis % rank + shift == 0 and step == 1 and start == 0 and end >= 2**31 - 1:
+        if -rank <= axis < rank and axis % rank + shift == 0 and step == 1 and start == 0 \
+                and end >= (op.draft.batch or 2**31 - 1):
             continue                                       # all of the batch
         if step == 0:
             op.refuse("a step is 0")

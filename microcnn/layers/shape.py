@@ -129,8 +129,7 @@ def rearranged(s: Schedule, step: Step, cut: Shape, permutation: Shape) -> None:
         x = s.plain(x)
         fine = x.layout.reshaped(cut) or Layout.plain(cut)
         layout = fine.transposed(permutation).reshaped(shape)
-    if layout is None:
-        x = s.moved(Value(f"{x.name}@{step.output}", fine.transposed(permutation), x.buffer, True), Layout.plain(fine.shape))
+    assert layout is not None         # neighbours can always be read as one
     s.alias(step.output, x, layout)
     if s.needs_gradient(x.name):
         s.backward(lambda: s.pass_on(step.output, x.name))
