@@ -71,7 +71,8 @@ def slice_(op: Op) -> None:
     shift = int(op.draft.whole)
     axes = tuple(range(len(starts))) if axes is None else axes
     if not len(starts) == len(ends) == len(axes) == len(steps):
-        op.refuse(f"starts {tuple(starts)}, ends {tuple(ends)}, axes {tuple(axes)} and steps {tuple(steps)} are not equally many")
+        op.refuse(f"starts {tuple(starts)}, ends {tuple(ends)}, axes {tuple(axes)} and steps {tuple(steps)} are not "
+                  "equally many")
     kept, result = [], list(dims)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         rank = len(dims) - shift
@@ -212,7 +213,7 @@ def gather(op: Op) -> None:
         op.emit("Reshape", rows, wide, {"shape": op.sample(wide)}, suffix="shape")
 
 
-@converter("DepthToSpace", 1, 11, 13)
+@converter("DepthToSpace", 1, 11, 13, 28)
 def depth_to_space(op: Op) -> None:
     x, dims = op.tensor(0, rank=4), op.dims()
     block, mode = op.attribute("blocksize", 0), op.attribute("mode", "DCR")
@@ -223,17 +224,18 @@ def depth_to_space(op: Op) -> None:
             {"block": block, "mode": mode})
 
 
-@converter("SpaceToDepth", 1, 13)
+@converter("SpaceToDepth", 1, 13, 28)
 def space_to_depth(op: Op) -> None:
     x, dims = op.tensor(0, rank=4), op.dims()
-    block = op.attribute("blocksize", 0)
-    if block < 1 or any(isinstance(n, int) and n % block for n in dims[2:]):
-        op.refuse(f"blocksize {block} does not divide {show(dims)}")
+    block, mode = op.attribute("blocksize", 0), op.attribute("mode", "DCR")
+    if block < 1 or mode not in ("DCR", "CRD") or any(isinstance(n, int) and n % block for n in dims[2:]):
+        op.refuse(f"blocksize {block} and mode {mode!r} do not fit {show(dims)}")
     channels = each(lambda n: n * block**2, dims[1])
-    op.emit("SpaceToDepth", x, (dims[0], channels, *(each(lambda n: n // block, n) for n in dims[2:])), {"block": block})
+    op.emit("SpaceToDepth", x, (dims[0], channels, *(each(lambda n: n // block, n) for n in dims[2:])),
+            {"block": block, "mode": mode})
 
 
-@converter("Cast", 6, 9, 19, *REARRANGING)
+@converter("Cast", 6, 9, 19, 28, *REARRANGING)
 def cast(op: Op) -> None:
     """Gone: all numbers are of the network's own dtype."""
     to = op.attribute("to")
@@ -242,8 +244,10 @@ def cast(op: Op) -> None:
 
 @converter("CastLike", 15, 19, 21, 23, 24, 25)
 def cast_like(op: Op) -> None:
-    other = op.value(1)
-    if isinstance(other, Tensor):
+    first, other = op.value(0), op.value(1)
+    if isinstance(first, Constant) and first.is_float and isinstance(other, Tensor) and other.dtype in FLOAT_DTYPES:
+        op.draft.values[op.outputs[0]] = first
+    elif isinstance(other, Tensor):
         _as_dtype(op, other.dtype)
     elif isinstance(other, Constant):
         _as_dtype(op, other.probes[0].dtype.name)

@@ -23,7 +23,8 @@ def own_axis(node: Node, axis: int, shape: Shape) -> int:
     """The axis of one sample that a node's attribute names, counting the batch. Raises ModelError for the batch itself."""
     rank = len(shape) + 1
     if not -rank <= axis < rank or axis % rank == 0:
-        raise ModelError(f'{node.op} "{node.name}": axis (={axis}) must be an axis of {shape} beside the batch: 1 to {rank - 1}')
+        raise ModelError(f'{node.op} "{node.name}": axis (={axis}) must be an axis of {shape} beside the batch: 1 to '
+                         f"{rank - 1}")
     return axis % rank - 1
 
 
@@ -186,8 +187,8 @@ class Pad(Layer):
         """(before, after) for each axis of a sample."""
         pads, rank = node.attrs["pads"], len(shape)
         if len(pads) != 2 * rank or node.attrs["mode"] not in ("constant", "reflect", "edge", "wrap"):
-            raise ModelError(f'Pad "{node.name}": pads {tuple(pads)} and mode {node.attrs["mode"]!r} must be {2 * rank} numbers '
-                             f'for a sample of shape {shape}, and "constant", "reflect", "edge" or "wrap"')
+            raise ModelError(f'Pad "{node.name}": pads {tuple(pads)} and mode {node.attrs["mode"]!r} must be {2 * rank} '
+                             f'numbers for a sample of shape {shape}, and "constant", "reflect", "edge" or "wrap"')
         return list(zip(pads[:rank], pads[rank:], strict=True))
 
     @staticmethod
@@ -210,7 +211,7 @@ class Pad(Layer):
         elif node.attrs["mode"] == "constant":
             pad_constant(s, step, pairs)
         else:
-            tables = [(axis, _mirrored(node.attrs["mode"], shape[axis], *pair)) for axis, pair in enumerate(pairs)
+            tables = [(axis, mirrored(node.attrs["mode"], shape[axis], *pair)) for axis, pair in enumerate(pairs)
                       if any(pair)]
             gather(s, step, tables)
 
@@ -242,7 +243,7 @@ def pad_constant(s: Schedule, step: Step, pairs: list[tuple[int, int]]) -> None:
         s.backward(backward)
 
 
-def _mirrored(mode: str, size: int, before: int, after: int) -> np.ndarray:
+def mirrored(mode: str, size: int, before: int, after: int) -> np.ndarray:
     """From where along an axis each number of the padded axis comes."""
     first, size = max(0, -before), size + min(before, 0) + min(after, 0)
     places = np.arange(-max(0, before), size + max(0, after))
@@ -302,6 +303,10 @@ def gather_along(s: Schedule, x: Value, axis: int, table: np.ndarray, name: str)
         s.needs.add(name)
     order = s.store.constant(f"{name}.places", table.astype(np.int64))
     starts = s.store.constant(f"{name}.starts", np.arange(count + 1, dtype=np.int64))
+    # backward's tables too: a network may be asked for gradients when its arena is already laid out
+    users = s.store.constant(f"{name}.users", np.argsort(table, kind="stable").astype(np.int64))
+    user_starts = s.store.constant(f"{name}.user_starts", np.concatenate(
+        [[0], np.cumsum(np.bincount(table, minlength=size))]).astype(np.int64))
     s.row("movement.gather", x=x.buffer, order=order, starts=starts, y=y.buffer, outer=outer, size=size, count=count,
           inner=inner, entries=count, accumulate=0)
 
@@ -309,11 +314,9 @@ def gather_along(s: Schedule, x: Value, axis: int, table: np.ndarray, name: str)
         dy = s.gradient(name)
         if dy is None:
             return
-        places = s.store.constant(f"{name}.users", np.argsort(table, kind="stable").astype(np.int64))
-        begins = np.concatenate([[0], np.cumsum(np.bincount(table, minlength=size))]).astype(np.int64)
         dx, accumulate = s.dx(x.name)
-        s.row("movement.gather", x=dy.buffer, order=places, starts=s.store.constant(f"{name}.user_starts", begins), y=dx,
-              outer=outer, size=count, count=size, inner=inner, entries=count, accumulate=accumulate)
+        s.row("movement.gather", x=dy.buffer, order=users, starts=user_starts, y=dx, outer=outer, size=count, count=size,
+              inner=inner, entries=count, accumulate=accumulate)
         s.release(dy)
     if s.needs_gradient(x.name):
         s.backward(backward)
@@ -356,8 +359,8 @@ class Tile(Layer):
         expect_inputs(node, shapes, 1)
         repeats = node.attrs["repeats"]
         if len(repeats) != len(shapes[0]) or min(repeats, default=1) < 1:
-            raise ModelError(f'Tile "{node.name}": repeats {tuple(repeats)} must be {len(shapes[0])} numbers of at least 1 for a '
-                             f"sample of shape {shapes[0]}")
+            raise ModelError(f'Tile "{node.name}": repeats {tuple(repeats)} must be {len(shapes[0])} numbers of at least 1 for '
+                             f"a sample of shape {shapes[0]}")
         return [tuple(n * times for n, times in zip(shapes[0], repeats, strict=True))]
 
     @staticmethod

@@ -1,4 +1,7 @@
-"""Flatten, Reshape, Transpose, Identity, DepthToSpace, SpaceToDepth: they change how memory is read, and move nothing where that is enough."""
+"""Flatten, Reshape, Transpose, Identity, DepthToSpace, SpaceToDepth.
+
+They change how memory is read, and move nothing where that is enough.
+"""
 from __future__ import annotations
 
 import math
@@ -165,9 +168,9 @@ class DepthToSpace(Layer):
 
 
 class SpaceToDepth(Layer):
-    """ONNX SpaceToDepth: blocks of pixels become blocks of channels. Attribute block.
+    """ONNX SpaceToDepth: blocks of pixels become blocks of channels. Attributes block, mode ("DCR" or "CRD").
 
-    Raises   ModelError: sizes that do not divide
+    Raises   ModelError: sizes that do not divide, another mode
     """
 
     op = "SpaceToDepth"
@@ -178,13 +181,14 @@ class SpaceToDepth(Layer):
         expect_inputs(node, shapes, 1)
         C, H, W = expect_image(node, shapes[0])
         block = node.attrs["block"]
-        if block < 1 or H % block or W % block:
+        if block < 1 or H % block or W % block or node.attrs["mode"] not in ("DCR", "CRD"):
             raise ModelError(f'{node.op} "{node.name}": block (={block}) must be at least 1 and divide the height and width '
-                             f"{H}x{W}")
+                             f'{H}x{W}, and mode (={node.attrs["mode"]!r}) must be "DCR" or "CRD"')
         return [(C * block * block, H // block, W // block)]
 
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:
         block = step.node.attrs["block"]
         C, H, W = s.shapes[step.node.inputs[0]]
-        rearranged(s, step, (C, H // block, block, W // block, block), (2, 4, 0, 1, 3))
+        order = (2, 4, 0, 1, 3) if step.node.attrs["mode"] == "DCR" else (0, 2, 4, 1, 3)
+        rearranged(s, step, (C, H // block, block, W // block, block), order)
