@@ -24,6 +24,8 @@ _PUBLIC = {
     "optim": "SGD Adam AdamW",
     "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d ReLU ReLU6 Reshape "
               "Sigmoid Softmax Tanh"),
+    "specs_movement": ("CircularPad2d Concat ConstantPad2d PixelShuffle PixelUnshuffle ReflectionPad2d ReplicationPad2d "
+                       "ZeroPad2d"),
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -68,6 +70,16 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         Sigmoid as Sigmoid,
         Softmax as Softmax,
         Tanh as Tanh,
+    )
+    from .specs_movement import (
+        CircularPad2d as CircularPad2d,
+        Concat as Concat,
+        ConstantPad2d as ConstantPad2d,
+        PixelShuffle as PixelShuffle,
+        PixelUnshuffle as PixelUnshuffle,
+        ReflectionPad2d as ReflectionPad2d,
+        ReplicationPad2d as ReplicationPad2d,
+        ZeroPad2d as ZeroPad2d,
     )
     from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads
     from .tools.onnx_export import save_onnx as save_onnx

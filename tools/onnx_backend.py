@@ -69,6 +69,7 @@ class MicroCNNRep(BackendRep):
         the model cannot be run.
         """
         given = dict(inputs) if isinstance(inputs, dict) else dict(zip(self.inputs, inputs, strict=False))
+        given = {name: as_array(value) for name, value in given.items()}
         refusals: list[str] = []
         for moving, whole in self._ways(given):
             try:
@@ -122,6 +123,11 @@ class MicroCNNRep(BackendRep):
         named = found if isinstance(found, dict) else {graph.outputs[0]: found}
         return tuple(_as_declared(named[entry.name][0] if whole else named[entry.name], entry)
                      for entry in self.model.graph.output)
+
+
+def as_array(value: Any) -> Any:
+    """A tensor as a numpy array, whatever form it is in; anything else as it is."""
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
 
 
 def _info(name: str, array: np.ndarray) -> onnx.ValueInfoProto:

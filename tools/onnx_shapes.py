@@ -144,12 +144,3 @@ def dropout(op: Op) -> None:
     if training is not None and any(bool(probe.any()) for probe in training.probes):
         op.refuse("training_mode is true; export the model in inference mode")
     op.draft.values[op.outputs[0]] = op.tensor()
-
-
-@converter("Pad", 2, 11, 18, 19, *REARRANGING)
-def pad(op: Op) -> None:
-    """Gone where all pads are 0, as PyTorch writes them before average pooling."""
-    pads = op.integers(1, "pads") if len(op.inputs) > 1 else op.attribute("pads", ())
-    if any(pads or ()):
-        op.refuse(f"pads are {tuple(pads or ())}; no layer does this yet")
-    op.draft.values[op.outputs[0]] = op.tensor()

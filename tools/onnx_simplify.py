@@ -5,8 +5,10 @@ and every weight means. To add one, write it and put it into SIMPLIFICATIONS.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from microcnn.graph import Node, WeightRef
 
@@ -54,6 +56,46 @@ def _merge_bias(draft: Draft, outputs: list[str], layer: str,
     draft.nodes = nodes
 
 
+def padding(draft: Draft, outputs: list[str]) -> None:
+    """Pad of an image, then a convolution or pooling that can pad so itself: the pads become that node's.
+
+    A convolution pads with zeros; average pooling too, if it counts them or has no padding of its own; max pooling pads with
+    what is less than everything. Where a pooling's last window may hang over, its padding means something else.
+    """
+    readers = _readers(draft, outputs)
+    pads = {node.outputs[0]: node for node in draft.nodes if node.op == "Pad" and readers[node.outputs[0]] == 1}
+    merged = {}
+    for node in draft.nodes:
+        pad = pads.get(node.inputs[0])
+        attrs = _with_pads(node, pad) if pad is not None else None
+        if pad is not None and attrs is not None:
+            merged[pad.name] = None
+            merged[node.name] = replace(node, inputs=(pad.inputs[0], *node.inputs[1:]), attrs=attrs)
+    nodes = [merged.get(node.name, node) for node in draft.nodes]
+    draft.nodes = [node for node in nodes if node is not None]
+
+
+def _with_pads(node: Node, pad: Node) -> dict[str, Any] | None:
+    """The attributes of a window that pads as the Pad before it does, None where it cannot."""
+    attrs = dict(node.attrs)
+    if node.op not in ("Conv2d", "AvgPool2d", "MaxPool2d") or len(pad.attrs["pads"]) != 6 or pad.attrs["mode"] != "constant":
+        return None
+    above, top, left, below, bottom, right = pad.attrs["pads"]
+    if above or below or min(top, left, bottom, right) < 0 or isinstance(attrs["pads"], str) or attrs.get("ceil_mode") \
+            or pad.attrs["value"] != (-math.inf if node.op == "MaxPool2d" else 0.0):
+        return None
+    own = attrs["pads"]
+    if node.op == "AvgPool2d":
+        if any(own) and not attrs["count_include_pad"]:
+            return None
+        attrs["count_include_pad"] = True
+    attrs["pads"] = tuple(a + b for a, b in zip(own, (top, left, bottom, right), strict=True))
+    reach = [(taps - 1) * spread + 1 for taps, spread in zip(attrs["kernel"], attrs.get("dilation", (1, 1)), strict=True)]
+    if node.op != "Conv2d" and any(n >= window for n, window in zip(attrs["pads"], (*reach, *reach), strict=True)):
+        return None                                     # a window of nothing but padding
+    return attrs
+
+
 def unused_nodes(draft: Draft, outputs: list[str]) -> None:
     """Nodes that no output depends on go: what only shape arithmetic read, for example."""
     needed = set(outputs)
@@ -68,6 +110,7 @@ def unused_nodes(draft: Draft, outputs: list[str]) -> None:
 SIMPLIFICATIONS: dict[str, Callable[[Draft, list[str]], None]] = {
     "bias of Linear": linear_bias,
     "bias of Conv2d": convolution_bias,
+    "padding of windows": padding,
     "unused nodes": unused_nodes,
 }
 

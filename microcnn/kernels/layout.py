@@ -104,7 +104,7 @@ def _blocks(sizes, strides):
 
 
 @helper
-def _move_line(x, from_at, from_stride, y, to_at, to_stride, count, accumulate):
+def move_line(x, from_at, from_stride, y, to_at, to_stride, count, accumulate):
     """One number after the other; unsigned positions spare the test for negative ones."""
     convert = y.dtype.type
     if accumulate:
@@ -120,14 +120,14 @@ def _move_singly(x, from_at, row_stride, column_stride, y, to_at, to_stride, row
     """A block, number by number, the longer side innermost."""
     if rows > columns:
         for j in range(columns):
-            _move_line(x, from_at + j * column_stride, row_stride, y, to_at + j, to_stride, rows, accumulate)
+            move_line(x, from_at + j * column_stride, row_stride, y, to_at + j, to_stride, rows, accumulate)
     else:
         for i in range(rows):
-            _move_line(x, from_at + i * row_stride, column_stride, y, to_at + i * to_stride, 1, columns, accumulate)
+            move_line(x, from_at + i * row_stride, column_stride, y, to_at + i * to_stride, 1, columns, accumulate)
 
 
 @helper
-def _move_block(x, from_at, row_stride, column_stride, y, to_at, to_stride, rows, columns, accumulate, like):
+def move_block(x, from_at, row_stride, column_stride, y, to_at, to_stride, rows, columns, accumulate, like):
     """y[to_at + i * to_stride + j] = x[from_at + i * row_stride + j * column_stride]"""
     step = lanes(like)
     if column_stride == 1:
@@ -165,7 +165,7 @@ def _move_blocks(x, y, begin, end, blocks, size, accumulate, like):
     for _ in range(begin, end):
         from_at = n * size + i0 * s0 + i1 * s1 + i2 * s2 + j * rows * s3 + k * columns * s4
         to_at = n * size + i0 * t0 + i1 * t1 + i2 * t2 + j * rows * t3 + k * columns
-        _move_block(x, from_at, s3, s4, y, to_at, t3, min(rows, d3 - j * rows), min(columns, d4 - k * columns),
+        move_block(x, from_at, s3, s4, y, to_at, t3, min(rows, d3 - j * rows), min(columns, d4 - k * columns),
                     accumulate, like)
         k += 1
         if k == across:

@@ -1,4 +1,7 @@
-"""Flatten, Reshape, Transpose, Identity: they change how memory is read, and move nothing where that is enough."""
+"""Flatten, Reshape, Transpose, Identity, DepthToSpace, SpaceToDepth.
+
+They change how memory is read, and move nothing where that is enough.
+"""
 from __future__ import annotations
 
 import math
@@ -6,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..layout import Layout
-from .base import Layer, Shape, expect_inputs
+from .base import Layer, Shape, expect_image, expect_inputs
 
 if TYPE_CHECKING:
     from ..fusion import Step
@@ -117,3 +120,75 @@ class Identity(Layer):
         s.alias(step.output, x, x.layout)
         if s.needs_gradient(x.name):
             s.backward(lambda: s.pass_on(step.output, x.name))
+
+
+def rearranged(s: Schedule, step: Step, cut: Shape, permutation: Shape) -> None:
+    """The step's output: its input reshaped, transposed (both of one sample) and reshaped again, moved only if need be."""
+    x = s.value(step.node.inputs[0])
+    shape = s.shapes[step.output]
+    fine = x.layout.reshaped(cut)
+    layout = fine and fine.transposed(permutation).reshaped(shape)
+    if layout is None:
+        x = s.plain(x)
+        fine = x.layout.reshaped(cut) or Layout.plain(cut)
+        layout = fine.transposed(permutation).reshaped(shape)
+    assert layout is not None         # neighbours can always be read as one
+    s.alias(step.output, x, layout)
+    if s.needs_gradient(x.name):
+        s.backward(lambda: s.pass_on(step.output, x.name))
+
+
+class DepthToSpace(Layer):
+    """ONNX DepthToSpace: blocks of channels become blocks of pixels. Attributes block, mode ("DCR" or "CRD").
+
+    Raises   ModelError: channels that do not divide, another mode
+    """
+
+    op = "DepthToSpace"
+    onnx = {"DepthToSpace": {}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        C, H, W = expect_image(node, shapes[0])
+        block = node.attrs["block"]
+        if block < 1 or C % (block * block) or node.attrs["mode"] not in ("DCR", "CRD"):
+            raise ModelError(f'{node.op} "{node.name}": block (={block}) must be at least 1, its square must divide the {C} '
+                             f'channels, and mode (={node.attrs["mode"]!r}) must be "DCR" or "CRD"')
+        return [(C // (block * block), H * block, W * block)]
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        block = step.node.attrs["block"]
+        C, H, W = s.shapes[step.node.inputs[0]]
+        if step.node.attrs["mode"] == "DCR":
+            rearranged(s, step, (block, block, C // (block * block), H, W), (2, 3, 0, 4, 1))
+        else:
+            rearranged(s, step, (C // (block * block), block, block, H, W), (0, 3, 1, 4, 2))
+
+
+class SpaceToDepth(Layer):
+    """ONNX SpaceToDepth: blocks of pixels become blocks of channels. Attributes block, mode ("DCR" or "CRD").
+
+    Raises   ModelError: sizes that do not divide, another mode
+    """
+
+    op = "SpaceToDepth"
+    onnx = {"SpaceToDepth": {}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        C, H, W = expect_image(node, shapes[0])
+        block = node.attrs["block"]
+        if block < 1 or H % block or W % block or node.attrs["mode"] not in ("DCR", "CRD"):
+            raise ModelError(f'{node.op} "{node.name}": block (={block}) must be at least 1 and divide the height and width '
+                             f'{H}x{W}, and mode (={node.attrs["mode"]!r}) must be "DCR" or "CRD"')
+        return [(C * block * block, H // block, W // block)]
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        block = step.node.attrs["block"]
+        C, H, W = s.shapes[step.node.inputs[0]]
+        order = (2, 4, 0, 1, 3) if step.node.attrs["mode"] == "DCR" else (0, 2, 4, 1, 3)
+        rearranged(s, step, (C, H // block, block, W // block, block), order)
