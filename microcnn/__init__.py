@@ -23,7 +23,7 @@ _PUBLIC = {
     "net": "Net",
     "optim": "SGD Adam AdamW",
     "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d ReLU ReLU6 Reshape "
-              "Sigmoid Softmax Tanh"),
+              "Sigmoid Softmax Tanh Upsample"),
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -68,6 +68,7 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         Sigmoid as Sigmoid,
         Softmax as Softmax,
         Tanh as Tanh,
+        Upsample as Upsample,
     )
     from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads
     from .tools.onnx_export import save_onnx as save_onnx
