@@ -28,17 +28,27 @@ class Axis:
     """How one axis is resized.
 
     length, size   before and after
-    width          what the size was before it was rounded
-    scale          what coordinates are divided by
+    grown, shrunk  the scale as a fraction: of two sizes where sizes were given, so that no coordinate is rounded twice
     start, end     the part that is taken, as shares of the axis (tf_crop_and_resize)
+    exact          whether the scale is no rounded number
     """
 
     length: int
     size: int
-    width: float
-    scale: float
+    grown: float
+    shrunk: float
+    exact: bool
     start: float = 0.0
     end: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        return self.grown / self.shrunk
+
+    @property
+    def width(self) -> float:
+        """What the size was before it was rounded."""
+        return self.length * self.grown / self.shrunk
 
 
 @dataclass(frozen=True)
@@ -66,15 +76,16 @@ def axes_of(attrs: dict[str, Any], lengths: list[int]) -> list[Axis]:
 
     Sizes come from scales as ONNX's own inference computes them, in float32.
     """
+    found: list[tuple[int, float, float, bool]]
     if attrs["scales"] is not None:
-        found = [(scaled(n, scale), float(np.float32(scale)) * n, float(np.float32(scale)))
+        found = [(scaled(n, scale), float(np.float32(scale)), 1.0, False)
                  for n, scale in zip(lengths, attrs["scales"], strict=True)]
     elif attrs["keep_aspect_ratio_policy"] == "stretch":
-        found = [(size, float(size), size / n) for n, size in zip(lengths, attrs["sizes"], strict=True)]
+        found = [(size, size, n, True) for n, size in zip(lengths, attrs["sizes"], strict=True)]
     else:
-        ratios = [size / n for n, size in zip(lengths, attrs["sizes"], strict=True)]
-        scale = min(ratios) if attrs["keep_aspect_ratio_policy"] == "not_larger" else max(ratios)
-        found = [(int(scale * n + 0.5), scale * n, scale) for n in lengths]
+        chosen = min if attrs["keep_aspect_ratio_policy"] == "not_larger" else max
+        size, length = chosen(zip(attrs["sizes"], lengths, strict=True), key=lambda pair: pair[0] / pair[1])
+        found = [((2 * n * size + length) // (2 * length), size, length, True) for n in lengths]
     roi = attrs["roi"] or (0.0,) * len(lengths) + (1.0,) * len(lengths)
     return [Axis(n, *sizes, start, end) for n, sizes, start, end in
             zip(lengths, found, roi[:len(lengths)], roi[len(lengths):], strict=True)]
@@ -87,15 +98,17 @@ def scaled(length: int, scale: float) -> int:
 
 def table_of(attrs: dict[str, Any], axis: Axis) -> Table:
     """The table of one axis; attrs: all attributes, defaults included."""
-    # Nearest modes round, so a coordinate that is whole in float32 has to be whole here: there the scale was chosen.
-    x = coordinates(attrs["coordinate_transformation_mode"], axis, np.float32 if attrs["mode"] == "nearest" else np.float64)
-    if attrs["mode"] == "nearest":
+    nearest, crops = attrs["mode"] == "nearest", attrs["coordinate_transformation_mode"] == CROP
+    # Nearest modes round: a coordinate that is whole with a float32 scale or roi in float32 has to be whole here too.
+    single = nearest and (crops or not axis.exact)
+    x = coordinates(attrs["coordinate_transformation_mode"], axis, np.float32 if single else np.float64)
+    if nearest:
         index, weight = _nearest(attrs["nearest_mode"], axis, x)
     else:
         index, weight = _filtered(attrs, axis, x)
     keep = weight != 0
     keep[:, 0] |= ~keep.any(1)
-    if attrs["coordinate_transformation_mode"] == CROP:
+    if crops:
         keep[(x < 0) | (x > axis.length - 1)] = False
     return Table(_starts(keep.sum(1)), np.clip(index, 0, axis.length - 1)[keep].astype(np.int32), weight[keep])
 
@@ -110,11 +123,14 @@ def coordinates(mode: str, axis: Axis, real: Any) -> np.ndarray:
     real: the floating-point type to compute in.
     """
     place = np.arange(axis.size).astype(real)
-    half, scale, width, last = real(0.5), real(axis.scale), real(axis.width), real(axis.length - 1)
+    half, width, last = real(0.5), real(axis.width), real(axis.length - 1)
+
+    def divided(x: np.ndarray) -> np.ndarray:
+        return x * real(axis.shrunk) / real(axis.grown)
     if mode == "asymmetric":
-        x = place / scale
+        x = divided(place)
     elif mode == "tf_half_pixel_for_nn":
-        x = (place + half) / scale
+        x = divided(place + half)
     elif mode == "align_corners":
         x = place * last / (width - real(1)) if axis.size > 1 else np.zeros(1)
     elif mode == CROP:
@@ -126,7 +142,7 @@ def coordinates(mode: str, axis: Axis, real: Any) -> np.ndarray:
     elif mode == "pytorch_half_pixel" and axis.size == 1:
         x = np.zeros(1)
     else:
-        x = (place + half) / scale - half
+        x = divided(place + half) - half
         if mode == "half_pixel_symmetric":
             x = x + real(axis.length) / real(2) * (real(1) - real(axis.size) / width)
     return x.astype(np.float64)
