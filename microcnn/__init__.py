@@ -23,7 +23,7 @@ _PUBLIC = {
     "net": "Net",
     "optim": "SGD Adam AdamW",
     "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d ReLU ReLU6 Reshape "
-              "Sigmoid Softmax Tanh"),
+              "Sigmoid Softmax Tanh Upsample"),
     "specs_movement": ("CircularPad2d Concat ConstantPad2d PixelShuffle PixelUnshuffle ReflectionPad2d ReplicationPad2d "
                        "ZeroPad2d"),
     "threads": "get_num_threads set_num_threads",
@@ -70,6 +70,7 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         Sigmoid as Sigmoid,
         Softmax as Softmax,
         Tanh as Tanh,
+        Upsample as Upsample,
     )
     from .specs_movement import (
         CircularPad2d as CircularPad2d,

@@ -292,6 +292,47 @@ class Reshape(LayerSpec):
 
 
 @dataclass
+class Upsample(LayerSpec):
+    """torch.nn.Upsample: (C, H, W) -> (C, OH, OW), to a size or by a scale_factor, each for both axes or one for each.
+
+    mode is "nearest", "bilinear" or "bicubic"; align_corners, for the last two, keeps the corners' numbers.
+    """
+
+    short: ClassVar[str] = "upsample"
+    size: Size | None = None
+    scale_factor: float | tuple[float, float] | None = None
+    mode: str = "nearest"
+    align_corners: bool | None = None
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        _channels(shape, "Upsample")
+        modes = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}
+        if self.mode not in modes:
+            raise ModelError(f"Upsample: mode is {self.mode!r}; expected one of {', '.join(modes)}")
+        if self.mode == "nearest" and self.align_corners is not None:
+            raise ModelError(f"Upsample: align_corners is {self.align_corners!r} and mode is nearest; leave it out, or use "
+                             "bilinear or bicubic")
+        if (self.size is None) == (self.scale_factor is None):
+            raise ModelError(f"Upsample has {'neither' if self.size is None else 'both'} size and scale_factor; give one of "
+                             "them")
+        scales, sizes = None, None
+        if self.size is not None:
+            sizes = _pair(self.size, "Upsample", "size")
+        else:
+            given = self.scale_factor if isinstance(self.scale_factor, (tuple, list)) else (self.scale_factor,) * 2
+            if len(given) != 2 or any(isinstance(n, bool) or not isinstance(n, (int, float, np.number)) or not 0 < n < math.inf
+                                      for n in given):
+                raise ModelError(f"Upsample: scale_factor is {self.scale_factor!r}; expected a positive number, or two")
+            scales = float(given[0]), float(given[1])
+            if self.align_corners:      # corners lie where the sizes say, not where the factors would put them
+                sizes, scales = tuple(max(1, int(n * scale)) for n, scale in zip(shape[1:], scales, strict=True)), None
+        coordinates = "asymmetric" if self.mode == "nearest" else "align_corners" if self.align_corners else "half_pixel"
+        return "Resize", {"axes": (2, 3), "scales": scales, "sizes": sizes, "mode": modes[self.mode], "nearest_mode": "floor",
+                          "coordinate_transformation_mode": coordinates}, {}
+
+
+@dataclass
 class Dropout(LayerSpec):
     """torch.nn.Dropout: in training each number is 0 with probability p, the others are divided by 1 - p."""
 
