@@ -24,6 +24,8 @@ _PUBLIC = {
     "optim": "SGD Adam AdamW",
     "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d ReLU ReLU6 Reshape "
               "Sigmoid Softmax Tanh"),
+    "specs_activation": ("CELU ELU GELU Hardsigmoid Hardswish LeakyReLU LogSoftmax "
+                         "Mish PReLU SELU SiLU Softplus Softsign"),
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -68,6 +70,21 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         Sigmoid as Sigmoid,
         Softmax as Softmax,
         Tanh as Tanh,
+    )
+    from .specs_activation import (
+        CELU as CELU,
+        ELU as ELU,
+        GELU as GELU,
+        SELU as SELU,
+        Hardsigmoid as Hardsigmoid,
+        Hardswish as Hardswish,
+        LeakyReLU as LeakyReLU,
+        LogSoftmax as LogSoftmax,
+        Mish as Mish,
+        PReLU as PReLU,
+        SiLU as SiLU,
+        Softplus as Softplus,
+        Softsign as Softsign,
     )
     from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads
     from .tools.onnx_export import save_onnx as save_onnx

@@ -16,6 +16,7 @@ from microcnn.errors import FileError, ModelError
 from microcnn.files import atomic_write
 from microcnn.graph import Graph
 
+from . import onnx_unary  # noqa: F401  (it registers builders)
 from .onnx_build import build_model
 from .onnx_fold import FoldError, constant_value, fold
 from .onnx_read import names_read, opset_of
