@@ -26,6 +26,8 @@ _PUBLIC = {
               "Sigmoid Softmax Tanh Upsample"),
     "specs_movement": ("CircularPad2d Concat ConstantPad2d PixelShuffle PixelUnshuffle ReflectionPad2d ReplicationPad2d "
                        "ZeroPad2d"),
+    "specs_activation": ("CELU ELU GELU Hardsigmoid Hardswish LeakyReLU LogSoftmax "
+                         "Mish PReLU SELU SiLU Softplus Softsign"),
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -71,6 +73,21 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         Softmax as Softmax,
         Tanh as Tanh,
         Upsample as Upsample,
+    )
+    from .specs_activation import (
+        CELU as CELU,
+        ELU as ELU,
+        GELU as GELU,
+        SELU as SELU,
+        Hardsigmoid as Hardsigmoid,
+        Hardswish as Hardswish,
+        LeakyReLU as LeakyReLU,
+        LogSoftmax as LogSoftmax,
+        Mish as Mish,
+        PReLU as PReLU,
+        SiLU as SiLU,
+        Softplus as Softplus,
+        Softsign as Softsign,
     )
     from .specs_movement import (
         CircularPad2d as CircularPad2d,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from microcnn.graph import Graph, Node
-from tests.ops import walk_movement
+from tests.ops import walk_movement, walk_unary
 
 Weights = dict[str, np.ndarray]
 
@@ -115,6 +115,7 @@ OPERATIONS: dict[str, Callable[[Node, list[np.ndarray], Weights], np.ndarray]] =
     "Identity": lambda node, inputs, weights: inputs[0],
     "Dropout": lambda node, inputs, weights: inputs[0],
     **walk_movement.OPERATIONS,
+    **walk_unary.OPERATIONS,
 }
 
 

@@ -237,22 +237,22 @@ def clip(build: Build, node: Node) -> None:
     build.add("Clip", node, _given(node.inputs[0], *bounds))
 
 
-@builder("Softmax")
+@builder("Softmax", "LogSoftmax")
 def softmax(build: Build, node: Node) -> None:
     rank = build.ranks[node.inputs[0]]
     axis = node.attrs["axis"] % rank
     if not node.attrs.get("flatten") or axis == rank - 1:
-        build.add("Softmax", node, [node.inputs[0]], axis=axis)
+        build.add(node.op, node, [node.inputs[0]], axis=axis)
         return
     # All axes from `axis` on together, as before opset 13.
     if build.shapes is None:
-        raise ModelError(f'node "{node.name}": a Softmax over several axes of open sizes has no form in ONNX opset '
+        raise ModelError(f'node "{node.name}": a {node.op} over several axes of open sizes has no form in ONNX opset '
                          f"{OPSET}")
     sizes = build.shapes[node.inputs[0]][axis - 1:]
     merged = build.constant(f"{node.name}.merged", np.asarray([0] * axis + [-1], np.int64))
     split = build.constant(f"{node.name}.split", np.asarray([0] * axis + list(sizes), np.int64))
     flat = build.add("Reshape", node, [node.inputs[0], merged], build.free(f"{node.name}/flat"), "/flat")
-    soft = build.add("Softmax", node, [flat], build.free(f"{node.name}/soft"), "/soft", axis=axis)
+    soft = build.add(node.op, node, [flat], build.free(f"{node.name}/soft"), "/soft", axis=axis)
     build.add("Reshape", node, [soft, split])
 
 

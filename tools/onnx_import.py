@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 from microcnn.errors import CompileError, ModelError, UnsupportedError
 from microcnn.graph import Graph, Input, Node, Source, WeightRef
 
-from . import onnx_layers, onnx_movement, onnx_resize, onnx_shapes  # noqa: F401  (they register the converters)
+from . import onnx_layers, onnx_movement, onnx_resize, onnx_shapes, onnx_unary  # noqa: F401  (they register the converters)
 from .onnx_fold import FOLDABLE, FoldError, constant_value, fold
 from .onnx_read import check_node, live_nodes, opset_of, read_model
 from .onnx_registry import Draft, Op, Refusal, Refused, Undetermined, find_converter
@@ -33,7 +33,8 @@ KEEP_RANK = frozenset({
     "Concat", "Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalLpPool", "Pad",
     "Slice", "Resize", "Upsample", "LRN", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "Elu",
     "LeakyRelu", "PRelu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Gelu", "Softplus", "Softsign", "Mish",
-    "ThresholdedRelu", "LogSoftmax", "Abs", "Exp", "Log", "Neg", "Reciprocal", "Sqrt", "DequantizeLinear"})
+    "ThresholdedRelu", "LogSoftmax", "Abs", "Exp", "Log", "Neg", "Reciprocal", "Sqrt", "DequantizeLinear",
+    "Swish", "Erf", "Sign", "Ceil", "Floor", "Round", "Sin", "Cos"})
 META_KEY = "microcnn.meta"
 
 

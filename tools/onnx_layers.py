@@ -175,11 +175,12 @@ def clip(op: Op) -> None:
 
 
 @converter("Softmax", 1, 11, 13)
+@converter("LogSoftmax", 1, 11, 13)
 def softmax(op: Op) -> None:
     x, dims = op.tensor(), op.dims()
     old = op.opset < 13
     axis = op.axis(op.attribute("axis", 1 if old else -1))
-    op.emit("Softmax", x, dims, {"axis": axis, "flatten": old and axis != len(dims) - 1})
+    op.emit(op.type, x, dims, {"axis": axis, "flatten": old and axis != len(dims) - 1})
 
 
 @converter("Gemm", 7, 9, 11, 13)

@@ -1,8 +1,8 @@
-"""Softmax over one axis, or over all axes from one on (ONNX before opset 13)."""
+"""Softmax and its logarithm over one axis, or over all axes from one on (ONNX before opset 13)."""
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import ModelError
 from .base import Layer, Shape, expect_inputs
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ..layout import Layout
     from ..plan import Schedule
 
-# As kernels/softmax.py numbers it.
-SOFTMAX = 0
+# As kernels/softmax.py numbers them.
+SOFTMAX, LOG_SOFTMAX = range(2)
 
 
 def axes_of(node: Node, shape: Shape) -> list[int]:
@@ -22,7 +22,7 @@ def axes_of(node: Node, shape: Shape) -> list[int]:
     rank = len(shape) + 1
     axis = node.attrs["axis"]
     if not -rank <= axis < rank or axis % rank == 0:
-        raise ModelError(f'Softmax "{node.name}": axis (={axis}) must be an axis of the sample, 1 to {rank - 1} or '
+        raise ModelError(f'{node.op} "{node.name}": axis (={axis}) must be an axis of the sample, 1 to {rank - 1} or '
                          f"{-rank + 1} to -1")
     axis %= rank
     return list(range(axis - 1, rank - 1)) if node.attrs["flatten"] else [axis - 1]
@@ -47,6 +47,7 @@ class Softmax(Layer):
     """
 
     op = "Softmax"
+    kind: ClassVar[int] = SOFTMAX
     onnx = {"Softmax": {}}
 
     @staticmethod
@@ -55,8 +56,8 @@ class Softmax(Layer):
         axes_of(node, shapes[0])
         return [shapes[0]]
 
-    @staticmethod
-    def forward(s: Schedule, step: Step) -> None:
+    @classmethod
+    def forward(cls, s: Schedule, step: Step) -> None:  # type: ignore[override]
         x = s.value(step.node.inputs[0])
         axes = axes_of(step.node, x.layout.shape)
         found = groups(x.layout, axes)
@@ -67,7 +68,7 @@ class Softmax(Layer):
         C, inner = found
         rows = x.numbers // C
         y = s.make(step.output, x.layout, x.buffer if s.free_to_overwrite(x) else None)
-        s.row("softmax.forward", x=x.buffer, y=y.buffer, rows=rows, C=C, inner=inner, kind=SOFTMAX)
+        s.row("softmax.forward", x=x.buffer, y=y.buffer, rows=rows, C=C, inner=inner, kind=cls.kind)
         if not s.needs_gradient(x.name):
             return
         s.keep(y)
@@ -76,7 +77,15 @@ class Softmax(Layer):
             dy = s.gradient(step.output)
             if dy is not None:
                 target, accumulate = s.dx_over(x.name, dy)
-                s.row("softmax.backward", y=y.buffer, dy=dy.buffer, dx=target, rows=rows, C=C, inner=inner, kind=SOFTMAX,
+                s.row("softmax.backward", y=y.buffer, dy=dy.buffer, dx=target, rows=rows, C=C, inner=inner, kind=cls.kind,
                       accumulate=accumulate)
                 s.release(dy)
         s.backward(backward)
+
+
+class LogSoftmax(Softmax):
+    """ONNX LogSoftmax: the logarithm of Softmax, with the same attributes."""
+
+    op = "LogSoftmax"
+    kind = LOG_SOFTMAX
+    onnx = {"LogSoftmax": {}}

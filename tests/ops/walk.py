@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from tests import oracles
-from tests.ops import walk_movement
+from tests.ops import walk_movement, walk_unary
 from tests.oracles import ACTIVATIONS
 
 
@@ -187,4 +187,5 @@ OPS = {
     "Identity": (lambda node, inputs, weights, _: inputs[0], reshape_backward),
     **{op: (activation, activation_backward) for op in ACTIVATIONS},
     **walk_movement.OPS,
+    **walk_unary.OPS,
 }
