@@ -22,8 +22,8 @@ _PUBLIC = {
     "losses": "CrossEntropyLoss MSELoss",
     "net": "Net",
     "optim": "SGD Adam AdamW",
-    "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d ReLU ReLU6 Reshape "
-              "Sigmoid Softmax Tanh"),
+    "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Div Dropout Flatten GlobalAvgPool2d Linear MaxPool2d Maximum Minimum Mul "
+              "Pow ReLU ReLU6 Reshape Sigmoid Softmax Sub Tanh"),
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -57,16 +57,22 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         BatchNorm2d as BatchNorm2d,
         Clip as Clip,
         Conv2d as Conv2d,
+        Div as Div,
         Dropout as Dropout,
         Flatten as Flatten,
         GlobalAvgPool2d as GlobalAvgPool2d,
         Linear as Linear,
         MaxPool2d as MaxPool2d,
+        Maximum as Maximum,
+        Minimum as Minimum,
+        Mul as Mul,
+        Pow as Pow,
         ReLU as ReLU,
         ReLU6 as ReLU6,
         Reshape as Reshape,
         Sigmoid as Sigmoid,
         Softmax as Softmax,
+        Sub as Sub,
         Tanh as Tanh,
     )
     from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads
