@@ -22,12 +22,12 @@ _PUBLIC = {
     "losses": "CrossEntropyLoss MSELoss",
     "net": "Net",
     "optim": "SGD Adam AdamW",
-    "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d ReLU ReLU6 Reshape "
-              "Sigmoid Softmax Tanh Upsample"),
     "specs_movement": ("CircularPad2d Concat ConstantPad2d PixelShuffle PixelUnshuffle ReflectionPad2d ReplicationPad2d "
                        "ZeroPad2d"),
     "specs_activation": ("CELU ELU GELU Hardsigmoid Hardswish LeakyReLU LogSoftmax "
                          "Mish PReLU SELU SiLU Softplus Softsign"),
+    "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Div Dropout Flatten GlobalAvgPool2d Linear MaxPool2d Maximum Minimum Mul "
+              "Pow ReLU ReLU6 Reshape Sigmoid Softmax Sub Tanh Upsample"),
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -61,16 +61,22 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         BatchNorm2d as BatchNorm2d,
         Clip as Clip,
         Conv2d as Conv2d,
+        Div as Div,
         Dropout as Dropout,
         Flatten as Flatten,
         GlobalAvgPool2d as GlobalAvgPool2d,
         Linear as Linear,
+        Maximum as Maximum,
         MaxPool2d as MaxPool2d,
+        Minimum as Minimum,
+        Mul as Mul,
+        Pow as Pow,
         ReLU as ReLU,
         ReLU6 as ReLU6,
         Reshape as Reshape,
         Sigmoid as Sigmoid,
         Softmax as Softmax,
+        Sub as Sub,
         Tanh as Tanh,
         Upsample as Upsample,
     )

@@ -32,7 +32,7 @@ class Step:
 
 
 TILED = ("Conv2d", "Linear")
-CLAMPED = (*TILED, "BatchNorm2d", "Add")
+CLAMPED = (*TILED, "BatchNorm2d", "Add", "Sub", "Mul", "Div")
 
 
 def is_clamp(node: Node) -> bool:

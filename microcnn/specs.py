@@ -345,6 +345,23 @@ class Dropout(LayerSpec):
 
 
 @dataclass
+class _Function(LayerSpec):
+    """A function of two tensors, or of one and a number; with first the number is the first operand. Broadcasts."""
+
+    op: ClassVar[str] = ""
+    value: float | None = None
+    first: bool = False
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+        if self.value is None:
+            return self.op, {}, {}
+        if isinstance(self.value, bool) or not isinstance(self.value, (int, float, np.number)):
+            raise ModelError(f"{type(self).__name__}: value is {self.value!r}; expected a number, or None for two tensors")
+        return self.op, {"scalar": float(self.value), **({"first": True} if self.first else {})}, {}
+
+
+@dataclass
 class Add(LayerSpec):
     """The sum of two tensors, with broadcasting."""
 
@@ -353,6 +370,54 @@ class Add(LayerSpec):
 
     def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
         return "Add", {}, {}
+
+
+@dataclass
+class Sub(_Function):
+    """torch.sub: a - b of two tensors, with broadcasting; with a value x - value, with first value - x."""
+
+    short: ClassVar[str] = "sub"
+    op: ClassVar[str] = "Sub"
+
+
+@dataclass
+class Mul(_Function):
+    """torch.mul: a * b of two tensors, with broadcasting; with a value x * value."""
+
+    short: ClassVar[str] = "mul"
+    op: ClassVar[str] = "Mul"
+
+
+@dataclass
+class Div(_Function):
+    """torch.div: a / b of two tensors, with broadcasting; with a value x / value, with first value / x."""
+
+    short: ClassVar[str] = "div"
+    op: ClassVar[str] = "Div"
+
+
+@dataclass
+class Pow(_Function):
+    """torch.pow: a ** b of two tensors, with broadcasting; with a value x ** value, with first value ** x."""
+
+    short: ClassVar[str] = "pow"
+    op: ClassVar[str] = "Pow"
+
+
+@dataclass
+class Maximum(_Function):
+    """torch.maximum of two tensors, with broadcasting; with a value the larger of x and that."""
+
+    short: ClassVar[str] = "maximum"
+    op: ClassVar[str] = "Max"
+
+
+@dataclass
+class Minimum(_Function):
+    """torch.minimum of two tensors, with broadcasting; with a value the smaller of x and that."""
+
+    short: ClassVar[str] = "minimum"
+    op: ClassVar[str] = "Min"
 
 
 def _uniform(rng: np.random.Generator, bound: float, shape: Shape) -> np.ndarray:

@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from microcnn.errors import CompileError, ModelError
 from microcnn.graph import Graph, Node, WeightRef
 from microcnn.layers import LAYERS
+from microcnn.layers.elementwise import Elementwise
 from microcnn.layers.windows import resolve_pads
 
 OPSET = 17
@@ -256,10 +257,14 @@ def softmax(build: Build, node: Node) -> None:
     build.add("Reshape", node, [soft, split])
 
 
-@builder("Add")
-def add(build: Build, node: Node) -> None:
-    other = build.weight(node, "other")
-    build.add("Add", node, [*node.inputs, other] if other else list(node.inputs))
+@builder(*(layer.op for layer in LAYERS.values() if issubclass(layer, Elementwise)))
+def elementwise(build: Build, node: Node) -> None:
+    operands, constant = list(node.inputs), build.weight(node, "other")
+    if node.attrs.get("scalar") is not None:
+        constant = build.constant(f"{node.name}.scalar", np.asarray(node.attrs["scalar"], build.dtype))
+    if constant:
+        operands.insert(0 if node.attrs.get("first") else 1, constant)
+    build.add(node.op, node, operands, **({"fmod": 1} if node.op == "Mod" else {}))
 
 
 @builder("Flatten")

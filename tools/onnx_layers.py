@@ -1,4 +1,4 @@
-"""Converters of the operators that compute: convolution, pooling, normalisation, products, Add.
+"""Converters of the operators that compute: convolution, pooling, normalisation, matrix products.
 
 Those that a layer's own data describes in full (activations) are registered from that data.
 """
@@ -9,6 +9,7 @@ from typing import Any
 from microcnn.graph import WeightRef
 from microcnn.layers import LAYERS
 
+from .onnx_elementwise import combine
 from .onnx_registry import Op, converter
 from .onnx_values import BATCH, Constant, Dim, Tensor, each, product, show
 
@@ -201,7 +202,7 @@ def gemm(op: Op) -> None:
         return
     linear = op.emit("Linear", x, (dims[0], count), {"transposed": transposed}, weights,
                      output=f"{op.outputs[0]}/product")
-    _add(op, linear, bias, 2, suffix="add")
+    combine(op, "Add", linear, op.required(2, "constant operand") if isinstance(bias, Constant) else op.tensor(2), suffix="add")
 
 
 @converter("MatMul", 1, 9, 13)
@@ -239,43 +240,6 @@ def _as_vector(found: Constant, count: int) -> Constant | None:
     if not found.shape or found.shape[-1] != count or any(n != 1 for n in found.shape[:-1]):
         return None
     return found if len(found.shape) == 1 else viewed(found, "reshape", (count,))
-
-
-@converter("Add", 7, 13, 14)
-def add(op: Op) -> None:
-    first, second = op.value(0), op.value(1)
-    if isinstance(first, Constant):
-        _add(op, op.tensor(1), first, 0)
-    else:
-        assert second is not None
-        _add(op, op.tensor(0), second, 1)
-
-
-def _add(op: Op, x: Tensor, other: Tensor | Constant, index: int, suffix: str = "") -> None:
-    """x + other, broadcast as ONNX says; the batch has to stay axis 0."""
-    assert x.dims is not None
-    if isinstance(other, Constant):
-        found = op.required(index, "constant operand")
-        shape: tuple[Dim, ...] = found.shape
-        if len(shape) > len(x.dims) or (len(shape) == len(x.dims) and shape[0] != 1):
-            op.refuse(f'its constant operand "{op.inputs[index]}" of shape {found.shape} runs along the batch')
-        op.emit("Add", x, _broadcast(op, x.dims, shape), weights={"other": found}, suffix=suffix)
-        return
-    x, y = op.aligned(x, op.tensor(index))
-    assert x.dims is not None and y.dims is not None
-    op.emit("Add", [x, y], _broadcast(op, x.dims, y.dims), suffix=suffix)
-
-
-def _broadcast(op: Op, left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """The dimensions of the sum of tensors of these; right may have fewer. A known size counts more than an open one."""
-    right = (*(1,) * (len(left) - len(right)), *right)
-    result: list[Dim] = []
-    for ours, theirs in zip(left, right, strict=True):
-        if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs and 1 not in (ours, theirs):
-            op.refuse(f"its operands {show(left)} and {show(right)} do not fit each other")
-        keep = ours != 1 and (theirs == 1 or isinstance(ours, int) or not isinstance(theirs, int))
-        result.append(ours if keep else theirs)
-    return tuple(result)
 
 
 def per_sample(dims: tuple[Dim, ...]) -> Dim:

@@ -1,8 +1,11 @@
-"""Add with broadcasting, and Dropout."""
+"""Functions of two tensors, number by number, with broadcasting: sums, products, powers, the larger, the smaller."""
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
 
 from ..errors import ModelError
 from ..layout import Layout, merge_loops, pad5
@@ -13,6 +16,16 @@ if TYPE_CHECKING:
     from ..graph import Node
     from ..memory import Buffer
     from ..plan import Schedule, Value
+
+# As kernels/elementwise.py numbers them.
+ADD, SUB, MUL, DIV, MAX, MIN, POW, MOD, SQUARE, CUBE, ROOT, INVERSE_ROOT, INVERSE = range(13)
+# Powers that need no call, by exponent.
+POWERS = {2.0: SQUARE, 3.0: CUBE, 0.5: ROOT, -0.5: INVERSE_ROOT, -1.0: INVERSE}
+# Which operands the gradient of the first and of the second needs: bit 0 the first, bit 1 the second.
+NEEDS = {ADD: (0, 0), SUB: (0, 0), MUL: (2, 1), DIV: (2, 3), MAX: (3, 3), MIN: (3, 3), POW: (3, 3), MOD: (0, 3),
+         **dict.fromkeys(POWERS.values(), (1, 0))}
+# Those whose gradient is dy itself.
+PASSES = {(ADD, 0), (ADD, 1), (SUB, 0), (MOD, 0)}
 
 
 def against_batch(node: Node, weight: Shape, rank: int) -> Shape:
@@ -49,153 +62,269 @@ def expanded_strides(layout: Layout, target: Layout) -> tuple[Shape, Shape] | No
     return found[0], tuple(0 if stride >= max(1, layout.size) else stride for stride in found[1])
 
 
-class Add(Layer):
-    """ONNX Add of two tensors, or of one and a constant "other", with broadcasting in ONNX's order of axes.
+@dataclass
+class Operand:
+    """What a function reads: a tensor's name, or the role of a weight, or neither for a number that never changes.
+
+    strides: along the loops of the function. batch: the stride from sample to sample, 0 for what all of them share.
+    """
+
+    name: str
+    role: str
+    layout: Layout
+    buffer: Buffer
+    strides: Shape = ()
+
+    @property
+    def batch(self) -> int:
+        return self.layout.size if self.name else 0
+
+
+class Elementwise(Layer):
+    """A function of two tensors, or of one and a constant: the weight "other", or the attribute scalar, a number.
+
+    Broadcasting is ONNX's. Attribute first: the constant is the first operand (it is the second without).
 
     Raises   ModelError: shapes that do not broadcast
     Memory   nothing beside the output, which takes an operand's place where that is free
     """
 
+    kind: ClassVar[int]
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        if "other" in weights or node.attrs.get("scalar") is not None:
+            expect_inputs(node, shapes, 1)
+            return [broadcast(node, shapes[0], against_batch(node, weights.get("other", ()), len(shapes[0])))]
+        expect_inputs(node, shapes, 2)
+        if len(shapes[0]) != len(shapes[1]):
+            raise ModelError(f'{node.op} "{node.name}": shapes {shapes[0]} and {shapes[1]} of one sample have different '
+                             "numbers of axes, so the batch of one would meet another axis")
+        return [broadcast(node, shapes[0], shapes[1])]
+
+    @classmethod
+    def forward(cls, s: Schedule, step: Step) -> None:     # type: ignore[override]
+        node = step.node
+        kind = cls.kind
+        if kind == POW and not node.attrs.get("first"):
+            kind = POWERS.get(node.attrs.get("scalar"), POW)     # type: ignore[arg-type]
+        Function(s, step, kind).rows()
+
+
+class Add(Elementwise):
+    """ONNX Add: a + b."""
+
     op = "Add"
+    kind = ADD
     trainable = ("other",)
     onnx = {"Add": {"since": 7}}
 
-    @staticmethod
-    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        if "other" in weights:
-            expect_inputs(node, shapes, 1)
-            return [broadcast(node, shapes[0], against_batch(node, weights["other"], len(shapes[0])))]
-        expect_inputs(node, shapes, 2)
-        if len(shapes[0]) != len(shapes[1]):
-            raise ModelError(f'Add "{node.name}": shapes {shapes[0]} and {shapes[1]} of one sample have different numbers of '
-                             "axes, so the batch of one would meet another axis")
-        return [broadcast(node, shapes[0], shapes[1])]
 
-    @staticmethod
-    def forward(s: Schedule, step: Step) -> None:
-        node = step.node
-        shape = s.shapes[node.outputs[0]]
-        a = s.value(node.inputs[0])
-        if "other" not in node.weights and s.shapes[node.inputs[1]] == s.shapes[node.inputs[0]]:
-            add_same(s, step, a, s.value(node.inputs[1]))
-        else:
-            add_broadcast(s, step, a, shape)
+class Sub(Elementwise):
+    """ONNX Sub: a - b."""
+
+    op = "Sub"
+    kind = SUB
+    trainable = ("other",)
+    onnx = {"Sub": {"since": 7}}
 
 
-def add_same(s: Schedule, step: Step, a: Value, b: Value) -> None:
-    """Two tensors of one shape; b is moved where it lies otherwise."""
-    if not a.layout.same_order(b.layout):
-        b = s.moved(b, a.layout)
-    place = a.buffer if s.free_to_overwrite(a) else b.buffer if s.free_to_overwrite(b) else None
-    y = s.make(step.output, a.layout, place)
-    s.row("elementwise.add", a=a.buffer, b=b.buffer, y=y.buffer, size=y.numbers, low=step.low, high=step.high)
-    if not s.node_live(step):
-        return
-    if step.clamps:
-        s.keep(y)
+class Mul(Elementwise):
+    """ONNX Mul: a * b."""
 
-    def backward() -> None:
-        dy = s.through_clamp(step, y)
-        if dy is not None:
-            s.give(a.name, dy)
-            s.give(b.name, dy)
-            s.release(dy)
-    s.backward(backward)
+    op = "Mul"
+    kind = MUL
+    trainable = ("other",)
+    onnx = {"Mul": {"since": 7}}
 
 
-def add_broadcast(s: Schedule, step: Step, a: Value, shape: Shape) -> None:
-    """Operands of different shapes, each read with strides of its own."""
-    node = step.node
-    constant = "other" in node.weights
-    operands: list[tuple[str, Layout, Buffer | None, bool]] = []
-    if constant:
-        ref = node.weights["other"]
-        stored = against_batch(node, ref.apply(s.graph.weights[ref.name]).shape, len(s.shapes[node.inputs[0]]))
-        operands = [(a.name, a.layout, a.buffer, True), ("", Layout.plain(stored), s.weight(node, "other"), False)]
-    else:
-        b = s.value(node.inputs[1])
-        operands = [(a.name, a.layout, a.buffer, True), (b.name, b.layout, b.buffer, True)]
-    layout = next((lay for _, lay, _, _ in operands if lay.shape == shape), Layout.plain(shape))
-    strides = [expanded_strides(lay, layout) for _, lay, _, _ in operands]
-    if None in strides or strides[0][0] != strides[1][0]:  # type: ignore[index]
-        layout = Layout.plain(shape)
-        moved = [s.plain(s.value(name)) if name else None for name, _, _, _ in operands]
-        # as Layout.plain, for one that lies plainly may still be cut into other dimensions
-        operands = [(m.name, Layout.plain(m.layout.shape), m.buffer, True) if m else old
-                    for m, old in zip(moved, operands, strict=True)]
-        strides = [expanded_strides(lay, layout) for _, lay, _, _ in operands]
-    (all_sizes, a_strides), (_, b_strides) = strides    # type: ignore[misc]
-    sizes, *loops = merge_loops(all_sizes, a_strides, b_strides)
-    if len(sizes) > 5:
-        raise ModelError(f'Add "{node.name}": this broadcast takes {len(sizes)} loops; 5 are supported')
-    batches = [lay.size if tensor else 0 for _, lay, _, tensor in operands]
-    y = s.make(step.output, layout)
-    fields = pad5(sizes, loops[0], "a") | pad5(sizes, loops[1], "b")
-    s.row("elementwise.add_broadcast", a=operands[0][2], b=operands[1][2], y=y.buffer, a_batch=batches[0],
-          b_batch=batches[1], low=step.low, high=step.high, **fields)
-    if not s.node_live(step):
-        return
-    if step.clamps:
-        s.keep(y)
+class Div(Elementwise):
+    """ONNX Div of floating-point numbers: a / b."""
 
-    def reduced(dy: Buffer, target: Buffer, which: int, accumulate: int) -> None:
-        s.row("elementwise.reduce_broadcast", dy=dy, dx=target, batch_stride=batches[which],
-              size=operands[which][1].size, accumulate=accumulate, **pad5(sizes, loops[which]))
-
-    def backward() -> None:
-        dy = s.through_clamp(step, y)
-        if dy is None:
-            return
-        for which, (name, operand, _, tensor) in enumerate(operands):
-            if tensor and s.needs_gradient(name):
-                if operand.same_order(layout) and operand.shape == shape:
-                    s.give(name, dy)
-                else:
-                    target, accumulate = s.dx(name)
-                    reduced(dy.buffer, target, which, accumulate)
-            elif not tensor and s.trains(node, "other"):
-                target, accumulate = s.dweight(node, "other")
-                reduced(dy.buffer, target, which, accumulate)
-                s.weight_done(node, "other")
-        s.release(dy)
-    s.backward(backward)
+    op = "Div"
+    kind = DIV
+    trainable = ("other",)
+    onnx = {"Div": {"since": 7}}
 
 
-class Dropout(Layer):
-    """Inverted dropout in training, nothing otherwise. Attribute p. Seeded: the same seed and step give the same mask.
+class Pow(Elementwise):
+    """ONNX Pow: a ** b. The exponents 2, 3, 0.5, -0.5 and -1 as scalar are made of products and roots.
 
-    Raises   ModelError: p outside 0..1
-    Memory   nothing: the mask is made again in backward
+    Gradients are PyTorch's: an exponent of 0 gives a none, a base of 0 the exponent none if that is not negative.
     """
 
-    op = "Dropout"
-    onnx = {"Dropout": {"since": 1}}
+    op = "Pow"
+    kind = POW
+    trainable = ("other",)
+    onnx = {"Pow": {"since": 7}}
+
+
+class Max(Elementwise):
+    """ONNX Max of two: the larger number, NaN if one is NaN. Equal numbers get half the gradient each."""
+
+    op = "Max"
+    kind = MAX
+    onnx = {"Max": {"since": 8}}
+
+
+class Min(Elementwise):
+    """ONNX Min of two: the smaller number, NaN if one is NaN. Equal numbers get half the gradient each."""
+
+    op = "Min"
+    kind = MIN
+    onnx = {"Min": {"since": 8}}
+
+
+class Mod(Elementwise):
+    """ONNX Mod with fmod=1: the remainder of a / b with the sign of a."""
+
+    op = "Mod"
+    kind = MOD
+    onnx = {"Mod": {"since": 10}}
+
+
+class Function:
+    """The rows of one function, forward and backward."""
+
+    def __init__(self, s: Schedule, step: Step, kind: int):
+        self.s, self.step, self.node, self.kind = s, step, step.node, kind
+        self.shape = s.shapes[self.node.outputs[0]]
+        self.operands = self._operands()
+        self.layout = self._layout()
+        self.sizes = self._loops()
+
+    def _operands(self) -> list[Operand]:
+        """Both, in the function's order; twice the tensor where there is but one."""
+        s, node = self.s, self.node
+        tensors = [self._tensor(s.value(name)) for name in node.inputs]
+        if self.kind in POWERS.values():
+            return [tensors[0], replace(tensors[0])]
+        constant = self._constant()
+        if constant is None:
+            return tensors
+        return [constant, tensors[0]] if node.attrs.get("first") else [tensors[0], constant]
 
     @staticmethod
-    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        expect_inputs(node, shapes, 1)
-        if not 0 <= node.attrs["p"] <= 1:
-            raise ModelError(f'Dropout "{node.name}": p (={node.attrs["p"]}) must lie between 0 and 1')
-        return [shapes[0]]
+    def _tensor(value: Value) -> Operand:
+        return Operand(value.name, "", value.layout, value.buffer)
 
-    @staticmethod
-    def forward(s: Schedule, step: Step) -> None:
-        node = step.node
-        x = s.value(node.inputs[0])
-        if not s.live or node.attrs["p"] == 0:
-            s.alias(step.output, x, x.layout)
-            if s.needs_gradient(x.name):
-                s.backward(lambda: s.pass_on(step.output, x.name))
+    def _constant(self) -> Operand | None:
+        """The constant operand, if there is one."""
+        s, node = self.s, self.node
+        if "other" in node.weights:
+            ref = node.weights["other"]
+            stored = against_batch(node, ref.apply(s.graph.weights[ref.name]).shape, len(s.shapes[node.inputs[0]]))
+            buffer = s.weight(node, "other")
+            assert buffer is not None
+            return Operand("", "other", Layout.plain(stored), buffer)
+        if node.attrs.get("scalar") is None:
+            return None
+        number = np.full(1, node.attrs["scalar"], np.float32 if s.itemsize == 4 else np.float64)
+        return Operand("", "", Layout.plain(()), s.store.constant(f"{node.name}.scalar", number))
+
+    def _layout(self) -> Layout:
+        """How the result lies: as the first tensor of its shape. Tensors that do not fit that are moved."""
+        a, b = self.operands
+        if a.name and b.name and a.layout.shape == b.layout.shape and not a.layout.same_order(b.layout):
+            self.operands[1] = self._tensor(self.s.moved(self.s.value(b.name), a.layout))
+        layout = next((one.layout for one in self.operands if one.layout.shape == self.shape), Layout.plain(self.shape))
+        strides = [expanded_strides(one.layout, layout) for one in self.operands]
+        if strides[0] is not None and strides[1] is not None and strides[0][0] == strides[1][0]:
+            return layout
+        for index, one in enumerate(self.operands):
+            if one.name:
+                moved = self._tensor(self.s.plain(self.s.value(one.name)))
+                # as Layout.plain, for one that lies plainly may still be cut into other dimensions
+                self.operands[index] = replace(moved, layout=Layout.plain(moved.layout.shape))
+        return Layout.plain(self.shape)
+
+    def _loops(self) -> Shape:
+        """The sizes of the loops over one sample; the operands get their strides."""
+        (sizes, a_strides), (_, b_strides) = (expanded_strides(one.layout, self.layout)     # type: ignore[misc]
+                                              for one in self.operands)
+        sizes, *loops = merge_loops(sizes, a_strides, b_strides)
+        if len(sizes) > 5:
+            raise ModelError(f'{self.node.op} "{self.node.name}": this broadcast takes {len(sizes)} loops; 5 are supported')
+        for one, strides in zip(self.operands, loops, strict=True):
+            one.strides = strides
+        return sizes
+
+    def _same_shape(self) -> bool:
+        """Whether neither operand repeats, and both lie as the result does."""
+        return all(self._whole(one) for one in self.operands)
+
+    def _whole(self, one: Operand) -> bool:
+        """Whether an operand has every number of the result, in its order."""
+        return bool(one.name) and one.layout.shape == self.shape and one.layout.same_order(self.layout)
+
+    def _wants(self, one: Operand) -> bool:
+        """Whether an operand's gradient is wanted."""
+        if one.name:
+            return self.s.needs_gradient(one.name)
+        return bool(one.role) and self.s.trains(self.node, one.role)
+
+    def _gradients(self) -> list[int]:
+        """The operands, by number, whose gradients are wanted."""
+        if not self.s.node_live(self.step):
+            return []
+        own = self.operands[:1] if self.kind in POWERS.values() else self.operands
+        return [index for index, one in enumerate(own) if self._wants(one)]
+
+    def rows(self) -> None:
+        """Forward, and what backward does."""
+        s, step, a, b = self.s, self.step, *self.operands
+        gradients = self._gradients()
+        needed = 0
+        for index in gradients:
+            needed |= NEEDS[self.kind][index]
+        s.keep(*(s.value(one.name) for bit, one in enumerate(self.operands) if one.name and needed >> bit & 1))
+        free = (one.buffer for one in self.operands if self._whole(one) and s.free_to_overwrite(s.value(one.name)))
+        y = s.make(step.output, self.layout, next(free, None))
+        fields = {"a": a.buffer, "b": b.buffer, "y": y.buffer, "kind": self.kind, "low": step.low, "high": step.high}
+        if self._same_shape():
+            s.row("elementwise.combine", size=y.numbers, **fields)
+        else:
+            s.row("elementwise.combine_broadcast", **fields, **self._strided())
+        if not s.node_live(step):
             return
-        fields = {"size": x.numbers, "p": float(node.attrs["p"]), "layer": s.graph.nodes.index(node)}
-        y = s.make(step.output, x.layout, x.buffer if s.free_to_overwrite(x) else None)
-        s.row("elementwise.dropout_forward", x=x.buffer, y=y.buffer, **fields)
+        if step.clamps:
+            s.keep(y)
+        s.backward(lambda: self._backward(y, gradients))
 
-        def backward() -> None:
-            dy = s.gradient(step.output)
-            if dy is not None:
-                target, accumulate = s.dx_over(x.name, dy)
-                s.row("elementwise.dropout_backward", dy=dy.buffer, dx=target, accumulate=accumulate, **fields)
-                s.release(dy)
-        if s.needs_gradient(x.name):
-            s.backward(backward)
+    def _strided(self) -> dict[str, int]:
+        """The fields of the loops of both operands."""
+        a, b = self.operands
+        return {**pad5(self.sizes, a.strides, "a"), **pad5(self.sizes, b.strides, "b"), "a_batch": a.batch,
+                "b_batch": b.batch}
+
+    def _backward(self, y: Value, gradients: list[int]) -> None:
+        s = self.s
+        dy = s.through_clamp(self.step, y)
+        if dy is None:
+            return
+        for index in gradients:
+            one = self.operands[index]
+            if not self._whole(one):
+                self._reduce(index, dy.buffer)
+            elif (self.kind, index) in PASSES:
+                s.give(one.name, dy)
+            else:
+                target, accumulate = s.dx_over(one.name, dy) if index == gradients[-1] else s.dx(one.name)
+                s.row("elementwise_gradient.gradient", dy=dy.buffer, dx=target, accumulate=accumulate, **self._given(index))
+        s.release(dy)
+
+    def _reduce(self, index: int, dy: Buffer) -> None:
+        """The gradient of an operand that repeats, or lies otherwise than the result."""
+        s, one = self.s, self.operands[index]
+        target, accumulate = s.dx(one.name) if one.name else s.dweight(self.node, one.role)
+        steps = {name: n for name, n in pad5(self.sizes, one.strides).items() if name.startswith("s")}
+        s.row("elementwise_gradient.reduce_broadcast", dy=dy, dx=target, batch_stride=one.batch, size=one.layout.size,
+              accumulate=accumulate, **steps, **self._given(index))
+        if not one.name:
+            s.weight_done(self.node, one.role)
+
+    def _given(self, index: int) -> dict:
+        """The fields of a gradient's function: the operands that it needs, None for the others."""
+        needs = NEEDS[self.kind][index]
+        a, b = (one.buffer if needs >> bit & 1 else None for bit, one in enumerate(self.operands))
+        return {"a": a, "b": b, "kind": self.kind, "second": index, **self._strided()}

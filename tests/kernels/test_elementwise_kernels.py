@@ -56,11 +56,11 @@ def offsets_of(batch, dims, strides):
 def test_add(size, batch, dtype):
     a, b = np.random.default_rng(size).normal(size=(2, size * batch)).astype(dtype)
     y = np.full_like(a, np.nan)
-    run("elementwise.add", batch, dtype=dtype, a=a, b=b, y=y, size=size, **EVERYTHING)
+    run("elementwise.combine", batch, kind=0, dtype=dtype, a=a, b=b, y=y, size=size, **EVERYTHING)
     np.testing.assert_array_equal(y, a + b)
     for alias in ("a", "b"):
         left, right = a.copy(), b.copy()
-        run("elementwise.add", batch, dtype=dtype, a=left, b=right, y=alias, size=size, low=0.0, high=0.5)
+        run("elementwise.combine", batch, kind=0, dtype=dtype, a=left, b=right, y=alias, size=size, low=0.0, high=0.5)
         np.testing.assert_array_equal(left if alias == "a" else right, np.clip(a + b, 0, np.array(0.5, dtype)))
 
 
@@ -68,7 +68,7 @@ def test_add(size, batch, dtype):
 def test_add_keeps_nan(dtype):
     a = np.array([np.nan, 1, -1, 9], dtype)
     y = np.zeros_like(a)
-    run("elementwise.add", 1, dtype=dtype, a=a, b=np.zeros_like(a), y=y, size=4, low=0.0, high=6.0)
+    run("elementwise.combine", 1, kind=0, dtype=dtype, a=a, b=np.zeros_like(a), y=y, size=4, low=0.0, high=6.0)
     np.testing.assert_array_equal(y, np.array([np.nan, 1, 0, 6], dtype))
 
 
@@ -84,11 +84,11 @@ def test_add_broadcast(dims, has, batch, dtype):
     expected = np.maximum(a + b[offsets_of(batch, dims, strides)], 0)
     y = np.full_like(a, np.nan)
     fields = {**dims_fields(dims), "low": 0.0, "high": math.inf}
-    run("elementwise.add_broadcast", batch, dtype=dtype, a=a, b=b, y=y, **names("a", full), **names("b", strides),
+    run("elementwise.combine_broadcast", batch, kind=0, dtype=dtype, a=a, b=b, y=y, **names("a", full), **names("b", strides),
         **fields)
     np.testing.assert_array_equal(y, expected)
     y[...] = np.nan
-    run("elementwise.add_broadcast", batch, dtype=dtype, a=b, b=a, y=y, **names("a", strides), **names("b", full),
+    run("elementwise.combine_broadcast", batch, kind=0, dtype=dtype, a=b, b=a, y=y, **names("a", strides), **names("b", full),
         **fields)
     np.testing.assert_array_equal(y, expected)
 
@@ -100,15 +100,15 @@ def test_add_broadcast_of_both_operands_and_of_spread_rows():
     a_strides = [7, 0, 0, 0, 0, 1]
     b_strides = [0, 0, 0, 1, 3, 12]   # laid out the other way round
     y = np.full(batch * 2 * 3 * 4 * 7, np.nan)
-    run("elementwise.add_broadcast", batch, dtype="float64", a=a, b=b, y=y, **dims_fields(dims),
+    run("elementwise.combine_broadcast", batch, kind=0, dtype="float64", a=a, b=b, y=y, **dims_fields(dims),
         **names("a", a_strides), **names("b", b_strides), **EVERYTHING)
     np.testing.assert_array_equal(y, a[offsets_of(batch, dims, a_strides)] + b[offsets_of(batch, dims, b_strides)])
 
 
 def reduce(dy, dx, batch, dims, strides, size, accumulate, dtype, threads=1):
-    run("elementwise.reduce_broadcast", batch, threads=threads, dtype=dtype, dy=dy, dx=dx, **dims_fields(dims),
-        batch_stride=strides[0], **{f"s{i}": stride for i, stride in enumerate(strides[1:])}, size=size,
-        accumulate=accumulate)
+    run("elementwise_gradient.reduce_broadcast", batch, threads=threads, dtype=dtype, dy=dy, a=None, b=None, dx=dx,
+        kind=0, second=0, **names("a", [0] * 6), **names("b", [0] * 6), **dims_fields(dims), batch_stride=strides[0],
+        **{f"s{i}": stride for i, stride in enumerate(strides[1:])}, size=size, accumulate=accumulate)
 
 
 @DTYPES
@@ -182,14 +182,14 @@ def test_dropout(size, batch, dtype):
     keep = np.array([plain_uniform(seed, step, layer, i) >= p for i in range(x.size)])
     expected = np.where(keep, x / (1 - p), 0)
     y = np.full_like(x, np.nan)
-    run("elementwise.dropout_forward", batch, dtype=dtype, control=control, x=x, y=y, size=size, p=p, layer=layer)
+    run("dropout.forward", batch, dtype=dtype, control=control, x=x, y=y, size=size, p=p, layer=layer)
     np.testing.assert_allclose(y, expected, rtol=TOLERANCE[dtype])
     in_place = x.copy()
-    run("elementwise.dropout_forward", batch, dtype=dtype, control=control, x=in_place, y="x", size=size, p=p,
+    run("dropout.forward", batch, dtype=dtype, control=control, x=in_place, y="x", size=size, p=p,
         layer=layer)
     np.testing.assert_array_equal(in_place, y)
     dx = x.copy()
-    run("elementwise.dropout_backward", batch, dtype=dtype, control=control, dy=x, dx=dx, size=size, p=p, layer=layer,
+    run("dropout.backward", batch, dtype=dtype, control=control, dy=x, dx=dx, size=size, p=p, layer=layer,
         accumulate=1)
     np.testing.assert_allclose(dx, x + expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
@@ -197,7 +197,7 @@ def test_dropout(size, batch, dtype):
 @pytest.mark.parametrize("p, expected", [(0.0, 1.0), (1.0, 0.0)])
 def test_dropout_of_nothing_and_of_everything(p, expected):
     y = np.full(50, np.nan, np.float32)
-    run("elementwise.dropout_forward", 1, x=np.ones(50, np.float32), y=y, size=50, p=p, layer=0)
+    run("dropout.forward", 1, x=np.ones(50, np.float32), y=y, size=50, p=p, layer=0)
     np.testing.assert_array_equal(y, expected)
 
 
@@ -205,7 +205,7 @@ def test_dropout_masks_are_independent():
     size, masks = 40_000, []
     for seed, step, layer in [(1, 1, 0), (2, 1, 0), (1, 2, 0), (1, 1, 1)]:
         y = np.full(size, np.nan, np.float32)
-        run("elementwise.dropout_forward", 1, control={entry.SEED: seed, entry.STEP: step},
+        run("dropout.forward", 1, control={entry.SEED: seed, entry.STEP: step},
             x=np.ones(size, np.float32), y=y, size=size, p=0.3, layer=layer)
         masks.append(y != 0)
         # five standard deviations of the mean
@@ -224,11 +224,11 @@ def test_threads_do_not_change_a_bit():
     results = []
     for threads in (1, 2):
         outputs = [np.full_like(a, np.nan) for _ in range(4)] + [np.full_like(b, np.nan)]
-        run("elementwise.add", batch, threads=threads, a=a, b=dy, y=outputs[0], size=size, **EVERYTHING)
-        run("elementwise.add_broadcast", batch, threads=threads, a=a, b=b, y=outputs[1], **dims_fields(dims),
+        run("elementwise.combine", batch, kind=0, threads=threads, a=a, b=dy, y=outputs[0], size=size, **EVERYTHING)
+        run("elementwise.combine_broadcast", batch, kind=0, threads=threads, a=a, b=b, y=outputs[1], **dims_fields(dims),
             **names("a", full), **names("b", strides), **EVERYTHING)
-        run("elementwise.dropout_forward", batch, threads=threads, x=a, y=outputs[2], size=size, p=0.5, layer=1)
-        run("elementwise.dropout_backward", batch, threads=threads, dy=a, dx=outputs[3], size=size, p=0.5, layer=1,
+        run("dropout.forward", batch, threads=threads, x=a, y=outputs[2], size=size, p=0.5, layer=1)
+        run("dropout.backward", batch, threads=threads, dy=a, dx=outputs[3], size=size, p=0.5, layer=1,
             accumulate=0)
         reduce(dy, outputs[4], batch, dims, strides, part, 0, "float32", threads)
         results.append(np.concatenate(outputs))

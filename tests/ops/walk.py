@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from tests import oracles
-from tests.ops import walk_movement, walk_unary
+from tests.ops import walk_elementwise, walk_movement, walk_unary
 from tests.oracles import ACTIVATIONS
 
 
@@ -188,4 +188,5 @@ OPS = {
     **{op: (activation, activation_backward) for op in ACTIVATIONS},
     **walk_movement.OPS,
     **walk_unary.OPS,
+    **walk_elementwise.OPS,
 }
