@@ -8,11 +8,11 @@ import pytest
 
 from microcnn import waking
 
+from . import WORK
+
 ROOT = Path(__file__).resolve().parent.parent
 
-# Elementary operations from which on kernels use threads: small shapes run in one, large ones in as many as there are. Not
-# measured here: which tests run in threads may not depend on the machine.
-WORK = 200_000
+# not measured: which tests run in threads may not depend on the machine
 waking._least_work = WORK
 
 # a job in the background of a script begins with Ctrl-C ignored, and so would every process that the tests start

@@ -5,7 +5,7 @@ import numpy as np
 
 from microcnn.kernels.entry import ENTRIES, LEAST_WORK, THREADS, aligned_bytes, start_of, start_threads
 
-from .conftest import WORK
+from . import WORK
 
 
 def number_bits(value):

@@ -13,7 +13,8 @@ import pytest
 
 import microcnn as mc
 
-from .conftest import ROOT, WORK
+from . import WORK
+from .conftest import ROOT
 from .tiny import compiled, images
 
 # 64 samples and wide enough that every kind of kernel takes its parallel branch.

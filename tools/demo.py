@@ -85,7 +85,7 @@ def run_demo(args: argparse.Namespace, terminal: Terminal) -> int:
         mc.set_num_threads(args.threads)
     with _folder(args.keep) as folder:
         terminal.say(f"microcnn {mc.__version__} on {cpu_name()}, {code_target()['instruction_set']}, "
-                     f"{mc.get_num_threads()} thread(s); the first run compiles its kernels")
+                     f"{mc.get_num_threads()} thread(s); the first run on a machine compiles the kernels, for minutes")
         digits = load_digits()
         x, y = digits["x"], digits["y"]
         tune, test = digits["tune"], digits["test"]
@@ -131,7 +131,8 @@ def run_demo(args: argparse.Namespace, terminal: Terminal) -> int:
         expected = net.predict(samples)
         again = mc.load_onnx(path).compile(batch=BATCH).predict(samples)
         apart = float(np.abs(again - expected).max())
-        terminal.say(f"saved {path.name} ({bytes_text(path.stat().st_size)}): the same graph and names, new weights.")
+        terminal.say(f"saved {path.name} ({bytes_text(path.stat().st_size)}): the same graph and names, new weights"
+                     + ("." if args.keep else " (and removed at the end; --keep DIR keeps it)."))
         terminal.say(f"read again, the outputs differ by at most {apart:.1e}.")
         native = _onnxruntime(path, samples)
         if native is None:

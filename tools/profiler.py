@@ -1,12 +1,12 @@
 """What each layer of a network costs on this device: time forward, backward and for the update, and memory by kind.
 
 The times come from the executor that reads a clock after every row of the program, so they are of what really runs.
-They are interleaved with whole calls through the plain executor; what they do not account for is a figure of its own.
+They are interleaved with whole calls through the plain executor. What Python does around the program in those stands as a
+line of its own ("call"), and so does what neither the rows nor it account for.
 """
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -53,8 +53,8 @@ class LayerCost:
 class Run:
     """One measurement: its conditions, the whole call, and what each layer took of it.
 
-    total_us is the median of whole train_step or predict calls from Python; unaccounted_us is what the layers' times
-    leave of it.
+    total_us is what a whole train_step or predict takes, called from Python, when the machine is as quiet as in the quietest
+    third of the calls; unaccounted_us is what the layers' times leave of it.
     """
 
     conditions: dict[str, Any]
@@ -232,57 +232,68 @@ def _measure(net: Any, x: Any, t: Any, steps: bool, seconds: float, repeats: int
     if steps:
         kept = net._arena.copy(), net._steps[0]   # weights, optimizer state, learning rate
         net.lr = 0.0   # with which nothing grows, however often one batch is learned
+    program = net._programs["train" if steps else "predict"][0]
+    execute, inside = program._run, 0
+
+    def watched(address: int, samples: int) -> None:
+        nonlocal inside
+        began = time.perf_counter_ns()
+        execute(address, samples)
+        inside = time.perf_counter_ns() - began
+
+    def whole() -> tuple[int, int]:
+        """Nanoseconds of a call, and of the program in it."""
+        began = time.perf_counter_ns()
+        _ = net.train_step(x, t) if steps else net.predict(x)
+        return time.perf_counter_ns() - began, inside
+
+    def timed() -> Any:
+        return net.timed_step(x, t) if steps else net.timed_predict(x)
+
     try:
-        def whole() -> None:
-            _ = net.train_step(x, t) if steps else net.predict(x)
-
-        def timed() -> Any:
-            return net.timed_step(x, t) if steps else net.timed_predict(x)
-
+        program._run = watched
         infos = [info for info, _ in timed()]
         whole()
         began = time.perf_counter()
-        timed()
-        whole()
-        pair = max(time.perf_counter() - began, 1e-7)
-        count = repeats if repeats is not None else int(min(2000, max(5, seconds / pair)))
+        for call in (whole, whole, timed, timed):
+            call()
+        round_seconds = max(time.perf_counter() - began, 1e-7)
+        count = repeats if repeats is not None else int(min(1000, max(5, seconds / round_seconds)))
         deadline = None if repeats is not None else time.perf_counter() + 3 * seconds
-        wholes: list[float] = []
+        wholes: list[tuple[int, int]] = []
         rows: list[list[int]] = []
         for i in range(count):
-            began_ns = time.perf_counter_ns()
+            # the first of each finds the caches as the other kind left them, the second as it would among its own
             whole()
-            wholes.append((time.perf_counter_ns() - began_ns) / 1e3)
+            wholes.append(whole())
+            timed()
             rows.append([nanoseconds for _, nanoseconds in timed()])
             if tick is not None:
                 tick((i + 1) / count)
             if deadline is not None and i >= 4 and time.perf_counter() > deadline:
                 break
     finally:
+        program._run = execute
         if steps:
             net._arena[:], net._steps[0] = kept
             net._prepared = None
-    return Run(_conditions(net, steps, len(rows)), statistics.median(wholes),
-               _layers(net, infos, typical(wholes, rows)))
+    total, within = typical(wholes)
+    layers = _layers(net, infos, typical(rows))
+    layers.append(LayerCost("call", "python", forward_us=float(total - within)))
+    return Run(_conditions(net, steps, len(rows)), float(total), layers)
 
 
-def typical(wholes: Sequence[float], rows: Sequence[Sequence[int]]) -> Any:
-    """What each row takes in a typical call, in microseconds, given nanoseconds by call and row.
+def typical(calls: Sequence[Sequence[int]]) -> Any:
+    """What a call takes when little disturbs it, column by column, in microseconds, given nanoseconds by call and column.
 
-    wholes: the time of the plain call beside each timed one. What disturbs the machine for a while disturbs both: those
-    calls count whose neighbour is near the median, and of these the ones that are near the median themselves. Medians
-    row by row would add up to too little, because what disturbs a call rarely disturbs the same row.
+    The mean of the calls between the 5th and the 35th of a hundred, by their sums: the slowest ones tell of the machine's
+    neighbours, the very quickest of luck. Medians column by column would add up to too little, because what disturbs a call
+    rarely disturbs the same row.
     """
-    times = np.asarray(rows, dtype=np.float64)
-    near = _middle(np.asarray(wholes), 0.3)
-    near = near[_middle(times[near].sum(axis=1), 0.4)]
-    return times[near].mean(axis=0) / 1e3
-
-
-def _middle(values: Any, share: float) -> Any:
-    """The indices of all values but that share of them at each end."""
-    outside = int(share * len(values))
-    return values.argsort(kind="stable")[outside:len(values) - outside]
+    times = np.asarray(calls, dtype=np.float64)
+    order = times.sum(axis=1).argsort(kind="stable")
+    begin, end = int(0.05 * len(order)), max(1, round(0.35 * len(order)))
+    return times[order[begin:max(end, begin + 1)]].mean(axis=0) / 1e3
 
 
 def _layers(net: Any, infos: Sequence[Any], times: Any) -> list[LayerCost]:

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             save_model(net, args.out)
             terminal.say(f"saved {args.out}")
     except mc.MicroCNNError as error:
-        terminal.warn(f"error: {error}")
+        print(f"train_lenet: error: {error}", file=sys.stderr)
         return 2
     return 130 if history.interrupted else 0
 

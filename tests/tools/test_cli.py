@@ -313,6 +313,17 @@ def test_only_the_head_trains(capsys, tmp_path, model, data):
     assert changed <= before.head() and changed
 
 
+def test_numbers_as_stored_are_noted(capsys, model, data):
+    code, _, err = run(capsys, "evaluate", model, "--data", data)
+    assert code == 0 and "the samples are uint8" in err and "--scale" in err
+    assert run(capsys, "evaluate", model, "--data", data, "--scale", "1/255")[2] == ""
+
+
+def test_the_model_where_what_trains_is_expected(capsys, model):
+    code, _, err = run(capsys, "profile", "--train", model)
+    assert code == 2 and "looks like the model" in err and "--train all" in err
+
+
 def test_a_failure_leaves_the_output_alone(capsys, tmp_path, model, data):
     out = tmp_path / "tuned.mcnn"
     out.write_bytes(b"what was there before")

@@ -72,6 +72,7 @@ def run_evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
     result = train.evaluate(net, data)
     terminal.say(f"{len(data):,} samples: loss {result['loss']:.4f}"
                  + (f", accuracy {result['accuracy']:.2%}" if result.get("accuracy") is not None else ""))
+    options.note_raw(data, terminal)
     return 0
 
 

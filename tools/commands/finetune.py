@@ -87,6 +87,7 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
                         seed=args.seed)
     save_model(net, out)
     report(history, out, terminal)
+    options.note_raw(training, terminal)
     if options.normalization_of(load_model(out), None) != normalization:
         terminal.warn(f"{out} does not hold this normalisation, because its metadata stays as it was; give the same "
                       "--scale, --mean and --std when it runs, or write a .mcnn file")

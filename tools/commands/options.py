@@ -70,6 +70,9 @@ def parts(text: str) -> Any:
     """What trains: "all", "head", or patterns of weight names separated by commas."""
     if text in ("all", "head"):
         return text
+    if text.endswith((".onnx", ".mcnn")):
+        raise argparse.ArgumentTypeError(f"{text} looks like the model, not like what trains; put MODEL first, or write "
+                                         f"--train all {text}")
     patterns = [part.strip() for part in text.split(",") if part.strip()]
     if not patterns:
         raise argparse.ArgumentTypeError("expected all, head or patterns of weight names, such as fc.*,layer4.*")
@@ -136,6 +139,13 @@ def set_threads(number: int | None) -> None:
     if number is not None:
         import microcnn as mc
         mc.set_num_threads(number)
+
+
+def note_raw(data: Any, terminal: Any) -> None:
+    """Say so where numbers as a camera stores them go into a network as they are: mostly a forgotten --scale."""
+    if data.x.dtype.kind in "iu" and not data.normalization.to_meta():
+        terminal.warn(f"the samples are {data.x.dtype} and neither the options nor the model say how to normalise them; if the "
+                      "model was trained on other numbers, give --scale, --mean and --std")
 
 
 def normalization_of(graph: Any, args: argparse.Namespace | None) -> Any:
