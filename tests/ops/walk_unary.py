@@ -58,7 +58,7 @@ def swish(alpha):
 
 
 def sign(x):
-    return (x > 0) - (x < 0)
+    return float(x > 0) - float(x < 0)
 
 
 FUNCTIONS = {
