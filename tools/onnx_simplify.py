@@ -96,6 +96,22 @@ def _with_pads(node: Node, pad: Node) -> dict[str, Any] | None:
     return attrs
 
 
+def silu(draft: Draft, outputs: list[str]) -> None:
+    """Mul of a tensor and its Sigmoid: one Swish, which keeps the tensor alone for backward."""
+    readers = _readers(draft, outputs)
+    gates = {node.outputs[0]: node.inputs[0] for node in draft.nodes
+             if node.op == "Sigmoid" and readers.get(node.outputs[0]) == 1}
+    merged = set()
+    nodes = []
+    for node in draft.nodes:
+        gate = next((name for name in node.inputs if name in gates), "") if node.op == "Mul" else ""
+        if gate and sorted(node.inputs) == sorted((gate, gates[gate])) and not node.weights:
+            node = replace(node, op="Swish", inputs=(gates[gate],), attrs={"alpha": 1.0})
+            merged.add(gate)
+        nodes.append(node)
+    draft.nodes = [node for node in nodes if node.outputs[0] not in merged]
+
+
 def unused_nodes(draft: Draft, outputs: list[str]) -> None:
     """Nodes that no output depends on go: what only shape arithmetic read, for example."""
     needed = set(outputs)
@@ -111,6 +127,7 @@ SIMPLIFICATIONS: dict[str, Callable[[Draft, list[str]], None]] = {
     "bias of Linear": linear_bias,
     "bias of Conv2d": convolution_bias,
     "padding of windows": padding,
+    "x times its Sigmoid": silu,
     "unused nodes": unused_nodes,
 }
 

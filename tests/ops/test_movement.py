@@ -78,7 +78,8 @@ REST = [
     alone("as-it-is", "Expand", (3, 4), shape=(1, 1)),
     *[alone(f"{mode}-{block}", "DepthToSpace", (2 * block**2, 2, 3), block=block, mode=mode)
       for mode in ("DCR", "CRD") for block in (1, 2, 3)],
-    alone("two", "SpaceToDepth", (3, 4, 6), block=2, mode="DCR"), alone("three", "SpaceToDepth", (2, 3, 6), 3, block=3, mode="CRD"),
+    alone("two", "SpaceToDepth", (3, 4, 6), block=2, mode="DCR"),
+    alone("three", "SpaceToDepth", (2, 3, 6), 3, block=3, mode="CRD"),
 ]
 
 
@@ -136,7 +137,8 @@ def flat_branches():
 def frames():
     """Every padding that has a name, one after the other."""
     layers = [mc.Conv2d(4, 2), mc.ZeroPad2d((1, 0, 2, 1)), mc.ReflectionPad2d(1), mc.Conv2d(3, 3, stride=2),
-              mc.ReplicationPad2d((1, 2, 0, 1)), mc.CircularPad2d(1), mc.ConstantPad2d((-1, 1, 0, 0), -0.5), mc.PixelUnshuffle(2),
+              mc.ReplicationPad2d((1, 2, 0, 1)), mc.CircularPad2d(1), mc.ConstantPad2d((-1, 1, 0, 0), -0.5),
+              mc.PixelUnshuffle(2),
               mc.Conv2d(2, 2)]
     return mc.Sequential(layers, input_shape=(2, 4, 5), seed=1).graph()
 

@@ -25,6 +25,22 @@ def test_softmax(case, check):
     check(case)
 
 
+@table([Case(f"{'x'.join(map(str, shape))}-axis{axis}{'-flatten' * flatten}",
+             lambda shape=shape, axis=axis, flatten=flatten: graph_of("LogSoftmax", shape, axis=axis, flatten=flatten), batch)
+        for shape, axis, flatten, batch in (((1,), 1, False, 1), ((17,), -1, False, 3), ((3, 4, 5), 1, False, 2),
+                                            ((3, 4, 5), 2, False, 3), ((3, 4, 5), 3, False, 2), ((3, 4, 5), 2, True, 2))])
+def test_log_softmax(case, check):
+    check(case)
+
+
+def test_log_softmax_far_from_zero():
+    x = np.array([[1e4, 1e4 - 1, -1e4]], np.float32)
+    net = graph_of("LogSoftmax", (3,), axis=1, flatten=False).compile()
+    below = -np.log1p(np.exp(-1.0))
+    np.testing.assert_allclose(net.forward(x), [[below, below - 1, below - 2e4]], rtol=1e-6)
+    assert np.isfinite(net.backward(np.ones_like(x))).all()
+
+
 def between(axis, flatten=False):
     """On an image that lies channels last, read again behind it. A bias would be the same in all of a group."""
     def build():

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 import microcnn as mc
+from microcnn.graph import Node
+from microcnn.tools.onnx_registry import Draft
+from microcnn.tools.onnx_simplify import simplify
 from tests.ops.table import LARGE_CHECKS, Case, graph_of, table
 from tests.ops.walk_unary import FUNCTIONS
 
@@ -147,3 +150,15 @@ def test_bad_attributes_are_refused():
         graph_of("Gelu", (3,), approximate="erf").shapes()
     with pytest.raises(mc.MicroCNNError, match="GELU: approximate is 'erf'"):
         mc.Sequential([mc.GELU("erf")], input_shape=(3,)).graph()
+
+
+@pytest.mark.parametrize("inputs, outputs, expected", [
+    (("x", "s"), ["y"], [("Swish", ("x",))]), (("s", "x"), ["y"], [("Swish", ("x",))]),
+    (("s", "s"), ["y"], [("Sigmoid", ("x",)), ("Mul", ("s", "s"))]),
+    (("s", "z"), ["y"], [("Sigmoid", ("x",)), ("Mul", ("s", "z"))]),
+    (("x", "s"), ["y", "s"], [("Sigmoid", ("x",)), ("Mul", ("x", "s"))])])
+def test_a_tensor_times_its_sigmoid_becomes_one_node(inputs, outputs, expected):
+    draft = Draft(17, nodes=[Node("Sigmoid", "gate", ("x",), ("s",)), Node("Mul", "product", inputs, ("y",))])
+    simplify(draft, outputs)
+    assert [(node.op, node.inputs) for node in draft.nodes] == expected
+    assert draft.nodes[-1].outputs == ("y",) and draft.nodes[-1].name == "product"

@@ -58,7 +58,7 @@ def swish(alpha):
 
 
 def sign(x):
-    return (x > 0) - (x < 0)
+    return float(x > 0) - float(x < 0)
 
 
 FUNCTIONS = {
@@ -76,9 +76,9 @@ FUNCTIONS = {
     "Mish": lambda attrs: (lambda x: x * math.tanh(softplus(x)), mish_slope),
     "Neg": lambda attrs: (lambda x: -x, lambda x: -1.0),
     "Abs": lambda attrs: (abs, sign),
-    "Sqrt": lambda attrs: (math.sqrt, lambda x: 0.5 / math.sqrt(x)),
+    "Sqrt": lambda attrs: (lambda x: math.sqrt(x) if x >= 0 else math.nan, lambda x: 0.5 / math.sqrt(x)),
     "Exp": lambda attrs: (math.exp, math.exp),
-    "Log": lambda attrs: (math.log, lambda x: 1 / x),
+    "Log": lambda attrs: (lambda x: math.log(x) if x > 0 else math.nan, lambda x: 1 / x),
     "Reciprocal": lambda attrs: (lambda x: 1 / x, lambda x: -1 / (x * x)),
     "Erf": lambda attrs: (math.erf, lambda x: 2 / math.sqrt(math.pi) * math.exp(-x * x)),
     "Sin": lambda attrs: (math.sin, math.cos),

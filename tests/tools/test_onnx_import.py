@@ -16,6 +16,7 @@ from microcnn.tools.onnx_build import BUILDERS
 from microcnn.tools.onnx_import import load_onnx
 from tests.graph_oracle import evaluate
 from tests.onnx_models import model_of, node, numbers, onnxruntime_outputs, recorded, relative
+from tests.tools import onnx_unary_models
 
 X = ("N", 3, 9, 7)
 W = {"w": numbers(4, 3, 3, 3), "b": numbers(4)}
@@ -97,6 +98,7 @@ ONE_NODE: dict[str, tuple[Any, tuple[Any, ...], dict[str, np.ndarray], tuple[int
     "unsqueeze": (node("Unsqueeze", ["x"], axes=[1, -1]), ("N", 3), {}, (7, 11), ["Reshape"]),
     "unsqueeze_input": (node("Unsqueeze", ["x", "axes"]), ("N", 3), {"axes": np.array([2])}, (13, 24), ["Reshape"]),
     "transpose": (node("Transpose", ["x"], perm=[0, 2, 3, 1]), X, {}, (7, 13, 21, 24), ["Transpose"]),
+    **onnx_unary_models.MODELS,
 }
 CASES = [(name, opset) for name, case in ONE_NODE.items() for opset in case[3]]
 
