@@ -28,10 +28,10 @@ def power(op: Op) -> None:
     combine(op, "Pow", base, _operand(op, 1))
 
 
-@converter("Mod", 10, 13)
+@converter("Mod", 10, 13, 28)
 def remainder(op: Op) -> None:
     if not op.attribute("fmod", 0):
-        op.refuse("fmod is 0, which is for integers; only fmod 1, of floating-point numbers, is supported")
+        op.refuse("fmod is 0; only fmod 1, the remainder with the sign of the dividend, is supported")
     combine(op, "Mod", _operand(op, 0), _operand(op, 1))
 
 

@@ -27,11 +27,10 @@ from .elementwise import (
     work_of,
 )
 from .entry import entry, fields_of, threads_for, view
-from .powers import vector_pow, vector_trunc
+from .powers import vector_ln, vector_pow, vector_trunc
 from .vector import (
     vector_add,
     vector_div,
-    vector_log,
     vector_mul,
     vector_of,
     vector_sqrt,
@@ -66,6 +65,13 @@ def _of_power(dy, a, kind, like):
 
 
 @helper
+def _share(dy, mine, other, like):
+    """One vector: dy where mine is the larger, half of it where both are equal."""
+    shared = vector_where_equal(mine, other, vector_mul(dy, vector_of(like, like.dtype.type(0.5))), dy)
+    return vector_where_greater(other, mine, vector_of(like, like.dtype.type(0)), shared)
+
+
+@helper
 def _of_a(dy, a, b, kind, like):
     """One vector: dy times the derivative by a. Equal numbers share the gradient of their maximum or minimum."""
     real = like.dtype.type
@@ -76,11 +82,10 @@ def _of_a(dy, a, b, kind, like):
         return vector_mul(dy, b)
     if kind == DIV:
         return vector_div(dy, b)
-    if kind == MAX or kind == MIN:
-        shared = vector_where_equal(a, b, vector_mul(dy, vector_of(like, real(0.5))), dy)
-        if kind == MAX:
-            return vector_where_greater(b, a, zero, shared)
-        return vector_where_greater(a, b, zero, shared)
+    if kind == MAX:
+        return _share(dy, a, b, like)
+    if kind == MIN:
+        return _share(dy, vector_sub(zero, a), vector_sub(zero, b), like)
     if kind == POW:
         slope = vector_mul(b, vector_pow(a, vector_sub(b, vector_of(like, real(1)))))
         return vector_where_equal(b, zero, zero, vector_mul(dy, slope))
@@ -104,11 +109,13 @@ def _of_b(dy, a, b, kind, like):
         return vector_mul(dy, a)
     if kind == DIV:
         return vector_sub(zero, vector_mul(dy, vector_div(vector_div(a, b), b)))
-    if kind == MAX or kind == MIN:
-        return _of_a(dy, b, a, kind, like)
+    if kind == MAX:
+        return _share(dy, b, a, like)
+    if kind == MIN:
+        return _share(dy, vector_sub(zero, b), vector_sub(zero, a), like)
     if kind == MOD:
         return vector_sub(zero, vector_mul(dy, vector_trunc(vector_div(a, b))))
-    slope = vector_mul(dy, vector_mul(vector_pow(a, b), vector_log(a)))
+    slope = vector_mul(dy, vector_mul(vector_pow(a, b), vector_ln(a)))
     return vector_where_equal(a, zero, vector_where_greater(zero, b, slope, zero), slope)
 
 

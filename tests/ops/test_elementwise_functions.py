@@ -15,7 +15,7 @@ POSITIVE = ("Div", "Pow")
 
 def positive(rng, shape):
     """Different numbers from 0.5 to 2.5."""
-    return (1.5 + spread(rng, shape) / 4).astype(np.float32)
+    return np.asarray(1.5 + spread(rng, shape) / 4, np.float32)
 
 
 def function(op, *sizes, other=None, **attrs):
