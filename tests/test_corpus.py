@@ -12,7 +12,7 @@ import microcnn as mc
 
 from .onnx_models import onnxruntime_outputs, recorded, relative
 
-MODELS = ["mlperf_ic_resnet8", "mnist8_cntk", "mlperf_kws_dscnn"]
+MODELS = ["mlperf_ic_resnet8", "mnist8_cntk", "mlperf_kws_dscnn", "cifar_resnet20"]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -41,6 +41,19 @@ def test_recorded_outputs_one_sample_at_a_time(model):
     net = model["graph"].compile()
     for i in range(min(len(x), 5)):
         assert relative(net.predict(x[i:i + 1]), y[i:i + 1]) < 1e-4 * max(1.0, np.ptp(y) / np.ptp(y[i]))
+
+
+def test_recorded_outputs_of_a_detector(corpus):
+    """Several outputs, put together from heads of different sizes."""
+    folder = corpus / "models" / "ultraface_slim_320_simplified"
+    net = mc.load_onnx(folder / "model.onnx").compile()
+    with np.load(folder / "io.npz") as file:
+        runs = sorted(name for name in file if name.startswith("in"))
+        for name in runs:
+            run = name.partition("__")[0].removeprefix("in")
+            for output, found in net.predict(file[name].astype(np.float32)).items():
+                assert relative(found, file[f"out{run}__{output}"]) < 1e-4, (run, output)
+    assert runs
 
 
 def test_no_layout_rows_but_the_doors(corpus):

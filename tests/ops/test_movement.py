@@ -30,6 +30,7 @@ def padded(pads, mode="constant", value=0.0):
 
 
 FAR = 2**63 - 1
+NEGATIVE = ("reference",)      # numpy, which onnx's evaluator asks, knows no negative pads
 CONCATS = [
     Case("concat-channels", concat([(3, 4, 5), (17, 4, 5), (1, 4, 5)], 1)),
     Case("concat-rows", concat([(3, 4, 5), (3, 1, 5)], 2)),
@@ -54,14 +55,14 @@ PADS = [
     alone("channels", "Pad", (3, 4, 5), 3, **padded((1, 0, 0, 16, 0, 0))),
     alone("vector", "Pad", (5,), **padded((2, 1), value=-3.0)),
     alone("everywhere", "Pad", (2, 3, 2, 3), **padded((1, 1, 1, 1, 1, 2, 1, 1))),
-    alone("crop", "Pad", (3, 4, 5), **padded((0, -1, -2, 0, 0, -1))),
-    alone("crop-and-pad", "Pad", (3, 4, 5), **padded((0, -1, 2, -1, 2, -1))),
+    alone("crop", "Pad", (3, 4, 5), skip=NEGATIVE, **padded((0, -1, -2, 0, 0, -1))),
+    alone("crop-and-pad", "Pad", (3, 4, 5), skip=NEGATIVE, **padded((0, -1, 2, -1, 2, -1))),
     alone("nothing", "Pad", (3, 4), **padded((0, 0, 0, 0), "edge")),
     *[alone(mode, "Pad", (3, 4, 5), **padded((0, 3, 2, 0, 1, 4), mode))
       for mode in ("reflect", "edge", "wrap")],
     *[alone(f"{mode}-channels", "Pad", (5, 2, 3), 3, **padded((1, 0, 0, 3, 0, 0), mode))
       for mode in ("reflect", "edge", "wrap")],
-    *[alone(f"{mode}-crop", "Pad", (3, 4, 5), skip=("reference", "runtime") if mode != "wrap" else (),
+    *[alone(f"{mode}-crop", "Pad", (3, 4, 5), skip=NEGATIVE if mode != "wrap" else (),
             **padded((0, -1, 2, 0, 1, -1), mode)) for mode in ("reflect", "edge", "wrap")],
 ]
 REST = [
@@ -138,12 +139,11 @@ def frames():
     """Every padding that has a name, one after the other."""
     layers = [mc.Conv2d(4, 2), mc.ZeroPad2d((1, 0, 2, 1)), mc.ReflectionPad2d(1), mc.Conv2d(3, 3, stride=2),
               mc.ReplicationPad2d((1, 2, 0, 1)), mc.CircularPad2d(1), mc.ConstantPad2d((-1, 1, 0, 0), -0.5),
-              mc.PixelUnshuffle(2),
-              mc.Conv2d(2, 2)]
+              mc.PixelUnshuffle(2), mc.Conv2d(2, 2)]
     return mc.Sequential(layers, input_shape=(2, 4, 5), seed=1).graph()
 
 
-@table([*BETWEEN, Case("branches", branches), Case("flat-branches", flat_branches), Case("frames", frames)])
+@table([*BETWEEN, Case("branches", branches), Case("flat-branches", flat_branches), Case("frames", frames, skip=NEGATIVE)])
 def test_between_other_layers(case, check):
     check(case)
 

@@ -147,7 +147,8 @@ def test_one_node(name, opset):
 def test_every_registered_version_is_tried():
     tried = {(made.op_type, onnx.defs.get_schema(made.op_type, opset, "").since_version)
              for made, _, _, opsets, _ in ONE_NODE.values() for opset in opsets}
-    elsewhere = {"Identity", "Dropout", "Pad"}
+    elsewhere = {"Identity", "Dropout", "Cast", "CastLike", "Concat", "DepthToSpace", "Expand", "Gather", "Pad", "Slice",
+                 "SpaceToDepth", "Split", "Tile"}
     newer = {(op, since) for op, since in onnx_registry.CONVERTERS if since > 24}
     unchanged = {(op, since) for op, since in onnx_registry.CONVERTERS if since in (1, 9, 12, 13, 21, 23, 24)}
     missing = {key for key in onnx_registry.CONVERTERS if key not in tried and key[0] not in elsewhere}
@@ -171,8 +172,6 @@ def test_pads_of_zero_go():
     nodes = [node("Pad", ["x"], ["a"], pads=[0] * 8), node("Relu", ["a"])]
     graph = held_against_onnxruntime(model_of(nodes, X, opset=9), (2, 3, 9, 7))
     assert [(one.op, one.inputs) for one in graph.nodes] == [("Relu", ("x",))]
-    with pytest.raises(UnsupportedError, match="pads are .*1.*; no layer does this yet"):
-        load_onnx(model_of([node("Pad", ["x"], pads=[0, 0, 1, 1, 0, 0, 1, 1])], X, opset=9))
 
 
 def test_every_operator_of_a_layer_is_known():
@@ -350,6 +349,3 @@ def test_models_of_the_corpus_that_need_more(corpus):
     with pytest.raises(UnsupportedError) as caught:
         load_onnx(corpus / "models" / "yunet_n_320_320" / "model.onnx")
     assert [entry.op for entry in caught.value.refused] == ["Resize", "Resize"]
-    with pytest.raises(UnsupportedError) as caught:
-        load_onnx(corpus / "models" / "cifar_resnet20" / "model.onnx")
-    assert {entry.op for entry in caught.value.refused} == {"Slice", "Pad"}
