@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from microcnn.graph import Graph, Node
+from tests.ops import walk_resize
 
 Weights = dict[str, np.ndarray]
 
@@ -113,6 +114,7 @@ OPERATIONS: dict[str, Callable[[Node, list[np.ndarray], Weights], np.ndarray]] =
     "Transpose": lambda node, inputs, weights: inputs[0].transpose(node.attrs["perm"]),
     "Identity": lambda node, inputs, weights: inputs[0],
     "Dropout": lambda node, inputs, weights: inputs[0],
+    **walk_resize.OPERATIONS,
 }
 
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from tests import oracles
+from tests.ops import walk_resize
 from tests.oracles import ACTIVATIONS
 
 
@@ -185,4 +186,5 @@ OPS = {
                   lambda node, inputs, weights, dy, _: ([dy.transpose(np.argsort(node.attrs["perm"]))], {})),
     "Identity": (lambda node, inputs, weights, _: inputs[0], reshape_backward),
     **{op: (activation, activation_backward) for op in ACTIVATIONS},
+    **walk_resize.OPS,
 }
