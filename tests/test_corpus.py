@@ -43,6 +43,24 @@ def test_recorded_outputs_one_sample_at_a_time(model):
         assert relative(net.predict(x[i:i + 1]), y[i:i + 1]) < 1e-4 * max(1.0, np.ptp(y) / np.ptp(y[i]))
 
 
+@pytest.mark.parametrize("name", ["yunet_n_320_320"])
+def test_recorded_outputs_of_detectors(corpus, name):
+    """Several outputs; many are probabilities close to 0, and all of an output may be."""
+    folder = corpus / "models" / name
+    graph = mc.load_onnx(folder / "model.onnx")
+    net = graph.compile(batch=1)
+    with np.load(folder / "io.npz") as file:
+        inputs = sorted(key for key in file if key.startswith("in"))
+        for key in inputs:
+            number, _, _ = key[2:].partition("__")
+            found = net.predict(file[key])
+            assert set(found) == {other.partition("__")[2] for other in file if other.startswith(f"out{number}__")}
+            for output, y in found.items():
+                expected = file[f"out{number}__{output}"]
+                assert y.shape == expected.shape and y.dtype == np.float32
+                assert float(np.abs(y - expected).max()) < 1e-5 * max(1.0, float(np.abs(expected).max())), output
+
+
 def test_no_layout_rows_but_the_doors(corpus):
     graph = mc.load_onnx(corpus / "models" / "mlperf_ic_resnet8" / "model.onnx")
     net = graph.compile(batch=2, train="all", loss="cross_entropy", optimizer=mc.SGD(lr=0.01))

@@ -17,16 +17,16 @@ def case(name, shape=IMAGE, axes=(2, 3), batch=2, skip=(), **attrs):
 
 
 NEAREST = [
-    *(case(f"nearest-{mode}-{down}", nearest_mode=mode, coordinate_transformation_mode=coordinates, sizes=sizes)
-      for mode in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
-      for coordinates, sizes, down in (("half_pixel", (8, 11), "up"), ("asymmetric", (2, 3), "down"))),
+    *(case(f"nearest-{mode}", nearest_mode=mode, coordinate_transformation_mode=coordinates, sizes=(8, 3))
+      for mode, coordinates in (("round_prefer_floor", "half_pixel"), ("round_prefer_ceil", "asymmetric"),
+                                ("floor", "half_pixel"), ("ceil", "asymmetric"))),
     case("nearest-twice", (17, 3, 4), batch=3, scales=(2.0, 2.0), nearest_mode="floor",
          coordinate_transformation_mode="asymmetric"),
     case("nearest-corners", scales=(2.0, 3.0), coordinate_transformation_mode="align_corners"),
     case("nearest-symmetric", skip=NEWER, scales=(0.6, 2.5), coordinate_transformation_mode="half_pixel_symmetric"),
     case("nearest-tf-half-pixel", skip=("reference",), scales=(2.0, 0.6), nearest_mode="floor",
          coordinate_transformation_mode="tf_half_pixel_for_nn"),
-    case("nearest-crop", sizes=(6, 5), roi=(0.25, 0.5, 0.75, 1.25), **CROP),
+    case("nearest-crop", sizes=(6, 7), roi=(0.25, 0.5, 0.75, 1.25), **CROP),
     # the reference evaluator takes this mode for another
     case("nearest-opset10-up", skip=("reference",), scales=(1.5, 2.5), nearest_mode="simple",
          coordinate_transformation_mode="asymmetric"),
@@ -37,14 +37,12 @@ NEAREST = [
     case("nearest-not-larger", skip=NEWER, sizes=(7, 8), keep_aspect_ratio_policy="not_larger"),
     case("nearest-not-smaller", skip=NEWER, sizes=(7, 8), keep_aspect_ratio_policy="not_smaller"),
     case("nearest-channels", (4, 3, 2), (1,), sizes=(6,)),
-    case("nearest-vector", (7,), (1,), 3, sizes=(3,)),
     case("nearest-matrix", (5, 6), (2, 1), sizes=(7, 3)),
     case("nearest-volume", (2, 3, 4, 5), (2, 4), sizes=(5, 3)),
 ]
 FILTERED = [
-    *(case(f"{mode}-{coordinates}-{way}", mode=mode, coordinate_transformation_mode=coordinates, sizes=sizes)
-      for mode in ("linear", "cubic") for coordinates in ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel")
-      for way, sizes in (("up", (7, 9)), ("down", (3, 2)))),
+    *(case(f"{mode}-{coordinates}", mode=mode, coordinate_transformation_mode=coordinates, sizes=(7, 3))
+      for mode in ("linear", "cubic") for coordinates in ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel")),
     case("linear-scales", scales=(1.5, 0.6), mode="linear"),
     case("linear-twice", (17, 3, 4), batch=3, scales=(2.0, 2.0), mode="linear"),
     case("linear-to-one", sizes=(1, 1), mode="linear", coordinate_transformation_mode="align_corners"),
@@ -53,16 +51,15 @@ FILTERED = [
     case("linear-from-one", (3, 1, 1), sizes=(3, 4), mode="linear"),
     case("linear-symmetric", skip=NEWER, scales=(0.6, 1.5), mode="linear",
          coordinate_transformation_mode="half_pixel_symmetric"),
-    case("linear-crop", sizes=(6, 5), roi=(-0.25, 0.5, 0.75, 1.25), mode="linear", **CROP),
+    case("linear-crop", sizes=(6, 7), roi=(-0.25, 0.5, 0.75, 1.25), mode="linear", **CROP),
     case("linear-crop-to-one", skip=("reference",), sizes=(1, 3), roi=(0.25, 0.25, 0.75, 0.75), mode="linear", **CROP),
     case("linear-antialias", skip=NEWER, sizes=(3, 2), mode="linear", antialias=True),
     case("linear-antialias-excluding", (2, 9, 7), skip=NEWER, sizes=(3, 5), mode="linear", antialias=True,
          exclude_outside=True),
     case("linear-channels", (4, 3, 2), (1,), skip=("runtime",), sizes=(6,), mode="linear"),
-    case("linear-one-axis", axes=(3,), scales=(2.0,), mode="linear"),
     case("linear-not-larger", skip=NEWER, sizes=(9, 8), mode="linear", keep_aspect_ratio_policy="not_larger"),
     case("cubic-excluding", sizes=(7, 9), mode="cubic", cubic_coeff_a=-0.5, exclude_outside=True),
-    case("cubic-crop", sizes=(6, 5), roi=(0.25, 0.5, 0.75, 1.25), mode="cubic", **CROP),
+    case("cubic-crop", sizes=(6, 7), roi=(0.25, 0.5, 0.75, 1.25), mode="cubic", **CROP),
     case("cubic-antialias", (2, 9, 7), skip=NEWER, sizes=(3, 5), mode="cubic", antialias=True),
 ]
 UNCHANGED = [case("scale-one", scales=(1.0, 1.0), mode="cubic"), case("no-axes", axes=(), scales=())]
@@ -103,8 +100,9 @@ def test_graphs(case, check):
 
 @table([case("nearest", (24, 40, 41), batch=3, scales=(2.0, 2.0), nearest_mode="floor",
              coordinate_transformation_mode="asymmetric"),
-        case("linear", (33, 40, 31), batch=2, sizes=(61, 77), mode="linear"),
-        case("cubic-gray", (1, 90, 95), batch=3, sizes=(120, 60), mode="cubic"),
+        # onnxruntime's coordinates are float32, and so have an error that grows with the image
+        case("linear", (33, 40, 31), batch=2, skip=("runtime",), sizes=(61, 77), mode="linear"),
+        case("cubic-gray", (1, 90, 95), batch=3, skip=("runtime",), sizes=(120, 60), mode="cubic"),
         case("wide", (3, 2, 5000), (2,), sizes=(5,), mode="linear")], LARGE_CHECKS)
 def test_large(case, check):
     check(case)

@@ -12,10 +12,11 @@ DEFAULTS = {"scales": None, "sizes": None, "roi": None, "mode": "nearest", "near
 
 
 def scales_of(attrs, lengths):
-    """[(output size, scale)]; a float32 scale of 0.6 means three fifths."""
-    if attrs["scales"]:
-        scales = [Fraction(scale).limit_denominator(100) for scale in attrs["scales"]]
-        return [(math.floor(n * scale), scale) for n, scale in zip(lengths, scales, strict=True)]
+    """[(output size, scale)]; 0.6 means three fifths where that is rounded, and else what float32 makes of it."""
+    if attrs["scales"] is not None:
+        meant = [Fraction(scale).limit_denominator(100) for scale in attrs["scales"]]
+        scales = meant if attrs["mode"] == "nearest" else [Fraction(float(np.float32(scale))) for scale in attrs["scales"]]
+        return [(math.floor(n * size), scale) for n, size, scale in zip(lengths, meant, scales, strict=True)]
     scales = [Fraction(size, n) for size, n in zip(attrs["sizes"], lengths, strict=True)]
     if attrs["keep_aspect_ratio_policy"] == "stretch":
         return list(zip(attrs["sizes"], scales, strict=True))
