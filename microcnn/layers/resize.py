@@ -119,21 +119,23 @@ class Resize(Layer):
             shared = {"outer": math.prod(dims[:place]), "inner": math.prod(dims[place + 1:])}
             s.row("resize.forward", x=before.buffer, y=after.buffer, length=axis.length, positions=axis.size,
                   fill=float(attrs["extrapolation_value"]), **shared, **stored(s, name, tables[i]))
-            passes.append((name, before, axis, tables[i], shared))
+            # stored in every program: constants have to be known before the first one runs, and backward may come later
+            back = stored(s, f"{name}.back", tables[i].transposed(axis.length))
+            passes.append((before, axis, {**shared, **back}))
             before = after
 
         def backward() -> None:
             dy = s.gradient(step.output)
             if dy is None:
                 return
-            for name, source, axis, table, shared in reversed(passes):
+            for source, axis, fields in reversed(passes):
                 if source is x:
                     target, accumulate = s.dx(x.name)
                 else:
                     inner = s.new_gradient(source.name)
                     target, accumulate = inner.buffer, 0
                 s.row("resize.backward", dy=dy.buffer, dx=target, length=axis.size, positions=axis.length,
-                      accumulate=accumulate, **shared, **stored(s, f"{name}.back", table.transposed(axis.length)))
+                      accumulate=accumulate, **fields)
                 s.release(dy)
                 if source is not x:
                     dy = inner

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from tests import oracles
-from tests.ops import walk_elementwise, walk_movement, walk_unary
+from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary
 from tests.oracles import ACTIVATIONS
 
 
@@ -189,4 +189,5 @@ OPS = {
     **walk_movement.OPS,
     **walk_unary.OPS,
     **walk_elementwise.OPS,
+    **walk_resize.OPS,
 }

@@ -43,6 +43,23 @@ REFUSED = {
     "window too large": (node("MaxPool", ["x"], kernel_shape=[20, 2]), X, {}, 13, "is larger than its input"),
     "random dropout": (node("Dropout", ["x", "r", "t"]), X, {"r": np.float32(0.5).reshape(()), "t": np.array(True)}, 13,
                        "training_mode is true"),
+    "batch resized": (node("Resize", ["x", "", "scales"]), X, {"scales": np.float32([2, 1, 1, 1])}, 13,
+                      "it resizes the batch (scales 2.0"),
+    "resized to nothing": (node("Resize", ["x", "", "scales"]), X, {"scales": np.float32([1, 1, 0.1, 1])}, 13,
+                           "an axis would have no position left: (3, 0, 7)"),
+    "resized by nothing": (node("Resize", ["x", "", ""]), X, {}, 13, "it has neither scales and sizes"),
+    "resized at run time": (node("Resize", ["x", "", "x"]), X, {}, 13, 'its scales ("x") is computed at run time'),
+    "scales of other axes": (node("Resize", ["x", "", "scales"]), X, {"scales": np.float32([1, 2])}, 13,
+                             "it has 2 scales and 8 numbers of roi; expected 4 and 8"),
+    "negative scales": (node("Resize", ["x", "", "scales"]), X, {"scales": np.float32([1, 1, -1, 1])}, 13, "positive numbers"),
+    "unknown interpolation": (node("Resize", ["x", "", "scales"], mode="area"), X, {"scales": np.float32([1, 1, 2, 2])}, 13,
+                              "mode is 'area'; expected one of nearest, linear, cubic"),
+    "antialiased nearest": (node("Resize", ["x", "", "scales"], antialias=1), X, {"scales": np.float32([1, 1, 2, 2])}, 18,
+                            "only linear and cubic have an antialiasing filter"),
+    "crop without a roi": (node("Resize", ["x", "", "scales"], coordinate_transformation_mode="tf_crop_and_resize"), X,
+                           {"scales": np.float32([1, 1, 2, 2])}, 13, "and there is no roi"),
+    "ratio of open sizes": (node("Resize", ["x", "", "", "sizes"], axes=[2, 3], keep_aspect_ratio_policy="not_larger"),
+                            ("N", 3, "H", 7), {"sizes": np.array([8, 9])}, 18, "the size of its input is open"),
 }
 
 
@@ -59,7 +76,7 @@ def test_one_error_lists_every_node(annotated, monkeypatch):
     nodes = [node("Resize", ["x", "", "scales"], ["a"], name="bigger"), node("Conv", ["a", "w"], ["b"], name="fine"),
              node("Det", ["b"], ["c"]), node("MaxPool", ["b"], ["d", "e"], kernel_shape=[2, 2], name="indexed"),
              node("Softmax", ["d"], axis=0, name="across")]
-    model = model_of(nodes, X, {"w": W["w"], "scales": np.ones(4, np.float32)}, 13)
+    model = model_of(nodes, X, {"w": W["w"], "scales": np.array([2, 1, 1, 1], np.float32)}, 13)
     model.graph.output.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, None))
     if annotated:
         model.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, ["N", 3, 9, 7]))
