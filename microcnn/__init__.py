@@ -19,7 +19,7 @@ _PUBLIC = {
     "data": "Dataset Normalization",
     "errors": "CacheError CompileError DataError FileError MicroCNNError ModelError TrainingError UnsupportedError",
     "graph": "Graph",
-    "losses": "CrossEntropyLoss MSELoss",
+    "losses": "BCEWithLogitsLoss CrossEntropyLoss HuberLoss L1Loss MSELoss SmoothL1Loss",
     "net": "Net",
     "optim": "SGD Adam AdamW",
     "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d ReLU ReLU6 Reshape "
@@ -48,7 +48,14 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         UnsupportedError as UnsupportedError,
     )
     from .graph import Graph as Graph
-    from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss
+    from .losses import (
+        BCEWithLogitsLoss as BCEWithLogitsLoss,
+        CrossEntropyLoss as CrossEntropyLoss,
+        HuberLoss as HuberLoss,
+        L1Loss as L1Loss,
+        MSELoss as MSELoss,
+        SmoothL1Loss as SmoothL1Loss,
+    )
     from .net import Net as Net
     from .optim import SGD as SGD, Adam as Adam, AdamW as AdamW
     from .specs import (
