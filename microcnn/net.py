@@ -232,6 +232,10 @@ class Net(Bound):
     def _refuse(self, held: Arrays) -> None:
         """Say why a program stopped. Nothing was changed."""
         check_data(held, self._losses, self.shapes)
+        from .kernels.clip import BAD_GRADIENT
+        if self._control[self._entry.FLAGS] == BAD_GRADIENT:
+            raise TrainingError(f"a gradient holds NaN or infinite numbers at step {self._steps[0] + 1}; no weight was "
+                                f"changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
         raise TrainingError(f"the loss is {self._control_numbers[self._entry.LOSS]} at step {self._steps[0] + 1}; nothing "
                             f"was changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
 

@@ -12,9 +12,10 @@ from microcnn.schedule import constant, cosine, resolve_schedule
 
 
 def test_defaults_are_pytorchs():
-    assert dataclasses.asdict(SGD(0.1)) == {"lr": 0.1, "momentum": 0, "dampening": 0, "weight_decay": 0,
+    assert dataclasses.asdict(SGD(0.1)) == {"lr": 0.1, "clip_norm": None, "momentum": 0, "dampening": 0, "weight_decay": 0,
                                             "nesterov": False}
-    assert dataclasses.asdict(Adam()) == {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0}
+    assert dataclasses.asdict(Adam()) == {"lr": 1e-3, "clip_norm": None, "betas": (0.9, 0.999), "eps": 1e-8,
+                                          "weight_decay": 0}
     assert AdamW().weight_decay == 1e-2 and AdamW(1e-4).lr == 1e-4
     assert [SGD.kind, Adam.kind, AdamW.kind] == ["sgd", "adam", "adamw"]
 
@@ -28,6 +29,8 @@ def test_defaults_are_those_of_the_installed_pytorch():
                         (CrossEntropyLoss(), torch.nn.CrossEntropyLoss)):
         parameters = inspect.signature(theirs).parameters
         for name, value in dataclasses.asdict(own).items():
+            if name == "clip_norm":
+                continue      # clipping is a function of its own there
             assert parameters[name].default == value, (theirs, name)
 
 
