@@ -22,6 +22,7 @@ _PUBLIC = {
     "losses": "BCEWithLogitsLoss CrossEntropyLoss HuberLoss L1Loss MSELoss SmoothL1Loss",
     "net": "Net",
     "optim": "SGD Adam AdamW",
+    "schedule": "CosineAnnealingLR ExponentialLR MultiStepLR OneCycleLR StepLR",
     "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d ReLU ReLU6 Reshape "
               "Sigmoid Softmax Tanh"),
     "threads": "get_num_threads set_num_threads",
@@ -58,6 +59,13 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
     )
     from .net import Net as Net
     from .optim import SGD as SGD, Adam as Adam, AdamW as AdamW
+    from .schedule import (
+        CosineAnnealingLR as CosineAnnealingLR,
+        ExponentialLR as ExponentialLR,
+        MultiStepLR as MultiStepLR,
+        OneCycleLR as OneCycleLR,
+        StepLR as StepLR,
+    )
     from .specs import (
         Add as Add,
         AvgPool2d as AvgPool2d,
