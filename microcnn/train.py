@@ -90,16 +90,20 @@ def matched(net: Net, data: Dataset) -> Dataset:
     return data.matched(net.shapes[inputs[0]], net.shapes[outputs[0]], net.loss, inputs[0])
 
 
-def evaluate(net: Net, data: Dataset) -> dict[str, float]:
+def evaluate(net: Net, data: Dataset, **metrics: Any) -> dict[str, Any]:
     """{"loss": ..., "accuracy": ...} over a data set, normalised batch by batch, so that memory stays small.
 
-    The keys are those of net.evaluate. Raises DataError where the data does not fit the network.
+    The keys are those of net.evaluate, and so are metrics: top_k, confusion. Raises DataError where the data does not fit
+    the network, CompileError for metrics that it does not have.
     """
-    totals: dict[str, float] = {}
+    totals: dict[str, Any] = {}
     weights: dict[str, float] = {}
     loss = net.loss
     for x, y in data.batches(net.batch, dtype=net.dtype):
-        for key, value in net.evaluate(x, y).items():
+        for key, value in net.evaluate(x, y, **metrics).items():
+            if key == "confusion":
+                totals[key], weights[key] = totals.get(key, 0) + value, 1
+                continue
             weight = float(len(x))
             if isinstance(loss, CrossEntropyLoss) and y is not None:
                 weight = loss.target_weight(y) if key == "loss" else CrossEntropyLoss(
@@ -107,7 +111,7 @@ def evaluate(net: Net, data: Dataset) -> dict[str, float]:
             if weight:
                 totals[key] = totals.get(key, 0.0) + value * weight
                 weights[key] = weights.get(key, 0.0) + weight
-    return {key: total / weights[key] for key, total in totals.items()}
+    return {key: total if key == "confusion" else total / weights[key] for key, total in totals.items()}
 
 
 def predict(net: Net, data: Dataset) -> Iterator[Any]:

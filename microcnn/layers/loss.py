@@ -71,6 +71,10 @@ def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) 
         kernel = "loss.cross_entropy"
         s.row("loss.check_labels", target_slot=slots["target_slot"], rows=rows, C=C, ignore_index=loss.ignore_index,
               probabilities=0)
+        if not gradient:
+            s.row("metrics.classes", x=value.buffer, target_slot=slots["target_slot"], k_slot=s.slots["top_k"],
+                  found_slot=s.slots["in_top_k"], confusion_slot=s.slots["confusion"], rows=rows, C=C, inner=1,
+                  ignore_index=loss.ignore_index, probabilities=0)
     elif isinstance(loss, MSELoss):
         value = s.plain(value)
         kernel, fields = "loss.mse", {"size": value.numbers}
