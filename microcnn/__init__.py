@@ -19,9 +19,10 @@ _PUBLIC = {
     "data": "Dataset Normalization",
     "errors": "CacheError CompileError DataError FileError MicroCNNError ModelError TrainingError UnsupportedError",
     "graph": "Graph",
-    "losses": "CrossEntropyLoss MSELoss",
+    "losses": "BCEWithLogitsLoss CrossEntropyLoss HuberLoss L1Loss MSELoss SmoothL1Loss",
     "net": "Net",
     "optim": "SGD Adam AdamW",
+    "schedule": "CosineAnnealingLR ExponentialLR MultiStepLR OneCycleLR StepLR",
     "specs_movement": ("CircularPad2d Concat ConstantPad2d PixelShuffle PixelUnshuffle ReflectionPad2d ReplicationPad2d "
                        "ZeroPad2d"),
     "specs_activation": ("CELU ELU GELU Hardsigmoid Hardswish LeakyReLU LogSoftmax "
@@ -52,9 +53,23 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         UnsupportedError as UnsupportedError,
     )
     from .graph import Graph as Graph
-    from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss
+    from .losses import (
+        BCEWithLogitsLoss as BCEWithLogitsLoss,
+        CrossEntropyLoss as CrossEntropyLoss,
+        HuberLoss as HuberLoss,
+        L1Loss as L1Loss,
+        MSELoss as MSELoss,
+        SmoothL1Loss as SmoothL1Loss,
+    )
     from .net import Net as Net
     from .optim import SGD as SGD, Adam as Adam, AdamW as AdamW
+    from .schedule import (
+        CosineAnnealingLR as CosineAnnealingLR,
+        ExponentialLR as ExponentialLR,
+        MultiStepLR as MultiStepLR,
+        OneCycleLR as OneCycleLR,
+        StepLR as StepLR,
+    )
     from .specs import (
         Add as Add,
         AvgPool2d as AvgPool2d,

@@ -12,7 +12,7 @@ import numpy as np
 from . import layers
 from .errors import CompileError
 from .graph import Graph, WeightRef
-from .losses import CrossEntropyLoss, Loss, resolve_loss
+from .losses import BCEWithLogitsLoss, CrossEntropyLoss, Loss, resolve_loss
 
 UNITS = {"": 1, "b": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3}
 
@@ -69,7 +69,7 @@ def resolve_train(graph: Graph, train: Any) -> dict[str, float]:
 
 
 def resolve_losses(graph: Graph, loss: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Loss, str]]:
-    """{output: (loss, tensor that it is computed from)}; a softmax at the end is fused into its cross-entropy.
+    """{output: (loss, tensor that it is computed from)}; a softmax or sigmoid at the end is fused into its cross-entropy.
 
     Raises CompileError for unknown losses and outputs.
     """
@@ -86,18 +86,20 @@ def resolve_losses(graph: Graph, loss: Any, shapes: dict[str, tuple[int, ...]]) 
 
 
 def logits_of(graph: Graph, output: str, loss: Loss, shapes: dict[str, tuple[int, ...]]) -> str:
-    """What the loss of an output reads: the input of its softmax over the classes, if it ends in one.
+    """What the loss of an output reads: where it ends in the softmax or sigmoid that the loss has in itself, its input.
 
     Nodes that only change how memory is read may stand between. Raises CompileError for a softmax over another axis.
     """
-    if not isinstance(loss, CrossEntropyLoss):
+    if not isinstance(loss, CrossEntropyLoss | BCEWithLogitsLoss):
         return output
     makers = {name: node for node in graph.nodes for name in node.outputs}
     node = makers.get(output)
     while node is not None and node.op in ("Identity", "Dropout"):
         node = makers.get(node.inputs[0])
-    if node is None or node.op != "Softmax":
+    if node is None or node.op != ("Softmax" if isinstance(loss, CrossEntropyLoss) else "Sigmoid"):
         return output
+    if node.op == "Sigmoid":
+        return node.inputs[0]
     from .layers.softmax import axes_of
     shape = shapes[node.inputs[0]]
     sizes = [i for i in axes_of(node, shape) if shape[i] != 1]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError
+from .errors import CompileError, DataError
 from .losses import CrossEntropyLoss, Loss
 
 Shape = tuple[int, ...]
@@ -125,6 +125,26 @@ def check_data(held: Arrays, losses: dict[str, tuple[Loss, str]], shapes: dict[s
                 raise DataError(f'target of output "{name}" holds class {wrong.flat[0]}; expected 0 to {classes - 1}')
         elif not np.isfinite(array).all():
             raise DataError(f'target of output "{name}" holds NaN or infinite numbers')
+
+
+def check_metrics(losses: dict[str, tuple[Loss, str]], shapes: dict[str, Shape], top_k: Any, confusion: bool
+                  ) -> np.ndarray | None:
+    """The matrix that evaluation counts in, where confusion asks for one.
+
+    Raises CompileError for metrics that these losses do not have, and for a top_k that is no number of classes.
+    """
+    classes = [shapes[tensor][0] for loss, tensor in losses.values() if isinstance(loss, CrossEntropyLoss)]
+    for asked, name in ((top_k is not None, "top_k"), (confusion, "confusion")):
+        if asked and not classes:
+            raise CompileError(f'{name} counts classes, which need a cross-entropy loss; compile with loss="cross_entropy"')
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer))
+                              or not 1 <= top_k <= min(classes)):
+        raise CompileError(f"top_k is {top_k!r}; expected an integer from 1 to {min(classes)}, the number of classes")
+    if not confusion:
+        return None
+    if len(classes) > 1:
+        raise CompileError(f"confusion is of one output's classes; {len(classes)} outputs have a cross-entropy loss")
+    return np.zeros((classes[0], classes[0]), np.int64)
 
 
 def describe(array: Any) -> str:

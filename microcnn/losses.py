@@ -72,7 +72,85 @@ class MSELoss(Loss):
     kind: ClassVar[str] = "mse"
 
 
-LOSSES: dict[str, type[Loss]] = {loss.kind: loss for loss in (CrossEntropyLoss, MSELoss)}
+@dataclass(frozen=True)
+class L1Loss(Loss):
+    """The mean of |output - target| over all numbers, as torch.nn.L1Loss. Targets have the output's shape."""
+
+    kind: ClassVar[str] = "l1"
+
+
+def _check_bound(owner: str, name: str, value: object, least: str) -> float:
+    """A bound that both dtypes hold. Raises CompileError."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not (0 <= value <= 1e30) or (value == 0 and least != "0"):   # type: ignore[operator]
+        raise CompileError(f"{owner}: {name} is {value!r}; expected a number {'from 0' if least == '0' else 'above 0'}, up to "
+                           "1e30, such as 1.0")
+    return float(value)   # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class SmoothL1Loss(Loss):
+    """The mean of d^2 / (2 beta) where |d| < beta, else of |d| - beta / 2, as torch.nn.SmoothL1Loss; d = output - target.
+
+    With beta=0 it is L1Loss. Targets have the output's shape. Raises CompileError for a beta below 0.
+    """
+
+    kind: ClassVar[str] = "smooth_l1"
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "beta", _check_bound("SmoothL1Loss", "beta", self.beta, "0"))
+
+
+@dataclass(frozen=True)
+class HuberLoss(Loss):
+    """The mean of d^2 / 2 where |d| <= delta, else of delta (|d| - delta / 2), as torch.nn.HuberLoss; d = output - target.
+
+    Targets have the output's shape. Raises CompileError for a delta that is not above 0.
+    """
+
+    kind: ClassVar[str] = "huber"
+    delta: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "delta", _check_bound("HuberLoss", "delta", self.delta, "above 0"))
+
+
+def _nested(values: list | float) -> tuple | float:
+    """Lists in lists as tuples in tuples."""
+    return tuple(_nested(value) for value in values) if isinstance(values, list) else values
+
+
+@dataclass(frozen=True)
+class BCEWithLogitsLoss(Loss):
+    """The binary cross-entropy of the sigmoid of each output, mean over all numbers, as torch.nn.BCEWithLogitsLoss.
+
+    pos_weight  what the loss of a target of 1 is multiplied by: one number, or numbers that broadcast to the output's
+                shape, such as one for each of the last axis's; None for 1
+
+    Targets have the output's shape and lie from 0 to 1. Where the model ends in a sigmoid, the loss reads what that
+    sigmoid reads, as cross-entropy does with a softmax. Raises CompileError for a pos_weight that is no finite number
+    of 0 or more; compile checks its shape.
+    """
+
+    kind: ClassVar[str] = "bce_with_logits"
+    pos_weight: float | Sequence[float] | np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.pos_weight is None:
+            return
+        try:
+            weight = np.asarray(self.pos_weight, np.float64)
+        except (TypeError, ValueError):
+            weight = np.zeros(0)
+        if not weight.size or not np.isfinite(weight).all() or weight.min() < 0 or isinstance(self.pos_weight, bool | str):
+            raise CompileError(f"BCEWithLogitsLoss: pos_weight is {self.pos_weight!r}; expected finite numbers, 0 or more, "
+                               "such as 3.0 or [1.0, 2.5]")
+        object.__setattr__(self, "pos_weight", _nested(weight.tolist()))
+
+
+LOSSES: dict[str, type[Loss]] = {loss.kind: loss for loss in (
+    CrossEntropyLoss, MSELoss, L1Loss, SmoothL1Loss, HuberLoss, BCEWithLogitsLoss)}
 
 
 def resolve_loss(loss: object) -> Loss | None:

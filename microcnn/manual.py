@@ -34,7 +34,8 @@ class Manual:
         after_backward = len(schedule.rows)
         if net.optimizer is not None:
             for name, buffer in schedule.weight_gradients.items():
-                schedule.update(schedule.store.parameters[name], buffer)
+                schedule.updates.ready(schedule.store.parameters[name], buffer)
+            schedule.updates.finish()
         schedule.finish()
         begin = net._control_bytes
         self.bytes = place(schedule.buffers, begin)
@@ -172,4 +173,8 @@ class Manual:
         net = self.net
         net._steps[0] += 1
         self._run(self._update, net.batch, net._steps[0])
+        if self._control[net._entry.FLAGS]:
+            net._steps[0] -= 1
+            raise TrainingError("a gradient holds NaN or infinite numbers; no weight was changed. Use a smaller learning rate "
+                                f"than {net.lr:g}, or look at debug = True")
         net._prepared = None

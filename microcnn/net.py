@@ -10,7 +10,7 @@ import numpy as np
 from . import threads
 from .bound import Bound
 from .errors import CompileError, DataError, TrainingError
-from .feeding import check_data, describe, input_array, several, target_array, weight_array
+from .feeding import check_data, check_metrics, describe, input_array, several, target_array, weight_array
 from .graph import Graph
 from .losses import CrossEntropyLoss
 
@@ -226,26 +226,37 @@ class Net(Bound):
         self._target_kinds[output] = probabilities
         slot = self._slots[f"target:{output}"]
         for program, _ in self._programs.values():
-            for kernel in ("loss.cross_entropy", "loss.check_labels"):
+            for kernel in ("loss.cross_entropy", "loss.check_labels", "metrics.classes"):
                 program.set_field(kernel, "probabilities", probabilities, where=("target_slot", slot))
 
     def _refuse(self, held: Arrays) -> None:
         """Say why a program stopped. Nothing was changed."""
         check_data(held, self._losses, self.shapes)
+        from .kernels.clip import BAD_GRADIENT
+        if self._control[self._entry.FLAGS] == BAD_GRADIENT:
+            raise TrainingError(f"a gradient holds NaN or infinite numbers at step {self._steps[0] + 1}; no weight was "
+                                f"changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
         raise TrainingError(f"the loss is {self._control_numbers[self._entry.LOSS]} at step {self._steps[0] + 1}; nothing "
                             f"was changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
 
-    def evaluate(self, x: Any, t: Any) -> dict[str, float]:
+    def evaluate(self, x: Any, t: Any, top_k: int | None = None, confusion: bool = False) -> dict[str, Any]:
         """{"loss": mean loss, "accuracy": share of right classes} in inference mode, for any number of samples.
 
-        Accuracy stands there where a loss is cross-entropy. Raises CompileError without a loss, DataError as train_step.
+        Accuracy stands there where a loss is cross-entropy, and so may:
+        top_k       5 adds "top_5": the share of targets among the 5 largest outputs, of equal ones those of lower index
+        confusion   adds "confusion": how often each class (row) was taken for each class (column), int64 (C, C)
+        Raises CompileError without a loss and for metrics that it does not have, DataError as train_step.
         """
         if "evaluate" not in self._programs:
             raise CompileError("evaluate needs loss, which compile was not given; compile with loss=\"cross_entropy\"")
         inputs = self._inputs(x)
         samples, held = self._feed(x, t, None, most=next(iter(inputs.values())).shape[0])
+        matrix = check_metrics(self._losses, self.shapes, top_k, confusion)
         total = weight = correct = labels = 0.0
         with self._lock, threads.pool_lock(self._lock):
+            self._control[self._slots["top_k"]] = top_k or 0
+            self._control[self._slots["confusion"]] = 0 if matrix is None else self._entry.start_of(matrix)
+            self._control_numbers[self._slots["in_top_k"]] = 0.0
             for begin in range(0, samples, self.batch):
                 count = min(self.batch, samples - begin)
                 self._point(held, begin)
@@ -258,9 +269,14 @@ class Net(Bound):
                 weight += share
                 correct += self._control_numbers[self._slots["correct"]]
                 labels += self._labels(held, begin, count)
-        result = {"loss": total / weight if weight else 0.0}
+            among = self._control_numbers[self._slots["in_top_k"]]
+        result: dict[str, Any] = {"loss": total / weight if weight else 0.0}
         if any(isinstance(loss, CrossEntropyLoss) for loss, _ in self._losses.values()):
             result["accuracy"] = correct / labels if labels else 0.0
+        if top_k is not None:
+            result[f"top_{top_k}"] = among / labels if labels else 0.0
+        if matrix is not None:
+            result["confusion"] = matrix
         return result
 
     def _share(self, held: Arrays, begin: int, count: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .errors import CompileError
@@ -20,13 +20,26 @@ def _check(owner: str, name: str, value: object, expected: str, low: float = 0.0
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The base of all optimizers. `kind` names the update kernel."""
+    """The base of all optimizers. `kind` names the update kernel.
+
+    clip_norm   where the norm of all gradients together is larger than this, each is multiplied by
+                clip_norm / (norm + 1e-6), as torch.nn.utils.clip_grad_norm_ does before the optimizer's step. The norm is
+                known only after the last gradient, so that every gradient is kept until then: about as many bytes as the
+                trained weights take (net.memory shows them), where without it one layer's gradients at a time are enough.
+                A gradient that is NaN or infinite stops the step before a weight has changed.
+    """
 
     kind: ClassVar[str] = ""
     lr: float = 1e-3
+    clip_norm: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self._number("lr", "a finite number, 0 or more, such as 0.01")
+        if self.clip_norm is not None:
+            expected = "a finite number above 0, such as 1.0, or None"
+            self._number("clip_norm", expected)
+            if self.clip_norm == 0:
+                raise CompileError(f"{type(self).__name__}: clip_norm is {self.clip_norm!r}; expected {expected}")
 
     def _number(self, name: str, expected: str = "a finite number, 0 or more", high: float = math.inf) -> None:
         value = _check(type(self).__name__, name, getattr(self, name), expected, high=high)
@@ -38,7 +51,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent, as torch.optim.SGD.
 
     g = gradient + weight_decay * w; buf = g at the first step, afterwards momentum * buf + (1 - dampening) * g;
-    w -= lr * buf (with nesterov: lr * (g + momentum * buf); without momentum: lr * g).
+    w -= lr * buf (with nesterov: lr * (g + momentum * buf); without momentum: lr * g). clip_norm: see Optimizer.
 
     Raises CompileError for numbers out of range, and for nesterov without momentum or with dampening.
     """
@@ -64,7 +77,7 @@ class Adam(Optimizer):
     """Adam, as torch.optim.Adam: weight decay is added to the gradient.
 
     m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g * g, at step t (from 1)
-    w -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps).
+    w -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps). clip_norm: see Optimizer.
 
     Raises CompileError for numbers out of range.
     """

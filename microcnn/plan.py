@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 from . import layers
 from .fusion import Step, fuse
-from .graph import Graph, Node, WeightRef, size_of
+from .graph import Graph, Node, WeightRef
 from .layers.activation import CLAMP
-from .layers.update import update_row
+from .layers.update import Updates
 from .layout import Layout, pad5, strides_between
 from .memory import Buffer
-from .parts import Field, Gradient, Parameter, Row, Store, Training, Value
+from .parts import Field, Gradient, Row, Store, Training, Value
 
 
 class Schedule:
@@ -41,6 +41,7 @@ class Schedule:
         self.gradients: dict[str, Gradient] = {}
         self.weight_gradients: dict[str, Buffer] = {}
         self.pending: dict[str, int] = {}
+        self.updates = Updates(self)
         self.node: Node | None = None
         self.phase = "forward"
         self.needs = self._needs_gradient()
@@ -196,21 +197,11 @@ class Schedule:
         return buffer, 0
 
     def weight_done(self, node: Node, role: str) -> None:
-        """A node's part of a weight's gradient is complete: after the last one the weight is updated."""
+        """A node's part of a weight's gradient is complete: after the last one the weight may be updated."""
         name = node.weights[role].name
         self.pending[name] -= 1
         if self.pending[name] == 0 and self.mode == "train":
-            self.update(self.store.parameters[name], self.weight_gradients[name])
-
-    def update(self, parameter: Parameter, gradient: Buffer) -> None:
-        """The optimizer's row for one weight."""
-        before, self.phase = self.phase, "update"
-        kernel, states, absent, fields = update_row(self.training.optimizer)
-        buffers = self.store.state(parameter, len(states))
-        self.row(kernel, weight=parameter.buffer, gradient=gradient, **dict(zip(states, buffers, strict=True)),
-                 **dict.fromkeys(absent), **fields, size=size_of(parameter.shape),
-                 factor=float(self.training.factors[parameter.name]))
-        self.phase = before
+            self.updates.ready(self.store.parameters[name], self.weight_gradients[name])
 
     # Rows.
 
@@ -389,6 +380,8 @@ class Schedule:
         for node, function in reversed(self.tape):
             self.node = node
             function()
+        if self.mode == "train":
+            self.updates.finish()
         self.node = None
 
     def finish(self) -> None:

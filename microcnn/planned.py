@@ -56,7 +56,7 @@ class Planned:
         names = [f"input:{entry.name}" for entry in self.graph.inputs]
         names += [f"output:{name}" for name in self.graph.outputs]
         names += [f"target:{name}" for name in self.graph.outputs]
-        names += ["sample_weight", "correct"]
+        names += ["sample_weight", "correct", "top_k", "in_top_k", "confusion"]
         names += [f"dy:{name}" for name in self.graph.outputs] + [f"dx:{entry.name}" for entry in self.graph.inputs]
         return {name: self._entry.FIRST_POINTER + i for i, name in enumerate(names)}
 

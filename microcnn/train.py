@@ -15,7 +15,7 @@ import numpy as np
 from .data import Dataset
 from .errors import CompileError, TrainingError
 from .losses import CrossEntropyLoss
-from .schedule import Schedule, resolve_schedule
+from .schedule import EpochSchedule, Schedule, resolve_schedule
 
 if TYPE_CHECKING:
     from .net import Net
@@ -56,11 +56,15 @@ class Epoch:
 
 @dataclass
 class History:
-    """What `fit` did. `best` is the epoch whose weights the network now has, 0 for those before training."""
+    """What `fit` did. `best` is the epoch whose weights the network now has, 0 for those before training.
+
+    stopped: whether patience ran out before the last epoch.
+    """
 
     epochs: list[Epoch] = field(default_factory=list)
     best: int = 0
     interrupted: bool = False
+    stopped: bool = False
     steps: int = 0
     seconds: float = 0.0
     samples_per_second: float = 0.0
@@ -86,16 +90,20 @@ def matched(net: Net, data: Dataset) -> Dataset:
     return data.matched(net.shapes[inputs[0]], net.shapes[outputs[0]], net.loss, inputs[0])
 
 
-def evaluate(net: Net, data: Dataset) -> dict[str, float]:
+def evaluate(net: Net, data: Dataset, **metrics: Any) -> dict[str, Any]:
     """{"loss": ..., "accuracy": ...} over a data set, normalised batch by batch, so that memory stays small.
 
-    The keys are those of net.evaluate. Raises DataError where the data does not fit the network.
+    The keys are those of net.evaluate, and so are metrics: top_k, confusion. Raises DataError where the data does not fit
+    the network, CompileError for metrics that it does not have.
     """
-    totals: dict[str, float] = {}
+    totals: dict[str, Any] = {}
     weights: dict[str, float] = {}
     loss = net.loss
     for x, y in data.batches(net.batch, dtype=net.dtype):
-        for key, value in net.evaluate(x, y).items():
+        for key, value in net.evaluate(x, y, **metrics).items():
+            if key == "confusion":
+                totals[key], weights[key] = totals.get(key, 0) + value, 1
+                continue
             weight = float(len(x))
             if isinstance(loss, CrossEntropyLoss) and y is not None:
                 weight = loss.target_weight(y) if key == "loss" else CrossEntropyLoss(
@@ -103,7 +111,7 @@ def evaluate(net: Net, data: Dataset) -> dict[str, float]:
             if weight:
                 totals[key] = totals.get(key, 0.0) + value * weight
                 weights[key] = weights.get(key, 0.0) + weight
-    return {key: total / weights[key] for key, total in totals.items()}
+    return {key: total if key == "confusion" else total / weights[key] for key, total in totals.items()}
 
 
 def predict(net: Net, data: Dataset) -> Iterator[Any]:
@@ -146,15 +154,36 @@ def _score(record: Epoch) -> tuple[float, float]:
     return -accuracy, loss
 
 
+class _Patience:
+    """Whether there was no progress for so many epochs: the accuracy higher, or as high and the loss lower, by min_delta."""
+
+    def __init__(self, epochs: int | None, min_delta: float):
+        self.epochs, self.min_delta = epochs, min_delta
+        self.best: tuple[float, float] | None = None
+        self.without = 0
+
+    def is_over(self, score: tuple[float, float]) -> bool:
+        """Take an epoch's score, of which less is better."""
+        wrong, loss = score
+        if self.best is None or wrong < self.best[0] - self.min_delta \
+                or (wrong <= self.best[0] and loss < self.best[1] - self.min_delta):
+            self.best, self.without = score, 0
+        else:
+            self.without += 1
+        return self.epochs is not None and self.without >= self.epochs
+
+
 class _Fit:
     """One call of `fit`."""
 
-    def __init__(self, net: Net, train: Dataset, validation: Dataset | None, epochs: int, schedule: Schedule, seed: int,
+    def __init__(self, net: Net, train: Dataset, validation: Dataset | None, epochs: int,
+                 schedule: str | Schedule | EpochSchedule, seed: int, patience: _Patience,
                  on_progress: Callable[[Progress], None] | None, on_epoch: Callable[[Epoch], None] | None, stop: _Stop):
-        self.net, self.train, self.validation, self.epochs, self.schedule = net, train, validation, epochs, schedule
+        self.net, self.train, self.validation, self.epochs, self.patience = net, train, validation, epochs, patience
         self.seed, self.on_progress, self.on_epoch, self.stop = seed, on_progress, on_epoch, stop
         self.base = net.lr
         self.per_epoch = -(-len(train) // net.batch)
+        self.schedule = resolve_schedule(schedule, self.per_epoch)
         self.steps = epochs * self.per_epoch
         self.history = History()
         self.best_score: tuple[float, float] | None = None
@@ -172,7 +201,7 @@ class _Fit:
         try:
             self._validated(0, None, self.base, 0.0)
             for epoch in range(1, self.epochs + 1):
-                if self.stop.asked:
+                if self.stop.asked or self.history.stopped:
                     break
                 self._epoch(epoch)
         except KeyboardInterrupt:
@@ -255,20 +284,29 @@ class _Fit:
             self.history.best, self.best_score, self.good_epoch = epoch, score, epoch
             if epoch:
                 self.good = self._weights()
+        if score is not None and self.patience.is_over(score):
+            self.history.stopped = epoch < self.epochs
         if self.on_epoch is not None:
             self.on_epoch(record)
 
 
 def fit(net: Net, train: Dataset, validation: Dataset | None = None, epochs: int = 10,
-        schedule: str | Schedule = "constant", seed: int = 0, on_progress: Callable[[Progress], None] | None = None,
-        on_epoch: Callable[[Epoch], None] | None = None) -> History:
+        schedule: str | Schedule | EpochSchedule = "constant", seed: int = 0,
+        on_progress: Callable[[Progress], None] | None = None, on_epoch: Callable[[Epoch], None] | None = None,
+        patience: int | None = None, min_delta: float = 0.0) -> History:
     """Train a network on a data set and leave it with the best weights.
 
     train, validation  data; a missing axis of size 1 is added, class numbers are checked (Dataset.matched)
-    schedule           "constant", "cosine", or a function (step, steps) -> factor on net.lr
+    schedule           of the factor on net.lr: "constant", "cosine", "step:10", "milestones:30+60", "exponential:0.9",
+                       "one-cycle"; mc.StepLR and its like, whose arguments the names take too ("cosine:warmup=1,floor=0.01");
+                       or a function (step, steps) -> factor
     seed               of the order of the samples
     on_progress        called with a Progress after each step
     on_epoch           called with an Epoch after each validation, first with the state before training
+    patience           stop after so many epochs in a row without progress in validation (None: never): an accuracy higher by
+                       more than min_delta, or one as high with a loss lower by more than that; the state before training
+                       counts as the first
+    min_delta          what is too little to be progress
 
     With validation data the network ends with the weights that were most accurate on it (of lowest loss among equals,
     and where the loss knows no accuracy), those before training included; without, with the last ones. Ctrl-C stops at
@@ -281,9 +319,16 @@ def fit(net: Net, train: Dataset, validation: Dataset | None = None, epochs: int
     """
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
         raise CompileError(f"epochs is {epochs!r}; expected an integer, 1 or more")
+    if patience is not None and (not isinstance(patience, int) or isinstance(patience, bool) or patience < 1):
+        raise CompileError(f"patience is {patience!r}; expected a number of epochs, 1 or more, or None")
+    if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or not 0 <= min_delta < math.inf:
+        raise CompileError(f"min_delta is {min_delta!r}; expected a finite number, 0 or more, such as 0.001")
+    if patience is not None and validation is None:
+        raise CompileError("patience needs validation data, which fit was not given")
     if train.y is None or (validation is not None and validation.y is None):
         raise CompileError("fit needs targets, but the data has none; give y with x")
     train = matched(net, train)
     validation = None if validation is None else matched(net, validation)
     with _held_interrupts() as stop:
-        return _Fit(net, train, validation, epochs, resolve_schedule(schedule), seed, on_progress, on_epoch, stop).run()
+        return _Fit(net, train, validation, epochs, schedule, seed, _Patience(patience, float(min_delta)), on_progress,
+                    on_epoch, stop).run()

@@ -118,6 +118,32 @@ def test_learning_rate_follows_the_schedule_and_comes_back():
     assert net.lr == 0.2
 
 
+def test_schedules_in_epochs_know_the_steps_of_an_epoch():
+    net = LinearClassifier(8, 8, batch=4, lr=0.5)
+    fit(net, Dataset(np.eye(8, dtype=np.float32), np.arange(8)), epochs=3, schedule="step:1,gamma=0.5")
+    assert net.rates == [0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+
+
+@pytest.mark.parametrize("patience, min_delta, accuracies, last, best", [
+    (None, 0.0, (0.5, 0.4, 0.4, 0.4, 0.4), 4, 0),
+    (2, 0.0, (0.1, 0.5, 0.5, 0.4, 0.9), 3, 1),
+    (2, 0.0, (0.1, 0.2, 0.2, 0.3, 0.3, 0.3, 0.9), 5, 3),
+    (2, 0.1, (0.1, 0.3, 0.35, 0.36, 0.9), 3, 3),         # better, but not by enough: still the best weights
+    (1, 0.0, (0.5, 0.4, 0.9), 1, 0),
+    (4, 0.0, (0.5, 0.4, 0.4, 0.4, 0.4), 4, 0)])
+def test_patience(patience, min_delta, accuracies, last, best):
+    net = Scripted(results(*accuracies), batch=96)
+    history = fit(net, blobs(), blobs(10), epochs=len(accuracies) - 1, patience=patience, min_delta=min_delta)
+    assert history.epochs[-1].epoch == last and history.best == best and (net.weight == best).all()
+    assert history.stopped == (last < len(accuracies) - 1)
+
+
+def test_patience_counts_a_smaller_loss_where_accuracy_is_equal():
+    steps = [{"loss": loss, "accuracy": 0.5} for loss in (3.0, 2.0, 1.0, 0.99, 0.98, 0.1)]
+    history = fit(Scripted(steps, batch=96), blobs(), blobs(10), epochs=5, patience=2, min_delta=0.1)
+    assert history.stopped and history.epochs[-1].epoch == 4 and history.best == 4
+
+
 def test_the_best_weights_are_kept():
     net = Scripted(results(0.1, 0.5, 0.7, 0.7, 0.6), batch=96)
     history = fit(net, blobs(), blobs(10), epochs=4)
@@ -277,6 +303,10 @@ def test_data_is_normalised_on_its_way():
     ({"epochs": 0}, "epochs is 0; expected an integer, 1 or more"),
     ({"epochs": 1.5}, "epochs is 1.5; expected an integer"),
     ({"schedule": "linear"}, "schedule is 'linear'; expected one of"),
+    ({"schedule": "step"}, "step needs step_size, in epochs"),
+    ({"patience": 0, "validation": Dataset(np.zeros((3, 4)))}, "patience is 0; expected a number of epochs, 1 or more, or"),
+    ({"patience": 2}, "patience needs validation data, which fit was not given"),
+    ({"min_delta": -1.0}, "min_delta is -1.0; expected a finite number, 0 or more"),
     ({"train": Dataset(np.zeros((3, 4)))}, "fit needs targets, but the data has none"),
     ({"validation": Dataset(np.zeros((3, 4)))}, "fit needs targets, but the data has none"),
 ])

@@ -3,7 +3,7 @@ import numba
 import numpy as np
 
 from .cache import helper
-from .entry import RATE, STEP, entry, fields_of, number, slot, slot_number, threads_for, view
+from .entry import RATE, STEP, entry, fields_of, number, slot, slot_number, threads_for, view, view_as
 from .simd import lanes
 from .vector import (
     vector_add,
@@ -21,17 +21,17 @@ CHUNK = 8192
 
 
 @helper
-def _sgd_chunk(weight, gradient, velocity, begin, end, rate, momentum, dampening, weight_decay, nesterov, maximize,
+def _sgd_chunk(weight, gradient, velocity, begin, end, rate, momentum, dampening, weight_decay, nesterov, scale,
                first_step):
     real = weight.dtype.type
     step = lanes(weight)
     decay, inertia = vector_of(weight, real(weight_decay)), vector_of(weight, real(momentum))
     share, descent = vector_of(weight, real(1.0 - dampening)), vector_of(weight, real(-rate))
-    sign = vector_of(weight, real(-1.0 if maximize else 1.0))
+    clip = vector_of(weight, real(scale))
     for i in range(begin, end, step):
         count = min(step, end - i)
         w = vector_take(weight, i, count)
-        g = vector_mul(vector_take(gradient, i, count), sign)
+        g = vector_mul(vector_take(gradient, i, count), clip)
         if weight_decay != 0.0:
             g = vector_fma(w, decay, g)
         if momentum != 0.0:
@@ -44,11 +44,12 @@ def _sgd_chunk(weight, gradient, velocity, begin, end, rate, momentum, dampening
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def sgd_step(weight, gradient, velocity, rate, momentum, dampening, weight_decay, nesterov, maximize, first_step,
+def sgd_step(weight, gradient, velocity, rate, momentum, dampening, weight_decay, nesterov, scale, first_step,
              threads):
     """One step of stochastic gradient descent.
 
     Shapes   weight, gradient, velocity (any), flat; velocity is not touched when momentum is 0
+    Numbers  scale multiplies the gradient before anything else
     Writes   weight and velocity (updated; the first step sets velocity to the gradient)
     Threads  one iteration per chunk of 8,192 numbers, each owns its part
     Source   torch.optim.SGD
@@ -58,37 +59,43 @@ def sgd_step(weight, gradient, velocity, rate, momentum, dampening, weight_decay
         for index in numba.prange(chunks):
             chunk = np.int64(index)
             _sgd_chunk(weight, gradient, velocity, chunk * CHUNK, min(weight.size, (chunk + 1) * CHUNK), rate,
-                       momentum, dampening, weight_decay, nesterov, maximize, first_step)
+                       momentum, dampening, weight_decay, nesterov, scale, first_step)
     else:
         for chunk in range(chunks):
             _sgd_chunk(weight, gradient, velocity, chunk * CHUNK, min(weight.size, (chunk + 1) * CHUNK), rate,
-                       momentum, dampening, weight_decay, nesterov, maximize, first_step)
+                       momentum, dampening, weight_decay, nesterov, scale, first_step)
 
 
-@entry("weight= gradient< velocity= size momentum dampening weight_decay nesterov factor maximize")
+@helper
+def _scale(arena, offset):
+    """What clipping multiplies every gradient by (a float64), 1 without."""
+    return view_as(arena, offset, 1, np.float64)[0] if offset >= 0 else 1.0
+
+
+@entry("weight= gradient< velocity= clip< size momentum dampening weight_decay nesterov factor")
 def sgd(arena, row, batch):
-    # size is the weight's whole size; velocity -1 when momentum is 0; STEP counts from 1
+    # size is the weight's whole size; velocity -1 when momentum is 0, clip -1 without clipping; STEP counts from 1
     row = fields_of(row)
     sgd_step(view(arena, row.weight, row.size), view(arena, row.gradient, row.size),
              view(arena, row.velocity, row.size), slot_number(arena, RATE) * number(row.factor), number(row.momentum),
-             number(row.dampening), number(row.weight_decay), row.nesterov, row.maximize, slot(arena, STEP) == 1,
+             number(row.dampening), number(row.weight_decay), row.nesterov, _scale(arena, row.clip), slot(arena, STEP) == 1,
              threads_for(arena, row.size * 6))
 
 
 @helper
 def _adam_chunk(weight, gradient, first, second, begin, end, rate, beta1, beta2, eps, weight_decay, decoupled,
-                correction1, correction2):
+                scale, correction1, correction2):
     real = weight.dtype.type
     step = lanes(weight)
     shrink, decay = vector_of(weight, real(1.0 - rate * weight_decay)), vector_of(weight, real(weight_decay))
     share1 = vector_of(weight, real(1.0 - beta1))
     keep2, share2 = vector_of(weight, real(beta2)), vector_of(weight, real(1.0 - beta2))
     root, floor = vector_of(weight, real(np.sqrt(correction2))), vector_of(weight, real(eps))
-    descent = vector_of(weight, real(-rate / correction1))
+    descent, clip = vector_of(weight, real(-rate / correction1)), vector_of(weight, real(scale))
     for i in range(begin, end, step):
         count = min(step, end - i)
         w = vector_take(weight, i, count)
-        g = vector_take(gradient, i, count)
+        g = vector_mul(vector_take(gradient, i, count), clip)
         if weight_decay != 0.0:
             if decoupled:
                 w = vector_mul(w, shrink)
@@ -104,10 +111,12 @@ def _adam_chunk(weight, gradient, first, second, begin, end, rate, beta1, beta2,
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def adam_step(weight, gradient, first, second, rate, beta1, beta2, eps, weight_decay, decoupled, steps, threads):
+def adam_step(weight, gradient, first, second, rate, beta1, beta2, eps, weight_decay, decoupled, scale, steps,
+              threads):
     """One step of Adam, or of AdamW where the weight decay is decoupled from the gradient.
 
     Shapes   weight, gradient, first and second moment (any), flat; the moments are zero before the first step
+    Numbers  scale multiplies the gradient before anything else
     Writes   weight, first, second (updated)
     Threads  one iteration per chunk of 8,192 numbers, each owns its part
     Source   torch.optim.Adam, torch.optim.AdamW; steps counts from 1
@@ -118,20 +127,21 @@ def adam_step(weight, gradient, first, second, rate, beta1, beta2, eps, weight_d
         for index in numba.prange(chunks):
             chunk = np.int64(index)
             _adam_chunk(weight, gradient, first, second, chunk * CHUNK, min(weight.size, (chunk + 1) * CHUNK), rate,
-                        beta1, beta2, eps, weight_decay, decoupled, correction1, correction2)
+                        beta1, beta2, eps, weight_decay, decoupled, scale, correction1, correction2)
     else:
         for chunk in range(chunks):
             _adam_chunk(weight, gradient, first, second, chunk * CHUNK, min(weight.size, (chunk + 1) * CHUNK), rate,
-                        beta1, beta2, eps, weight_decay, decoupled, correction1, correction2)
+                        beta1, beta2, eps, weight_decay, decoupled, scale, correction1, correction2)
 
 
-@entry("weight= gradient< first= second= size beta1 beta2 eps weight_decay decoupled factor")
+@entry("weight= gradient< first= second= clip< size beta1 beta2 eps weight_decay decoupled factor")
 def adam(arena, row, batch):
     row = fields_of(row)
     adam_step(view(arena, row.weight, row.size), view(arena, row.gradient, row.size),
               view(arena, row.first, row.size), view(arena, row.second, row.size),
               slot_number(arena, RATE) * number(row.factor), number(row.beta1), number(row.beta2), number(row.eps),
-              number(row.weight_decay), row.decoupled, slot(arena, STEP), threads_for(arena, row.size * 12))
+              number(row.weight_decay), row.decoupled, _scale(arena, row.clip), slot(arena, STEP),
+              threads_for(arena, row.size * 12))
 
 
 @helper

@@ -6,13 +6,45 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import CompileError
-from ..losses import CrossEntropyLoss, Loss, MSELoss
+from ..losses import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, Loss, MSELoss, SmoothL1Loss
 
 if TYPE_CHECKING:
+    from ..parts import Value
     from ..plan import Schedule
 
 # 48 partial sums of 8 bytes.
 SCRATCH_BYTES = 512
+# What kernels/pointwise_loss.py calls its losses.
+L1, SMOOTH_L1, HUBER, LOGITS = range(4)
+# A smaller beta changes nothing that float32 holds.
+LEAST_BETA = 1e-30
+
+
+def _pointwise(s: Schedule, output: str, value: Value, loss: Loss) -> dict[str, object] | None:
+    """The fields of a loss of one number and its target at a time, None for another.
+
+    Raises   CompileError: a pos_weight that does not fit the output
+    """
+    if isinstance(loss, L1Loss) or (isinstance(loss, SmoothL1Loss) and loss.beta < LEAST_BETA):
+        return {"pos_weight": None, "kind": L1, "bound": 0.0}
+    if isinstance(loss, SmoothL1Loss):
+        return {"pos_weight": None, "kind": SMOOTH_L1, "bound": loss.beta}
+    if isinstance(loss, HuberLoss):
+        return {"pos_weight": None, "kind": HUBER, "bound": loss.delta}
+    if not isinstance(loss, BCEWithLogitsLoss):
+        return None
+    weight = np.asarray(1.0 if loss.pos_weight is None else loss.pos_weight)
+    if weight.size == 1:
+        return {"pos_weight": None, "kind": LOGITS, "bound": float(weight.reshape(()))}
+    shape = value.layout.shape
+    try:
+        whole = np.broadcast_to(weight, (1, *shape))
+    except ValueError:
+        raise CompileError(f'BCEWithLogitsLoss: pos_weight has shape {weight.shape}; output "{output}" has the shape '
+                           f"{shape} for each sample, to which it must broadcast") from None
+    dtype = np.float32 if s.itemsize == 4 else np.float64
+    return {"pos_weight": s.store.constant(f"{output}.pos_weight", np.ascontiguousarray(whole, dtype)), "kind": LOGITS,
+            "bound": 1.0}
 
 
 def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) -> None:
@@ -39,11 +71,20 @@ def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) 
         kernel = "loss.cross_entropy"
         s.row("loss.check_labels", target_slot=slots["target_slot"], rows=rows, C=C, ignore_index=loss.ignore_index,
               probabilities=0)
+        if not gradient:
+            s.row("metrics.classes", x=value.buffer, target_slot=slots["target_slot"], k_slot=s.slots["top_k"],
+                  found_slot=s.slots["in_top_k"], confusion_slot=s.slots["confusion"], rows=rows, C=C, inner=1,
+                  ignore_index=loss.ignore_index, probabilities=0)
     elif isinstance(loss, MSELoss):
         value = s.plain(value)
         kernel, fields = "loss.mse", {"size": value.numbers}
     else:
-        raise CompileError(f'loss {loss!r} of output "{output}" has no kernel; use mc.CrossEntropyLoss or mc.MSELoss')
+        value = s.plain(value)
+        found = _pointwise(s, output, value, loss)
+        if found is None:
+            raise CompileError(f'loss {loss!r} of output "{output}" has no kernel; use one of mc.CrossEntropyLoss, mc.MSELoss, '
+                               "mc.L1Loss, mc.SmoothL1Loss, mc.HuberLoss, mc.BCEWithLogitsLoss")
+        kernel, fields = "pointwise_loss.mean", {"size": value.numbers, **found}
     live = gradient and s.needs_gradient(value.name)
     target = s.new_gradient(value.name) if live else None
     s.row(kernel, x=value.buffer, dx=target.buffer if target else value.buffer,      # without a gradient dx is not written
@@ -51,5 +92,3 @@ def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) 
     if target:
         s.give(value.name, target)       # the losses of two outputs may read one tensor: their gradients add up
         s.release(target)
-
-

@@ -1,10 +1,19 @@
-"""The rows of the optimizers."""
+"""The rows of the optimizers: at once when a gradient is complete, or, with clipping, when all are."""
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CompileError
+from ..graph import Node, size_of
 from ..optim import SGD, Adam, AdamW, Optimizer
+
+if TYPE_CHECKING:
+    from ..memory import Buffer
+    from ..parts import Parameter
+    from ..plan import Schedule
+
+# The chunks' sums of kernels/clip.py, 64 of 8 bytes.
+SCRATCH_BYTES = 512
 
 
 def update_row(optimizer: Optimizer) -> tuple[str, tuple[str, ...], tuple[str, ...], dict[str, Any]]:
@@ -16,9 +25,57 @@ def update_row(optimizer: Optimizer) -> tuple[str, tuple[str, ...], tuple[str, .
         used = ("velocity",) if optimizer.momentum else ()
         return "update.sgd", used, () if used else ("velocity",), {
             "momentum": optimizer.momentum, "dampening": optimizer.dampening, "weight_decay": optimizer.weight_decay,
-            "nesterov": int(optimizer.nesterov), "maximize": 0}
+            "nesterov": int(optimizer.nesterov)}
     if isinstance(optimizer, Adam):
         return "update.adam", ("first", "second"), (), {
             "beta1": optimizer.betas[0], "beta2": optimizer.betas[1], "eps": optimizer.eps,
             "weight_decay": optimizer.weight_decay, "decoupled": int(isinstance(optimizer, AdamW))}
     raise CompileError(f"optimizer {optimizer!r} has no kernel; use mc.SGD, mc.Adam or mc.AdamW")
+
+
+class Updates:
+    """The updates of one schedule. With clip_norm every gradient lives until the last one has been measured."""
+
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+        self.waiting: list[tuple[Node | None, Parameter, Buffer]] = []
+        self.sums: Buffer | None = None
+
+    def ready(self, parameter: Parameter, gradient: Buffer) -> None:
+        """A gradient is complete: update its weight, or with clipping measure it."""
+        s = self.schedule
+        if s.training.optimizer.clip_norm is None:
+            self._update(parameter, gradient, None)
+            return
+        before, s.phase = s.phase, "update"
+        if self.sums is None:
+            self.sums = s.scratch(8 * len(s.training.factors), "squares")
+        s.row("clip.squares", gradient=gradient, sums=self.sums, scratch=s.scratch(SCRATCH_BYTES),
+              size=size_of(parameter.shape), index=len(self.waiting))
+        self.waiting.append((s.node, parameter, gradient))
+        s.phase = before
+
+    def finish(self) -> None:
+        """No more gradients come: the factor from the norm of them all, and the updates that waited for it."""
+        if not self.waiting:
+            return
+        s = self.schedule
+        before, node = s.phase, s.node
+        s.phase = "update"
+        factor = s.scratch(8, "clip")
+        s.row("clip.factor", sums=self.sums, factor=factor, count=len(self.waiting), limit=s.training.optimizer.clip_norm)
+        for s.node, parameter, gradient in self.waiting:
+            self._update(parameter, gradient, factor)
+        s.phase, s.node = before, node
+        self.waiting = []
+
+    def _update(self, parameter: Parameter, gradient: Buffer, clip: Buffer | None) -> None:
+        """The optimizer's row for one weight."""
+        s = self.schedule
+        before, s.phase = s.phase, "update"
+        kernel, states, absent, fields = update_row(s.training.optimizer)
+        buffers = s.store.state(parameter, len(states))
+        s.row(kernel, weight=parameter.buffer, gradient=gradient, clip=clip, **dict(zip(states, buffers, strict=True)),
+              **dict.fromkeys(absent), **fields, size=size_of(parameter.shape),
+              factor=float(s.training.factors[parameter.name]))
+        s.phase = before

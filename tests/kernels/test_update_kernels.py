@@ -17,46 +17,52 @@ SGD = [
     {"momentum": 0.9},
     {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.02},
     {"momentum": 0.9, "nesterov": 1, "weight_decay": 0.02},
-    {"momentum": 0.8, "maximize": 1, "weight_decay": 0.02},
-    {"maximize": 1},
+    {"momentum": 0.8, "scale": 0.3, "weight_decay": 0.02},
+    {"scale": 0.3},
 ]
 ADAM = [
     {},
     {"beta1": 0.8, "beta2": 0.99, "eps": 1e-3},
     {"weight_decay": 0.1},
     {"weight_decay": 0.1, "decoupled": 1},
+    {"weight_decay": 0.1, "scale": 0.3},
 ]
 
 
+def clip_of(scale):
+    return None if scale is None else np.array([scale])
+
+
 def sgd_steps(weight, gradients, factor=1.0, threads=1, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=0,
-              maximize=0):
-    """The weight after one step per gradient."""
+              scale=None):
+    """The weight after one step per gradient; scale is what clipping multiplies it by."""
     weight = weight.copy()
     velocity = np.full_like(weight, np.nan) if momentum else None
     for step, gradient in enumerate(gradients, 1):
         run("update.sgd", 7, threads=threads, dtype=weight.dtype.name, control={entry.RATE: RATE, entry.STEP: step},
             weight=weight, gradient=gradient, velocity=velocity, size=weight.size, momentum=momentum,
-            dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, factor=factor, maximize=maximize)
+            dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, factor=factor,
+            clip=clip_of(scale))
     return weight
 
 
 def adam_steps(weight, gradients, factor=1.0, threads=1, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0,
-               decoupled=0):
+               decoupled=0, scale=None):
     weight = weight.copy()
     first, second = np.zeros_like(weight), np.zeros_like(weight)
     for step, gradient in enumerate(gradients, 1):
         run("update.adam", 7, threads=threads, dtype=weight.dtype.name, control={entry.RATE: RATE, entry.STEP: step},
             weight=weight, gradient=gradient, first=first, second=second, size=weight.size, beta1=beta1, beta2=beta2,
-            eps=eps, weight_decay=weight_decay, decoupled=decoupled, factor=factor)
+            eps=eps, weight_decay=weight_decay, decoupled=decoupled, factor=factor, clip=clip_of(scale))
     return weight
 
 
-def plain_sgd(weight, gradients, rate, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=0, maximize=0):
+def plain_sgd(weight, gradients, rate, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=0, scale=1.0):
     result = weight.astype(np.float64)
     for i in range(weight.size):
         w, velocity = float(weight[i]), None
         for gradient in gradients:
-            g = float(-gradient[i] if maximize else gradient[i]) + weight_decay * w
+            g = scale * float(gradient[i]) + weight_decay * w
             if momentum:
                 velocity = g if velocity is None else momentum * velocity + (1 - dampening) * g
                 g = g + momentum * velocity if nesterov else velocity
@@ -65,12 +71,12 @@ def plain_sgd(weight, gradients, rate, momentum=0.0, dampening=0.0, weight_decay
     return result
 
 
-def plain_adam(weight, gradients, rate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled=0):
+def plain_adam(weight, gradients, rate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled=0, scale=1.0):
     result = weight.astype(np.float64)
     for i in range(weight.size):
         w, m, v = float(weight[i]), 0.0, 0.0
         for step, gradient in enumerate(gradients, 1):
-            g = float(gradient[i])
+            g = scale * float(gradient[i])
             if decoupled:
                 w *= 1 - rate * weight_decay
             else:
@@ -113,7 +119,7 @@ def test_the_first_step_ignores_what_stood_in_velocity():
     weight, gradients = data(20, "float32", 1)
     velocity = np.full_like(weight, np.nan)
     run("update.sgd", 1, control={entry.RATE: RATE, entry.STEP: 1}, weight=weight.copy(), gradient=gradients[0],
-        velocity=velocity, size=20, momentum=0.9, dampening=0.5, weight_decay=0.0, nesterov=0, factor=1.0, maximize=0)
+        velocity=velocity, size=20, momentum=0.9, dampening=0.5, weight_decay=0.0, nesterov=0, factor=1.0, clip=None)
     np.testing.assert_array_equal(velocity, gradients[0])
 
 
@@ -137,6 +143,10 @@ def test_threads_do_not_change_a_bit():
     np.testing.assert_array_equal(one, two)
 
 
+def scaled(gradients, options):
+    return [gradient * gradient.dtype.type(options.get("scale", 1.0)) for gradient in gradients]
+
+
 def torch_steps(torch, optimizer, weight, gradients, **options):
     parameter = torch.nn.Parameter(torch.tensor(weight))
     optimizer = optimizer([parameter], lr=RATE, **options)
@@ -152,9 +162,10 @@ def torch_steps(torch, optimizer, weight, gradients, **options):
 def test_sgd_is_pytorchs(options, dtype):
     torch = pytest.importorskip("torch")
     weight, gradients = data(100, dtype)
-    theirs = {**options, "nesterov": bool(options.get("nesterov")), "maximize": bool(options.get("maximize"))}
+    theirs = {**options, "nesterov": bool(options.get("nesterov"))}
+    theirs.pop("scale", None)
     np.testing.assert_allclose(sgd_steps(weight, gradients, **options),
-                               torch_steps(torch, torch.optim.SGD, weight, gradients, **theirs),
+                               torch_steps(torch, torch.optim.SGD, weight, scaled(gradients, options), **theirs),
                                rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
@@ -168,5 +179,5 @@ def test_adam_is_pytorchs(options, dtype):
     theirs = {"betas": (options.get("beta1", 0.9), options.get("beta2", 0.999)), "eps": options.get("eps", 1e-8),
               "weight_decay": options.get("weight_decay", 0.0)}
     np.testing.assert_allclose(adam_steps(weight, gradients, **options),
-                               torch_steps(torch, optimizer, weight, gradients, **theirs), rtol=TOLERANCE[dtype],
-                               atol=TOLERANCE[dtype])
+                               torch_steps(torch, optimizer, weight, scaled(gradients, options), **theirs),
+                               rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])

@@ -18,12 +18,18 @@ from ..terminal import Terminal, bytes_text
 from . import options
 
 SHOWN = 10   # predictions in the table
+MATRIX = 20   # classes up to which the whole confusion matrix is shown
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     _add_common(parser, "arrays x and y, or x_test and y_test")
     options.add_loss(parser)
+    parser.add_argument("--top-k", metavar="K", type=options.whole(),
+                        help="also how often the right class is among the K largest outputs")
+    parser.add_argument("--confusion", action="store_true",
+                        help=f"also which class was taken for which: a table, of more than {MATRIX} classes the most frequent "
+                        "mistakes")
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
@@ -66,14 +72,45 @@ def _prepared(args: argparse.Namespace, terminal: Terminal, loss: Any, targets: 
 
 
 def run_evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Print loss and accuracy."""
+    """Print loss and accuracy, and the metrics that were asked for."""
     from microcnn import train
     net, data = _prepared(args, terminal, args.loss, targets=True)
-    result = train.evaluate(net, data)
+    result = train.evaluate(net, data, top_k=args.top_k, confusion=args.confusion)
     terminal.say(f"{len(data):,} samples: loss {result['loss']:.4f}"
-                 + (f", accuracy {result['accuracy']:.2%}" if result.get("accuracy") is not None else ""))
+                 + (f", accuracy {result['accuracy']:.2%}" if result.get("accuracy") is not None else "")
+                 + (f", top {args.top_k} {result[f'top_{args.top_k}']:.2%}" if args.top_k else ""))
+    if args.confusion:
+        show_confusion(result["confusion"], net.graph.meta.get("labels"), terminal)
     options.note_raw(data, terminal)
     return 0
+
+
+def show_confusion(matrix: np.ndarray, labels: Any, terminal: Terminal) -> None:
+    """How often each class (row) was taken for each (column), and the share of each class that was found.
+
+    Of more than 20 classes: the most frequent mistakes.
+    """
+    classes = len(matrix)
+    totals = matrix.sum(1)
+
+    def label(number: int) -> str:
+        return str(labels[number]) if labels and number < len(labels) else str(number)
+
+    if classes <= MATRIX:
+        rows = [[label(i), *(f"{count:,}" if count else "." for count in matrix[i]),
+                 f"{matrix[i, i] / totals[i]:.1%}" if totals[i] else "-"] for i in range(classes)]
+        terminal.table(["true", *(f">{label(i)}" for i in range(classes)), ">found"], rows,
+                       title="How often each class (row) was taken for which (column)")
+        return
+    wrong = matrix - np.diag(np.diag(matrix))
+    most = np.argsort(-wrong.reshape(-1), kind="stable")[:MATRIX]
+    pairs = [divmod(int(place), classes) for place in most if wrong.reshape(-1)[place]]
+    if not pairs:
+        terminal.say("no mistakes")
+        return
+    terminal.table(["true", "taken for", ">times", ">of the class"],
+                   [[label(i), label(j), f"{matrix[i, j]:,}", f"{matrix[i, j] / totals[i]:.1%}"] for i, j in pairs],
+                   title="The most frequent mistakes")
 
 
 def run_predict(args: argparse.Namespace, terminal: Terminal) -> int:

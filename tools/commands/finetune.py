@@ -40,8 +40,16 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--momentum", metavar="M", type=options.real(least=0), help="of sgd (0.9)")
     group.add_argument("--weight-decay", metavar="D", type=options.real(least=0),
                        help="(0; 0.01 for adamw)")
-    group.add_argument("--schedule", choices=("constant", "cosine"), default="cosine",
-                       help="of the learning rate (cosine)")
+    group.add_argument("--clip-norm", metavar="NORM", type=options.real(above=0),
+                       help="bring the norm of all gradients together down to this; every gradient is then kept until "
+                       "the last is known (off)")
+    group.add_argument("--schedule", metavar="NAME", type=options.schedule, default="cosine",
+                       help="of the learning rate: constant, cosine, cosine:warmup=1,floor=0.01, step:10,gamma=0.1, "
+                       "milestones:30+60, exponential:0.9, one-cycle; numbers of epochs (cosine)")
+    group.add_argument("--patience", metavar="N", type=options.whole(),
+                       help="stop after N epochs without progress in validation (off)")
+    group.add_argument("--min-delta", metavar="D", type=options.real(least=0), default=0.0,
+                       help="how much accuracy, or loss where that is equal, must gain to be progress (0)")
     group.add_argument("--seed", metavar="N", type=options.whole(0), default=0,
                        help="of the order of the samples and of dropout (0)")
     options.add_loss(group)
@@ -84,7 +92,7 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     terminal.heading(f"{args.epochs} epochs, batch {args.batch}, {args.optimizer}, learning rate {args.lr:g}, "
                      f"{args.schedule}")
     history = fit_shown(net, training, validation, terminal, train.fit, epochs=args.epochs, schedule=args.schedule,
-                        seed=args.seed)
+                        seed=args.seed, patience=args.patience, min_delta=args.min_delta)
     save_model(net, out)
     report(history, out, terminal)
     options.note_raw(training, terminal)
@@ -111,11 +119,12 @@ def optimizer_of(args: argparse.Namespace) -> Any:
     import microcnn as mc
     if args.optimizer == "sgd":
         return mc.SGD(lr=args.lr, momentum=0.9 if args.momentum is None else args.momentum,
-                      weight_decay=args.weight_decay or 0.0)
+                      weight_decay=args.weight_decay or 0.0, clip_norm=args.clip_norm)
     if args.momentum is not None:
         raise CompileError(f"--momentum belongs to sgd, not to {args.optimizer}; leave it out, or use --optimizer sgd")
     kind = mc.AdamW if args.optimizer == "adamw" else mc.Adam
-    return kind(lr=args.lr) if args.weight_decay is None else kind(lr=args.lr, weight_decay=args.weight_decay)
+    decay = {} if args.weight_decay is None else {"weight_decay": args.weight_decay}
+    return kind(lr=args.lr, clip_norm=args.clip_norm, **decay)
 
 
 def datasets(args: argparse.Namespace, graph: Any, normalization: Any, shapes: Any) -> tuple[Any, Any]:
@@ -169,6 +178,8 @@ def report(history: Any, out: Path, terminal: Terminal) -> None:
     """What was reached, and where it is."""
     if history.interrupted:
         terminal.say("interrupted: what was reached is kept")
+    if history.stopped:
+        terminal.say(f"stopped after epoch {history.epochs[-1].epoch}: no more progress in validation")
     before, reached = history.before, history.reached
     if history.best == 0:
         terminal.say("no epoch was better than the model before training, whose weights are kept")

@@ -79,6 +79,17 @@ def parts(text: str) -> Any:
     return patterns
 
 
+def schedule(text: str) -> str:
+    """A schedule of the learning rate that microcnn.schedule knows, as it was given."""
+    from microcnn.errors import CompileError
+    from microcnn.schedule import resolve_schedule
+    try:
+        resolve_schedule(text)
+    except CompileError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Declare MODEL."""
     parser.add_argument("model", metavar="MODEL", help="an .onnx or .mcnn file")

@@ -1,0 +1,61 @@
+"""Options of the command for training and evaluation: schedules, patience, clipping, metrics."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from microcnn.tools.commands.evaluate import show_confusion
+
+from .command_line import run, small_graph, write_data
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "small.mcnn"
+    small_graph().save(path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data.npz")
+
+
+def test_a_schedule_patience_and_clipping(capsys, tmp_path, model, data):
+    code, text, err = run(capsys, "finetune", model, "--data", data, "--scale", "1/255", "--epochs", "8", "--schedule",
+                          "step:2,gamma=0.5", "--patience", "2", "--min-delta", "5", "--clip-norm", "1.0", "--out",
+                          tmp_path / "tuned.mcnn")
+    assert code == 0, err
+    assert "step:2,gamma=0.5" in text and "epoch  2/8" in text and "epoch  3/8" not in text
+    assert "stopped after epoch 2: no more progress in validation" in text
+
+
+@pytest.mark.parametrize("options, text", [
+    ("--schedule linear", "expected one of"), ("--schedule step", "step needs step_size"), ("--patience 0", "0 is too small"),
+    ("--schedule step:2,gama=1", "gama=1"), ("--min-delta -1", "expected at least 0"), ("--clip-norm 0", "more than 0")])
+def test_options_that_make_no_sense(capsys, model, data, options, text):
+    code, _, err = run(capsys, "finetune", model, "--data", data, *options.split())
+    assert code == 2 and text in err
+
+
+def test_metrics(capsys, model, data):
+    code, text, err = run(capsys, "evaluate", model, "--data", data, "--scale", "1/255", "--top-k", "2", "--confusion")
+    assert code == 0, err
+    assert "accuracy " in text and ", top 2 " in text
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.split() == ["true", "0", "1", "2", "found"])
+    counts = [[0 if cell == "." else int(cell) for cell in line.split()[1:4]] for line in lines[at + 2:at + 5]]
+    assert np.sum(counts) == 60
+    code, _, err = run(capsys, "evaluate", model, "--data", data, "--top-k", "4")
+    assert code != 0 and "top_k is 4; expected an integer from 1 to 3" in err
+
+
+def test_many_classes_show_the_mistakes():
+    said = []
+    terminal = SimpleNamespace(table=lambda columns, rows, title="": said.append((columns, rows)), say=said.append)
+    matrix = np.diag(np.full(30, 8))
+    show_confusion(matrix, None, terminal)
+    assert said == ["no mistakes"]
+    matrix[3, 7], matrix[5, 2] = 2, 8
+    show_confusion(matrix, ["zero", "one", "two"], terminal)
+    assert said[1][1] == [["5", "two", "8", "50.0%"], ["3", "7", "2", "20.0%"]]
