@@ -1,11 +1,13 @@
 """Runs onnx's own backend test cases against this library: python -m microcnn.tools.onnx_conformance
 
-Prints how many cases pass, fail and are refused, by operator, with the reasons of what is refused.
+Prints how many cases pass, fail and are refused, by operator, with the reasons of what is refused; --readme FILE writes the
+operators' table into a README, between its two markers.
 """
 from __future__ import annotations
 
 import argparse
 import collections
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,9 +21,13 @@ from onnx import ModelProto
 from onnx.backend.test.runner import BackendIsNotSupposedToImplementIt
 
 import microcnn as mc
+from microcnn.files import atomic_write
 
 from .onnx_backend import MicroCNNBackend, as_array
 from .terminal import Terminal
+
+# Between these lines a README holds the table.
+MARKERS = "<!-- operators -->", "<!-- end of operators -->"
 
 
 @dataclass(frozen=True)
@@ -125,12 +131,43 @@ def tally(outcomes: list[Outcome]) -> dict[str, Tally]:
     return dict(sorted(found.items()))
 
 
+def table(found: dict[str, Tally]) -> str:
+    """The operators that run, and how many of onnx's cases each passes, as Markdown."""
+    lines = ["| ONNX | cases that pass | refused, mostly because |", "|-|-|-|"]
+    for operator, one in found.items():
+        if not one.passed:
+            continue
+        reason = one.reasons.most_common(1)[0][0] if one.refused else ""
+        lines.append(f"| {operator} | {one.passed} of {one.passed + one.failed + one.refused} | {_short(reason)} |")
+    return "\n".join(lines)
+
+
+def _short(reason: str) -> str:
+    """A refusal without the names of one case."""
+    text = reason.partition("; ")[0]
+    text = text.partition("): ")[2] or text
+    for name in re.findall(r'"[^"]*"', text):
+        text = text.replace(name, "...")
+    return text.replace("|", "/")[:110]
+
+
+def write_table(path: Path, text: str) -> None:
+    """Put the table between the markers of a README. Raises DataError where they are missing."""
+    old = path.read_text()
+    before, first, rest = old.partition(MARKERS[0])
+    _, second, after = rest.partition(MARKERS[1])
+    if not first or not second:
+        raise mc.DataError(f"{path} has no place for the table; expected the lines {MARKERS[0]} and {MARKERS[1]}")
+    atomic_write(path, [f"{before}{first}\n{text}\n{second}{after}".encode()])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the cases and print the result. Returns 1 if one failed, crashed or gave a wrong answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=Path, metavar="FOLDER", help="stored cases instead of the onnx package's own")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains this")
     parser.add_argument("--operators", default="", metavar="A,B", help="cases of these operators only")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="write the table of operators into this file")
     parser.add_argument("--reasons", action="store_true", help="say of each case that did not pass why")
     args = parser.parse_args(arguments)
     terminal, outcomes = Terminal(), []
@@ -144,6 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
                 terminal.say(f"{outcomes[-1].verdict} {case.name}: {outcomes[-1].reason}")
     for operator, one in tally(outcomes).items():
         terminal.say(f"{operator:24} {one.passed:4} passed {one.failed:4} failed {one.refused:4} refused")
+    if args.readme:
+        write_table(args.readme, table(tally(outcomes)))
     total = collections.Counter(outcome.verdict for outcome in outcomes)
     terminal.say(f"{len(outcomes)} cases: {total['passed']} passed, {total['failed']} failed, {total['refused']} refused")
     return 1 if total["failed"] else 0
