@@ -47,7 +47,7 @@ def test_as_in_pytorch(count, shape):
     theirs, seen = torch.nn.PReLU(count), torch.tensor(x, requires_grad=True)
     y = theirs(seen)
     (y ** 2).sum().backward()
-    net = mc.Sequential([mc.PReLU(count)], input_shape=(3, 4, 5)).compile(batch=2, train="all")
+    net = mc.Sequential([mc.PReLU(count)], input_shape=(3, 4, 5)).graph().compile(batch=2, train="all")
     (name, weight), = net.parameters().items()
     assert weight.shape == shape and (weight == 0.25).all()
     np.testing.assert_allclose(net.forward(x), y.detach().numpy(), rtol=1e-6)
