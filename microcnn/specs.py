@@ -326,7 +326,7 @@ class Upsample(LayerSpec):
                 raise ModelError(f"Upsample: scale_factor is {self.scale_factor!r}; expected a positive number, or two")
             scales = float(given[0]), float(given[1])
             if self.align_corners:      # corners lie where the sizes say, not where the factors would put them
-                sizes, scales = tuple(max(1, int(n * scale)) for n, scale in zip(shape[1:], scales, strict=True)), None
+                sizes, scales = (max(1, int(shape[1] * scales[0])), max(1, int(shape[2] * scales[1]))), None
         coordinates = "asymmetric" if self.mode == "nearest" else "align_corners" if self.align_corners else "half_pixel"
         return "Resize", {"axes": (2, 3), "scales": scales, "sizes": sizes, "mode": modes[self.mode], "nearest_mode": "floor",
                           "coordinate_transformation_mode": coordinates}, {}
