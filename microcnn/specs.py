@@ -320,7 +320,7 @@ class Upsample(LayerSpec):
         if self.size is not None:
             sizes = _pair(self.size, "Upsample", "size")
         else:
-            given = self.scale_factor if isinstance(self.scale_factor, (tuple, list)) else (self.scale_factor,) * 2
+            given: Any = self.scale_factor if isinstance(self.scale_factor, (tuple, list)) else (self.scale_factor,) * 2
             if len(given) != 2 or any(isinstance(n, bool) or not isinstance(n, (int, float, np.number)) or not 0 < n < math.inf
                                       for n in given):
                 raise ModelError(f"Upsample: scale_factor is {self.scale_factor!r}; expected a positive number, or two")
