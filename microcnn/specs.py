@@ -320,13 +320,13 @@ class Upsample(LayerSpec):
         if self.size is not None:
             sizes = _pair(self.size, "Upsample", "size")
         else:
-            given = self.scale_factor if isinstance(self.scale_factor, (tuple, list)) else (self.scale_factor,) * 2
+            given: Any = self.scale_factor if isinstance(self.scale_factor, (tuple, list)) else (self.scale_factor,) * 2
             if len(given) != 2 or any(isinstance(n, bool) or not isinstance(n, (int, float, np.number)) or not 0 < n < math.inf
                                       for n in given):
                 raise ModelError(f"Upsample: scale_factor is {self.scale_factor!r}; expected a positive number, or two")
             scales = float(given[0]), float(given[1])
             if self.align_corners:      # corners lie where the sizes say, not where the factors would put them
-                sizes, scales = tuple(max(1, int(n * scale)) for n, scale in zip(shape[1:], scales, strict=True)), None
+                sizes, scales = (max(1, int(shape[1] * scales[0])), max(1, int(shape[2] * scales[1]))), None
         coordinates = "asymmetric" if self.mode == "nearest" else "align_corners" if self.align_corners else "half_pixel"
         return "Resize", {"axes": (2, 3), "scales": scales, "sizes": sizes, "mode": modes[self.mode], "nearest_mode": "floor",
                           "coordinate_transformation_mode": coordinates}, {}

@@ -152,8 +152,10 @@ def _nearest(mode: str, axis: Axis, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """One position each, with weight 1."""
     if mode == "simple":
         mode = "ceil" if axis.scale < 1 else "floor"
-    rounded = {"floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-               "round_prefer_ceil": lambda x: np.floor(x + 0.5)}[mode](x)
+    if mode.startswith("round"):
+        rounded = np.ceil(x - 0.5) if mode == "round_prefer_floor" else np.floor(x + 0.5)
+    else:
+        rounded = np.floor(x) if mode == "floor" else np.ceil(x)
     return rounded.astype(np.int64)[:, None], np.ones((axis.size, 1))
 
 
