@@ -36,8 +36,8 @@ def function(op, *sizes, other=None, **attrs):
         return Graph(graph.inputs, graph.outputs, [*before, node], graph.weights)
     shown = "".join(f",{key}={value}" for key, value in attrs.items())
     name = f"{op}-{'x'.join(map(str, sizes))}{'' if other is None else f'-constant{other}'}{shown}".replace(" ", "")
-    # float32's error in a power or a quotient of powers is a few roundings more
-    return Case(name, build)
+    # the remainder jumps where a multiple of b is an a
+    return Case(name, build, skip=("gradient",) if op == "Mod" and other is None else ())
 
 
 SHAPES = [((17,), (17,)), ((3, 4, 5), (3, 1, 1)), ((3, 1, 5), (3, 4, 1)), ((1, 4, 1), (3, 4, 5)), ((33, 2, 3), (33, 1, 1))]
