@@ -16,7 +16,6 @@ from microcnn.errors import FileError, ModelError
 from microcnn.files import atomic_write
 from microcnn.graph import Graph
 
-from . import onnx_build_movement  # noqa: F401  (it registers how layers are written)
 from .onnx_build import build_model
 from .onnx_fold import FoldError, constant_value, fold
 from .onnx_read import names_read, opset_of
