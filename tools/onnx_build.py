@@ -306,3 +306,6 @@ for _layer in LAYERS.values():
     for _operator, _data in _layer.onnx.items():
         if "versions" in _data:
             builder(_layer.op)(_plain(_operator, _data.get("attributes", {})))
+
+
+from . import onnx_build_movement  # noqa: E402, F401  (it registers more layers, with what is defined above)

@@ -64,7 +64,7 @@ def padding(draft: Draft, outputs: list[str]) -> None:
     """
     readers = _readers(draft, outputs)
     pads = {node.outputs[0]: node for node in draft.nodes if node.op == "Pad" and readers[node.outputs[0]] == 1}
-    merged = {}
+    merged: dict[str, Node | None] = {}
     for node in draft.nodes:
         pad = pads.get(node.inputs[0])
         attrs = _with_pads(node, pad) if pad is not None else None
