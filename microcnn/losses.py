@@ -79,12 +79,12 @@ class L1Loss(Loss):
     kind: ClassVar[str] = "l1"
 
 
-def _check_bound(owner: str, name: str, value: object, least: str) -> float:
-    """A bound that both dtypes hold. Raises CompileError."""
+def _check_bound(owner: str, name: str, value: object, zero: bool) -> float:
+    """A bound that both dtypes hold; zero: whether it may be 0. Raises CompileError."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not (0 <= value <= 1e30) or (value == 0 and least != "0"):   # type: ignore[operator]
-        raise CompileError(f"{owner}: {name} is {value!r}; expected a number {'from 0' if least == '0' else 'above 0'}, up to "
-                           "1e30, such as 1.0")
+    if not real or not 0 <= value <= 1e30 or (value == 0 and not zero):   # type: ignore[operator]
+        raise CompileError(f"{owner}: {name} is {value!r}; expected a number {'from' if zero else 'above'} 0, up to 1e30, such "
+                           "as 1.0")
     return float(value)   # type: ignore[arg-type]
 
 
@@ -99,7 +99,7 @@ class SmoothL1Loss(Loss):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", _check_bound("SmoothL1Loss", "beta", self.beta, "0"))
+        object.__setattr__(self, "beta", _check_bound("SmoothL1Loss", "beta", self.beta, zero=True))
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class HuberLoss(Loss):
     delta: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "delta", _check_bound("HuberLoss", "delta", self.delta, "above 0"))
+        object.__setattr__(self, "delta", _check_bound("HuberLoss", "delta", self.delta, zero=False))
 
 
 def _nested(values: list | float) -> tuple | float:
