@@ -38,13 +38,13 @@ class Bound(Planned):
         threads.locked.add(self)
         self.debug = False
         # how many steps the optimizer has made; not an int, which takes memory of its own as it grows
-        self._steps = np.zeros(1, np.int64).data
+        self._steps: Any = np.zeros(1, np.int64).data
         self._prepared: str | None = None            # the program whose prepared rows still hold
         self._arena = self._allocate(self.memory.arena)
         self._base = self._entry.start_of(self._arena)
         # as memoryviews, whose items are Python's own numbers and quicker to come by than numpy's
-        self._control = self._arena[:self._control_bytes].view(np.int64).data
-        self._control_numbers = self._arena[:self._control_bytes].view(np.float64).data
+        self._control: Any = self._arena[:self._control_bytes].view(np.int64).data
+        self._control_numbers: Any = self._arena[:self._control_bytes].view(np.float64).data
         self._control[self._entry.SEED] = seed
         self.lr = self.optimizer.lr if self.optimizer else 0.0
         self._load_parameters()
