@@ -57,7 +57,7 @@ def _chain(op: Op, layer: str, output: str = "") -> Tensor:
     """All inputs, combined one after the other: tensors first, in their order."""
     given = [_operand(op, index) for index in range(len(op.inputs))]
     tensors = op.aligned(*(one for one in given if isinstance(one, Tensor)))
-    operands = [*tensors, *(one for one in given if isinstance(one, Constant))]
+    operands: list[Tensor | Constant] = [*tensors, *(one for one in given if isinstance(one, Constant))]
     total = tensors[0]
     if len(operands) == 1:
         op.draft.values[op.outputs[0]] = total

@@ -103,7 +103,7 @@ class Elementwise(Layer):
         return [broadcast(node, shapes[0], shapes[1])]
 
     @classmethod
-    def forward(cls, s: Schedule, step: Step) -> None:     # type: ignore[override]
+    def forward(cls, s: Schedule, step: Step) -> None:
         node = step.node
         kind = cls.kind
         if kind == POW and not node.attrs.get("first"):

@@ -234,3 +234,25 @@ def test_threads_do_not_change_a_bit():
         results.append(np.concatenate(outputs))
     assert np.isfinite(results[0]).all()
     np.testing.assert_array_equal(results[0], results[1])
+
+
+@DTYPES
+@pytest.mark.parametrize("dims, has", [((1, 1, 2, 3, 17), "010001"), ((1, 1, 1, 5, 33), "100010"), ((2, 1, 3, 1, 5), "111111")])
+def test_gradients_of_a_quotient(dims, has, dtype):
+    """Tails hold zeros divided by zeros, which no sum may see."""
+    rng, batch = np.random.default_rng(0), 2
+    full, size = strides_of(dims, "111111")
+    strides, part = strides_of(dims, has)
+    a, dy = rng.normal(size=(2, batch * size)).astype(dtype)
+    b = rng.uniform(1, 2, part * (batch if strides[0] else 1)).astype(dtype)
+    seen = offsets_of(batch, dims, strides)
+    fields = {"kind": 3, "accumulate": 0, **dims_fields(dims), **names("a", full), **names("b", strides)}
+    dx = np.full_like(a, np.nan)
+    run("elementwise_gradient.gradient", batch, dtype=dtype, dy=dy, a=None, b=b, dx=dx, second=0, **fields)
+    np.testing.assert_allclose(dx, dy / b[seen], rtol=TOLERANCE[dtype])
+    expected = np.zeros(b.size)
+    np.add.at(expected, seen, -dy.astype(np.float64) * a / b[seen].astype(np.float64) ** 2)
+    dx = np.full_like(b, np.nan)
+    run("elementwise_gradient.reduce_broadcast", batch, dtype=dtype, dy=dy, a=a, b=b, dx=dx, second=1, size=part,
+        batch_stride=strides[0], **{f"s{i}": stride for i, stride in enumerate(strides[1:])}, **fields)
+    np.testing.assert_allclose(dx, expected, rtol=TOLERANCE[dtype] * 10, atol=TOLERANCE[dtype] * 10)
