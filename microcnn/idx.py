@@ -27,6 +27,7 @@ def read_idx(path: Any) -> np.ndarray:
     """
     path = Path(path)
     try:
+        file: Any
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             return _array(path, file)
     except FileNotFoundError:

@@ -32,13 +32,13 @@ class EpochSchedule:
 
     def _number(self, name: str, expected: str, low: float, high: float = math.inf, above: bool = False) -> None:
         value = getattr(self, name)
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)   # type: ignore
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
         if not real or not low <= value <= high or (above and value == low):
             raise CompileError(f"{type(self).__name__}: {name} is {value!r}; expected {expected}")
 
 
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 GAMMA = "a finite number, 0 or more, such as 0.1"

@@ -264,7 +264,8 @@ def elementwise(build: Build, node: Node) -> None:
         constant = build.constant(f"{node.name}.scalar", np.asarray(node.attrs["scalar"], build.dtype))
     if constant:
         operands.insert(0 if node.attrs.get("first") else 1, constant)
-    build.add(node.op, node, operands, **({"fmod": 1} if node.op == "Mod" else {}))
+    attributes: dict[str, Any] = {"fmod": 1} if node.op == "Mod" else {}
+    build.add(node.op, node, operands, **attributes)
 
 
 @builder("Flatten")

@@ -108,7 +108,7 @@ def _resize_outputs(graph: Graph, model: ModelProto) -> None:
             dim.dim_value = size
     for node in graph.nodes:
         for ref in node.weights.values():
-            if is_resized(graph.source, ref.name):
+            if graph.source is not None and is_resized(graph.source, ref.name):
                 _resize_reshape(ref, model)
     # what is told about the tensors between may be wrong now, and is told for convenience only
     del model.graph.value_info[:]

@@ -123,7 +123,7 @@ def _resized(op: Op, dims: tuple[Dim, ...], attrs: dict[str, Any]) -> tuple[Dim,
         elif attrs["keep_aspect_ratio_policy"] == "stretch":
             result[axis] = attrs["sizes"][number]
         elif all(isinstance(n, int) for n in lengths):
-            result[axis] = axes_of(attrs, lengths)[number].size      # type: ignore[arg-type]
+            result[axis] = axes_of(attrs, lengths)[number].size
         else:
             op.refuse(f"keep_aspect_ratio_policy is {attrs['keep_aspect_ratio_policy']}, and the size of its input is open; "
                       "give input_shapes to load_onnx")

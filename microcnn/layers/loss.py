@@ -1,7 +1,7 @@
 """The rows of the losses: what they read, and the gradient that they hand to backward."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ L1, SMOOTH_L1, HUBER, LOGITS = range(4)
 LEAST_BETA = 1e-30
 
 
-def _pointwise(s: Schedule, output: str, value: Value, loss: Loss) -> dict[str, object] | None:
+def _pointwise(s: Schedule, output: str, value: Value, loss: Loss) -> dict[str, Any] | None:
     """The fields of a loss of one number and its target at a time, None for another.
 
     Raises   CompileError: a pos_weight that does not fit the output
@@ -84,7 +84,7 @@ def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) 
         if found is None:
             raise CompileError(f'loss {loss!r} of output "{output}" has no kernel; use one of mc.CrossEntropyLoss, mc.MSELoss, '
                                "mc.L1Loss, mc.SmoothL1Loss, mc.HuberLoss, mc.BCEWithLogitsLoss")
-        kernel, fields = "pointwise_loss.mean", {"size": value.numbers, **found}
+        kernel, fields = "pointwise_loss.mean", {**found, "size": value.numbers}
     live = gradient and s.needs_gradient(value.name)
     target = s.new_gradient(value.name) if live else None
     s.row(kernel, x=value.buffer, dx=target.buffer if target else value.buffer,      # without a gradient dx is not written

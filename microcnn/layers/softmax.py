@@ -57,7 +57,7 @@ class Softmax(Layer):
         return [shapes[0]]
 
     @classmethod
-    def forward(cls, s: Schedule, step: Step) -> None:  # type: ignore[override]
+    def forward(cls, s: Schedule, step: Step) -> None:
         x = s.value(step.node.inputs[0])
         axes = axes_of(step.node, x.layout.shape)
         found = groups(x.layout, axes)

@@ -64,7 +64,7 @@ class Unary(Activation):
         return ()
 
     @classmethod
-    def forward(cls, s: Schedule, step: Step) -> None:  # type: ignore[override]
+    def forward(cls, s: Schedule, step: Step) -> None:
         apply(s, step, cls.kind, cls.keeps, *cls.numbers(step.node.attrs))
 
 
@@ -83,7 +83,7 @@ class LeakyRelu(OneNumber):
     onnx = {"LeakyRelu": {"versions": (6, 16), "attributes": {"alpha": ("alpha", 0.01)}}}
 
     @classmethod
-    def forward(cls, s: Schedule, step: Step) -> None:  # type: ignore[override]
+    def forward(cls, s: Schedule, step: Step) -> None:
         alpha = step.node.attrs["alpha"]
         apply(s, step, LEAKY, OUTPUT if alpha >= 0 else INPUT, alpha)
 
@@ -95,7 +95,7 @@ class ThresholdedRelu(OneNumber):
     onnx = {"ThresholdedRelu": {"versions": (10, 22), "attributes": {"alpha": ("alpha", 1.0)}}}
 
     @classmethod
-    def forward(cls, s: Schedule, step: Step) -> None:  # type: ignore[override]
+    def forward(cls, s: Schedule, step: Step) -> None:
         alpha = step.node.attrs["alpha"]
         apply(s, step, THRESHOLD, OUTPUT if alpha >= 0 else INPUT, alpha)
 
@@ -111,7 +111,7 @@ class Elu(Unary):
         return attrs["alpha"], 1.0, 1.0
 
     @classmethod
-    def forward(cls, s: Schedule, step: Step) -> None:  # type: ignore[override]
+    def forward(cls, s: Schedule, step: Step) -> None:
         below, above, rate = cls.numbers(step.node.attrs)
         if min(below, above, rate) >= 0:
             apply(s, step, ELU, OUTPUT, below, above, rate)
@@ -201,7 +201,7 @@ class Gelu(Unary):
         return [shapes[0]]
 
     @classmethod
-    def forward(cls, s: Schedule, step: Step) -> None:  # type: ignore[override]
+    def forward(cls, s: Schedule, step: Step) -> None:
         apply(s, step, GELU if step.node.attrs["approximate"] == "none" else GELU_TANH, INPUT)
 
 

@@ -1,13 +1,14 @@
 """The rows of the optimizers: at once when a gradient is complete, or, with clipping, when all are."""
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CompileError
-from ..graph import Node, size_of
 from ..optim import SGD, Adam, AdamW, Optimizer
 
 if TYPE_CHECKING:
+    from ..graph import Node
     from ..memory import Buffer
     from ..parts import Parameter
     from ..plan import Schedule
@@ -51,7 +52,7 @@ class Updates:
         if self.sums is None:
             self.sums = s.scratch(8 * len(s.training.factors), "squares")
         s.row("clip.squares", gradient=gradient, sums=self.sums, scratch=s.scratch(SCRATCH_BYTES),
-              size=size_of(parameter.shape), index=len(self.waiting))
+              size=math.prod(parameter.shape), index=len(self.waiting))
         self.waiting.append((s.node, parameter, gradient))
         s.phase = before
 
@@ -76,6 +77,6 @@ class Updates:
         kernel, states, absent, fields = update_row(s.training.optimizer)
         buffers = s.store.state(parameter, len(states))
         s.row(kernel, weight=parameter.buffer, gradient=gradient, clip=clip, **dict(zip(states, buffers, strict=True)),
-              **dict.fromkeys(absent), **fields, size=size_of(parameter.shape),
+              **dict.fromkeys(absent), **fields, size=math.prod(parameter.shape),
               factor=float(s.training.factors[parameter.name]))
         s.phase = before
