@@ -27,7 +27,7 @@ from tests.rows import run
 def step(dtype="float32", size=1000, threads=1):
     w, g = np.ones(size, dtype), np.ones(size, dtype)
     run("update.sgd", 1, threads, dtype, {entry.RATE: 0.25, entry.STEP: 1}, weight=w, gradient=g, velocity=None, size=size,
-        momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=0, factor=1.0, maximize=0)
+        momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=0, factor=1.0, clip=None)
     assert (w == w[0]).all()
     return float(w[0])
 def hits(dtype="float32"):

@@ -7,7 +7,7 @@ from ..errors import ModelError
 from ..layout import Layout, merge_loops, pad5
 from .base import Layer, Shape, expect_inputs
 from .boxes import check_loops, resized, stored, strides_of
-from .elementwise import broadcast, expanded_strides
+from .elementwise import ADD, broadcast, expanded_strides
 from .movement import unchanged
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ def repeat(s: Schedule, step: Step, x: Value, layout: Layout, loops: tuple[Shape
         if dy is None:
             return
         dx, accumulate = s.dx(x.name)
-        s.row("elementwise.reduce_broadcast", dy=dy.buffer, dx=dx, batch_stride=x.numbers, size=x.numbers,
-              accumulate=accumulate, **pad5(sizes, strides))
+        none = {f"{operand}{axis}": 0 for operand in "ab" for axis in ("_batch", *range(5))}      # a sum reads dY alone
+        s.row("elementwise_gradient.reduce_broadcast", dy=dy.buffer, a=None, b=None, dx=dx, batch_stride=x.numbers,
+              size=x.numbers, kind=ADD, second=0, accumulate=accumulate, **none, **pad5(sizes, strides))
         s.release(dy)
     if s.needs_gradient(x.name):
         s.backward(backward)
