@@ -9,15 +9,29 @@ from .vector import (
     vector_add,
     vector_div,
     vector_fma,
+    vector_max,
     vector_mul,
     vector_of,
     vector_sqrt,
     vector_sub,
     vector_take,
+    vector_where_greater,
     vector_write,
 )
 
 CHUNK = 8192
+
+
+@helper
+def _settled(value, like):
+    """The value, 0 where it is below the smallest normal number.
+
+    The averages of weights that get no gradient any more shrink for ever, and x86 takes a hundred times as long for numbers
+    that small: Adam's step took 14 times as long in LeNet-5's third epoch.
+    """
+    real = like.dtype.type
+    zero, tiny = vector_of(like, real(0)), vector_of(like, real(2.0 ** -126 if like.itemsize == 4 else 2.0 ** -1022))
+    return vector_where_greater(tiny, vector_max(value, vector_sub(zero, value)), zero, value)
 
 
 @helper
@@ -37,7 +51,7 @@ def _sgd_chunk(weight, gradient, velocity, begin, end, rate, momentum, dampening
         if momentum != 0.0:
             v = g
             if not first_step:
-                v = vector_fma(vector_take(velocity, i, count), inertia, vector_mul(g, share))
+                v = _settled(vector_fma(vector_take(velocity, i, count), inertia, vector_mul(g, share)), weight)
             vector_write(v, velocity, i, count)
             g = vector_fma(v, inertia, g) if nesterov else v
         vector_write(vector_fma(g, descent, w), weight, i, count)
@@ -102,8 +116,8 @@ def _adam_chunk(weight, gradient, first, second, begin, end, rate, beta1, beta2,
             else:
                 g = vector_fma(w, decay, g)
         m = vector_take(first, i, count)
-        m = vector_fma(vector_sub(g, m), share1, m)
-        v = vector_fma(vector_mul(g, g), share2, vector_mul(vector_take(second, i, count), keep2))
+        m = _settled(vector_fma(vector_sub(g, m), share1, m), weight)
+        v = _settled(vector_fma(vector_mul(g, g), share2, vector_mul(vector_take(second, i, count), keep2)), weight)
         vector_write(m, first, i, count)
         vector_write(v, second, i, count)
         denominator = vector_add(vector_div(vector_sqrt(v), root), floor)
