@@ -96,6 +96,7 @@ class Planned:
         parameters = [p.buffer for p in self._store.parameters.values()]
         states = [buffer for buffers in self._store.states.values() for buffer in buffers]
         constants = [buffer for buffer, _ in self._store.constants.values()]
+        self._constants_placed = len(constants)
         at = self._control_bytes
         for buffer in parameters + states + constants:
             buffer.offset = at

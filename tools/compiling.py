@@ -16,7 +16,7 @@ def compile_shown(graph: Any, terminal: Terminal, **how: Any) -> tuple[Any, int]
         def progress(done: int, total: int, name: str) -> None:
             nonlocal count
             count, bar.total = total, max(1, total)
-            bar.show(done, f"{done}/{total} {name}")
+            bar.show(done, f"{done}/{total} {name}".rstrip())
 
         net = Net(graph, progress=progress, **options)
     return net, count

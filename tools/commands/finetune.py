@@ -79,8 +79,8 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     sizes = graph.shapes(shapes)
     loss = default_loss(sizes, graph.outputs) if args.loss == "auto" else args.loss
     graph.meta.update(normalization.to_meta())
-    net, _ = compile_shown(graph, terminal, batch=args.batch, train=args.train, loss=loss, optimizer=optimizer,
-                           bn=args.bn, dtype=args.dtype, input_shapes=shapes, seed=args.seed)
+    net, _ = compile_shown(graph, terminal, batch=min(args.batch, len(training)), train=args.train, loss=loss,
+                           optimizer=optimizer, bn=args.bn, dtype=args.dtype, input_shapes=shapes, seed=args.seed)
     input_name = graph.inputs[0].name
     fits = (sizes[input_name], sizes[graph.outputs[0]], net.loss, input_name)
     training, validation = training.matched(*fits), validation.matched(*fits)
@@ -88,8 +88,8 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     terminal.say(f"{args.model}: training {what_trains(args.train)} on {len(training):,} samples, validating on "
                  f"{len(validation):,}")
     terminal.heading("Memory, known before the first step")
-    show_memory(terminal, {f"{what_trains(args.train)}, batch {args.batch}": net.memory})
-    terminal.heading(f"{args.epochs} epochs, batch {args.batch}, {args.optimizer}, learning rate {args.lr:g}, "
+    show_memory(terminal, {f"{what_trains(args.train)}, batch {net.batch}": net.memory})
+    terminal.heading(f"{args.epochs} epochs, batch {net.batch}, {args.optimizer}, learning rate {args.lr:g}, "
                      f"{args.schedule}")
     history = fit_shown(net, training, validation, terminal, train.fit, epochs=args.epochs, schedule=args.schedule,
                         seed=args.seed, patience=args.patience, min_delta=args.min_delta)
