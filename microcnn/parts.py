@@ -1,6 +1,7 @@
 """What a schedule is made of: tensors and their gradients, weights, rows; and the store of weights that programs share."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,23 @@ class Gradient:
 
     buffer: Buffer
     users: int = 1
+
+
+@dataclass(eq=False)
+class Winners:
+    """The gradient of what a max pooling reads, not yet put where it belongs: dy at the winner of each window.
+
+    fields: of the pooling's rows. clamped: the maxima, where they were clamped to low..high. spread: adds the rows that make
+    it a gradient like any other.
+    """
+
+    dy: Gradient
+    indices: Buffer
+    clamped: Buffer | None
+    fields: dict[str, int]
+    low: float
+    high: float
+    spread: Callable[[], None]
 
 
 @dataclass(eq=False)

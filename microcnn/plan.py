@@ -15,7 +15,7 @@ from .layers.activation import CLAMP
 from .layers.update import Updates
 from .layout import Layout, pad5, strides_between
 from .memory import Buffer
-from .parts import Field, Gradient, Row, Store, Training, Value
+from .parts import Field, Gradient, Row, Store, Training, Value, Winners
 
 
 class Schedule:
@@ -39,6 +39,7 @@ class Schedule:
         self.tape: list[tuple[Node | None, Callable[[], None]]] = []
         self.accepted: list[tuple[Node | None, Callable[[], None]]] = []
         self.gradients: dict[str, Gradient] = {}
+        self.winners: dict[str, Winners] = {}
         self.weight_gradients: dict[str, Buffer] = {}
         self.pending: dict[str, int] = {}
         self.updates = Updates(self)
@@ -230,6 +231,8 @@ class Schedule:
 
     def gradient(self, tensor: str) -> Gradient | None:
         """The complete gradient of a tensor, None where nothing reached it. The caller releases it."""
+        if tensor in self.winners:
+            self.winners.pop(tensor).spread()
         return self.gradients.pop(tensor, None)
 
     def new_gradient(self, tensor: str) -> Gradient:

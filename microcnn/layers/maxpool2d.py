@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..layout import Layout
+from ..parts import Winners
 from .base import Layer, Shape
 from .windows import pool_window, pooled_shape
 
@@ -44,11 +45,24 @@ class MaxPool2d(Layer):
         if step.clamps:
             s.keep(y)
 
+        clamped = y.buffer if step.clamps else None
+
         def backward() -> None:
             dy = s.gradient(step.output)
-            if dy is not None:
+            if dy is None:
+                return
+
+            def spread() -> None:
+                before, s.node = s.node, step.node
                 target, accumulate = s.dx(x.name)
-                s.row("maxpool2d.backward", indices=indices, y=y.buffer if step.clamps else None, dy=dy.buffer, dx=target,
-                      accumulate=accumulate, **fields, **bounds)
+                s.row("maxpool2d.backward", indices=indices, y=clamped, dy=dy.buffer, dx=target, accumulate=accumulate,
+                      **fields, **bounds)
                 s.release(dy)
+                s.node = before
+            assert indices is not None
+            # what made x, and nothing else, comes next: it may do without the zeros between the winners
+            if x.shared:
+                spread()
+            else:
+                s.winners[x.name] = Winners(dy, indices, clamped, fields, step.low, step.high, spread)
         s.backward(backward)
