@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives: {module: names}. A name written "public=own" is called otherwise at home.
 _PUBLIC = {
+    "augment": "Augment",
     "build": "GraphBuilder Sequential",
     "checkpoint": "load=load_graph",
     "data": "Dataset Normalization",
@@ -39,6 +40,7 @@ _HOMES = {pair.partition("=")[0]: (module, pair.rpartition("=")[2])
           for module, pairs in _PUBLIC.items() for pair in pairs.split()}
 
 if TYPE_CHECKING:   # the same table for editors and type checkers; a test compares the two
+    from .augment import Augment as Augment
     from .build import GraphBuilder as GraphBuilder, Sequential as Sequential
     from .checkpoint import load_graph as load  # noqa: F401
     from .data import Dataset as Dataset, Normalization as Normalization

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .augment import Augment
 from .errors import CompileError
 from .graph import Graph, WeightRef
 from .layout import Layout
@@ -79,11 +80,12 @@ class Row:
 
 @dataclass
 class Training:
-    """What trains and how: the rates by weight name, the loss per output, the optimizer."""
+    """What trains and how: the rates by weight name, the loss per output, the optimizer, what happens to the images."""
 
     factors: dict[str, float] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
     optimizer: Any = None
+    augment: Augment | None = None
 
 
 class Store:

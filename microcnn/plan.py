@@ -7,8 +7,10 @@ free for the next one. What it is made of, and the store of weights, is in parts
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from . import layers
+from .doors import rows_in, rows_out
 from .fusion import Step, fuse
 from .graph import Graph, Node, WeightRef
 from .layers.activation import CLAMP
@@ -235,6 +237,10 @@ class Schedule:
             self.winners.pop(tensor).spread()
         return self.gradients.pop(tensor, None)
 
+    def pooled(self, tensor: str, **winners: Any) -> None:
+        """The gradient of a tensor that only a max pooling reads, as the winners (parts.Winners) that it may be made from."""
+        self.winners[tensor] = Winners(**winners)
+
     def new_gradient(self, tensor: str) -> Gradient:
         """A buffer for a gradient of that tensor, which is not yet the tensor's own."""
         return Gradient(self._tensor(f"{tensor}.gradient", self.values[tensor].numbers, "gradient"))
@@ -306,16 +312,7 @@ class Schedule:
 
     def run_forward(self) -> None:
         """The doors in, and every step."""
-        for entry in self.graph.inputs:
-            self.node = None
-            self.phase = "layout"
-            shape = self.shapes[entry.name]
-            layout = self._input_layout(entry.name, shape)
-            value = self.make(entry.name, layout)
-            self.row("layout.input", y=value.buffer, slot=self.slots[f"input:{entry.name}"],
-                     **pad5(*strides_between(Layout.plain(shape), layout)))
-            if self.mode in ("train", "evaluate"):
-                self.row("loss.check_input", x=value.buffer, size=value.numbers)
+        rows_in(self)
         self.phase = "forward"
         if self.live:
             for node in self.graph.nodes:
@@ -349,19 +346,9 @@ class Schedule:
         """Batch norm goes into the convolution's weights where it runs on fixed statistics and no gradient passes."""
         return not self.live or (self.bn != "batch" and bn.outputs[0] not in self.needs)
 
-    def _input_layout(self, tensor: str, shape: tuple[int, ...]) -> Layout:
-        """Channels last where what reads the input wants them so."""
-        readers = self.graph.consumers().get(tensor, [])
-        wanted = any(layers.LAYERS[node.op].channels_last for node in readers) and len(shape) == 3
-        return Layout.channels_last(shape) if wanted else Layout.plain(shape)
-
     def run_outputs(self) -> None:
         """The doors out: each output into the caller's array."""
-        self.phase, self.node = "layout", None
-        for name in self.graph.outputs:
-            value = self.values[name]
-            self.row("layout.output", x=value.buffer, slot=self.slots[f"output:{name}"],
-                     **pad5(*strides_between(value.layout, Layout.plain(value.layout.shape))))
+        rows_out(self)
 
     def run_losses(self, gradient: bool) -> None:
         """The losses, and with gradient what they give back to their outputs."""

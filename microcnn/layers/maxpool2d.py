@@ -4,7 +4,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..layout import Layout
-from ..parts import Winners
 from .base import Layer, Shape
 from .windows import pool_window, pooled_shape
 
@@ -64,5 +63,6 @@ class MaxPool2d(Layer):
             if x.shared:
                 spread()
             else:
-                s.winners[x.name] = Winners(dy, indices, clamped, fields, step.low, step.high, spread)
+                s.pooled(x.name, dy=dy, indices=indices, clamped=clamped, fields=fields, low=step.low, high=step.high,
+                         spread=spread)
         s.backward(backward)
