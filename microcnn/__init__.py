@@ -27,8 +27,9 @@ _PUBLIC = {
                        "ZeroPad2d"),
     "specs_activation": ("CELU ELU GELU Hardsigmoid Hardswish LeakyReLU LogSoftmax "
                          "Mish PReLU SELU SiLU Softplus Softsign"),
-    "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Div Dropout Flatten GlobalAvgPool2d Linear MaxPool2d Maximum Minimum Mul "
-              "Pow ReLU ReLU6 Reshape Sigmoid Softmax Sub Tanh Upsample"),
+    "specs": ("Add BatchNorm2d Clip Div Dropout Flatten Linear Maximum Minimum Mul Pow ReLU ReLU6 Reshape Sigmoid Softmax Sub "
+              "Tanh Upsample"),
+    "specs_windows": "AvgPool2d Conv2d ConvTranspose2d GlobalAvgPool2d MaxPool2d",
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -72,17 +73,13 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
     )
     from .specs import (
         Add as Add,
-        AvgPool2d as AvgPool2d,
         BatchNorm2d as BatchNorm2d,
         Clip as Clip,
-        Conv2d as Conv2d,
         Div as Div,
         Dropout as Dropout,
         Flatten as Flatten,
-        GlobalAvgPool2d as GlobalAvgPool2d,
         Linear as Linear,
         Maximum as Maximum,
-        MaxPool2d as MaxPool2d,
         Minimum as Minimum,
         Mul as Mul,
         Pow as Pow,
@@ -119,6 +116,13 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         ReflectionPad2d as ReflectionPad2d,
         ReplicationPad2d as ReplicationPad2d,
         ZeroPad2d as ZeroPad2d,
+    )
+    from .specs_windows import (
+        AvgPool2d as AvgPool2d,
+        Conv2d as Conv2d,
+        ConvTranspose2d as ConvTranspose2d,
+        GlobalAvgPool2d as GlobalAvgPool2d,
+        MaxPool2d as MaxPool2d,
     )
     from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads
     from .tools.onnx_export import save_onnx as save_onnx

@@ -192,6 +192,12 @@ def convolution(build: Build, node: Node) -> None:
               group=node.attrs["groups"], **_window(build, node))
 
 
+@builder("ConvTranspose2d")
+def transposed_convolution(build: Build, node: Node) -> None:
+    build.add("ConvTranspose", node, _given(node.inputs[0], build.weight(node, "weight"), build.weight(node, "bias")),
+              group=node.attrs["groups"], output_padding=list(node.attrs["output_padding"]), **_window(build, node))
+
+
 @builder("Linear")
 def linear(build: Build, node: Node) -> None:
     weight, bias = build.weight(node, "weight"), build.weight(node, "bias")
@@ -215,6 +221,8 @@ def max_pool(build: Build, node: Node) -> None:
 
 @builder("AvgPool2d")
 def average_pool(build: Build, node: Node) -> None:
+    if tuple(node.attrs.get("dilation", (1, 1))) != (1, 1):
+        raise ModelError(f'node "{node.name}": average pooling with a dilation has no form in ONNX opset {OPSET}')
     build.add("AveragePool", node, [node.inputs[0]], ceil_mode=_ceil_mode(build, node),
               count_include_pad=int(node.attrs["count_include_pad"]), **_window(build, node, dilations=False))
 

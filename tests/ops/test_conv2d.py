@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
-from microcnn.layers.conv2d import Geometry
+from microcnn.layers.convolution import Geometry
 from tests.ops.table import LARGE_CHECKS, Case, built, graph_of, lively, table
 
 
@@ -87,7 +87,7 @@ def test_pixels_go_together_where_that_fills_the_registers(lanes, K, S, stride, 
     W = (OW - 1) * stride + S
     node = graph_of("Conv2d", (1, 5, W), weights={"weight": (K, 1, 3, S)}, kernel=(3, S), stride=(1, stride),
                     pads=(0, 0, 0, 0), dilation=(1, 1), groups=1).nodes[0]
-    assert Geometry(node, (1, 5, W), (K, 1, 3, S)).pixels_together(lanes) == expected
+    assert Geometry.of(node, (1, 5, W), (K, 1, 3, S)).pixels_together(lanes) == expected
 
 
 # Fusion. Each makes one step of several nodes; "clip" cuts on both sides.
