@@ -11,9 +11,89 @@ from dataclasses import replace
 from typing import Any
 
 from microcnn.graph import Node, WeightRef
+from microcnn.layers.conv2d import CONVOLUTIONS
 
 from .onnx_registry import Draft
-from .onnx_values import Tensor
+from .onnx_values import Dim, Tensor
+
+# What works on an image of height 1 as on a row, and had best stand directly behind a convolution, or before it.
+EITHER_WAY = ("Relu", "Clip", "BatchNorm2d", "Add", "Sub", "Mul", "Div", "Pad")
+
+
+def rows_as_images(draft: Draft, outputs: list[str]) -> None:
+    """Layers between windows over rows, (C, L), work on the images (C, 1, L) that these windows work on.
+
+    Reshapes cost nothing, but a layer behind one is not done in the store of the layer before it.
+    """
+    shapes = {name: found.dims for name, found in draft.values.items() if isinstance(found, Tensor) and found.dims is not None}
+    raised = {node.inputs[0] for node in draft.nodes if _is_raising(node, shapes)}
+    images: dict[str, str] = {}                          # the image of each row that has one
+    same: dict[str, str] = {}                            # what a tensor is called that is one of them
+    nodes: list[Node] = []
+
+    def reshaped(source: str, target: str, dims: tuple[Dim, ...]) -> None:
+        # at most one size is open, as in the Reshapes that there are already
+        shape = tuple(n if isinstance(n, int) else -1 for n in dims[1:])
+        nodes.append(Node("Reshape", draft.free_name(f"{target}/reshape"), (source,), (target,), {"shape": shape}))
+
+    def image_of(row: str) -> str:
+        if row not in images:
+            images[row] = f"{row}/wide"
+            dims = shapes[images[row]] = (*shapes[row][:2], 1, shapes[row][2])
+            reshaped(row, images[row], dims)
+        return images[row]
+
+    for node in draft.nodes:
+        node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
+        output = node.outputs[0]
+        if _is_raising(node, shapes) and node.inputs[0] in images and output not in outputs:
+            same[output] = images[node.inputs[0]]
+            continue
+        if _is_raising(node, shapes):
+            images.setdefault(node.inputs[0], output)
+        elif node.op == "Reshape" and _is_wide(shapes.get(node.inputs[0]), shapes.get(output)):
+            images[output] = node.inputs[0]
+        elif node.op in EITHER_WAY and _are_rows(node, shapes) and (output in raised or any(n in images for n in node.inputs)):
+            wide = f"{output}/wide"
+            shapes[wide] = (*shapes[output][:2], 1, shapes[output][2])
+            draft.values[wide] = Tensor(wide, shapes[wide])
+            nodes.append(_on_image(draft, replace(node, inputs=tuple(image_of(n) for n in node.inputs), outputs=(wide,))))
+            images[output] = wide
+            reshaped(wide, output, shapes[output])
+            continue
+        nodes.append(node)
+    draft.nodes = nodes
+    unused_nodes(draft, outputs)
+
+
+def _is_wide(image: tuple[Dim, ...] | None, row: tuple[Dim, ...] | None) -> bool:
+    """Whether the one is (N, C, 1, L) and the other (N, C, L)."""
+    return image is not None and row is not None and len(image) == 4 and image == (*row[:2], 1, *row[2:])
+
+
+def _is_raising(node: Node, shapes: dict[str, tuple[Dim, ...]]) -> bool:
+    return node.op == "Reshape" and _is_wide(shapes.get(node.outputs[0]), shapes.get(node.inputs[0]))
+
+
+def _are_rows(node: Node, shapes: dict[str, tuple[Dim, ...]]) -> bool:
+    """Whether a node reads rows of one size, with at most one size open, and makes such a one."""
+    read = [shapes.get(name) for name in node.inputs]
+    first = read[0]
+    return first is not None and len(first) == 3 and all(dims == first for dims in read) \
+        and sum(not isinstance(n, int) for n in first[1:]) < 2 and len(shapes.get(node.outputs[0], ())) == 3
+
+
+def _on_image(draft: Draft, node: Node) -> Node:
+    """The node with what it says of axes said of an image."""
+    if node.op == "Pad":
+        above, left, below, right = node.attrs["pads"]
+        return replace(node, attrs={**node.attrs, "pads": (above, 0, left, below, 0, right)})
+    other = node.weights.get("other")
+    shape = other.apply(draft.stored[other.name]).shape if other is not None else ()
+    if other is not None and len(shape) > 1:
+        view = (*other.view, ("reshape", (*shape[:-1], 1, shape[-1])))
+        node = replace(node, weights={**node.weights, "other": WeightRef(other.name, view)})
+    return node
 
 
 def linear_bias(draft: Draft, outputs: list[str]) -> None:
@@ -22,8 +102,9 @@ def linear_bias(draft: Draft, outputs: list[str]) -> None:
 
 
 def convolution_bias(draft: Draft, outputs: list[str]) -> None:
-    """Conv2d, then Add of a constant (K, 1, 1): the constant becomes the bias."""
-    _merge_bias(draft, outputs, "Conv2d", lambda count, rank: {(count, 1, 1), (1, count, 1, 1)})
+    """A convolution, then Add of a constant (K, 1, 1): the constant becomes the bias."""
+    for layer in CONVOLUTIONS:
+        _merge_bias(draft, outputs, layer, lambda count, rank: {(count, 1, 1), (1, count, 1, 1)})
 
 
 def _merge_bias(draft: Draft, outputs: list[str], layer: str,
@@ -39,7 +120,10 @@ def _merge_bias(draft: Draft, outputs: list[str], layer: str,
         other, weight = node.weights["other"], maker.weights["weight"]
         shape = other.apply(draft.stored[other.name]).shape
         matrix = weight.apply(draft.stored[weight.name]).shape
-        count = matrix[0] if layer == "Conv2d" or maker.attrs["transposed"] else matrix[-1]
+        if layer == "ConvTranspose2d":
+            count = matrix[1] * maker.attrs["groups"]
+        else:
+            count = matrix[0] if layer == "Conv2d" or maker.attrs["transposed"] else matrix[-1]
         dims = _dims(draft, maker.outputs[0])
         if dims is None or shape not in shapes(count, dims):
             continue
@@ -124,8 +208,9 @@ def unused_nodes(draft: Draft, outputs: list[str]) -> None:
 
 
 SIMPLIFICATIONS: dict[str, Callable[[Draft, list[str]], None]] = {
+    "rows as images": rows_as_images,
     "bias of Linear": linear_bias,
-    "bias of Conv2d": convolution_bias,
+    "bias of convolutions": convolution_bias,
     "padding of windows": padding,
     "x times its Sigmoid": silu,
     "unused nodes": unused_nodes,
