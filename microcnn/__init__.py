@@ -29,7 +29,8 @@ _PUBLIC = {
                          "Mish PReLU SELU SiLU Softplus Softsign"),
     "specs": ("Add BatchNorm2d Clip Div Dropout Flatten Linear Maximum Minimum Mul Pow ReLU ReLU6 Reshape Sigmoid Softmax Sub "
               "Tanh Upsample"),
-    "specs_windows": "AvgPool2d Conv2d ConvTranspose2d GlobalAvgPool2d MaxPool2d",
+    "specs_windows": ("AdaptiveAvgPool2d AdaptiveMaxPool2d AvgPool2d Conv2d ConvTranspose2d GlobalAvgPool2d GlobalMaxPool2d "
+                      "MaxPool2d"),
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -118,10 +119,13 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         ZeroPad2d as ZeroPad2d,
     )
     from .specs_windows import (
+        AdaptiveAvgPool2d as AdaptiveAvgPool2d,
+        AdaptiveMaxPool2d as AdaptiveMaxPool2d,
         AvgPool2d as AvgPool2d,
         Conv2d as Conv2d,
         ConvTranspose2d as ConvTranspose2d,
         GlobalAvgPool2d as GlobalAvgPool2d,
+        GlobalMaxPool2d as GlobalMaxPool2d,
         MaxPool2d as MaxPool2d,
     )
     from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads

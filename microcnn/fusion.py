@@ -33,6 +33,7 @@ class Step:
 
 
 TILED = (*CONVOLUTIONS, "Linear")
+POOLED = ("MaxPool2d", "GlobalMaxPool2d", "AdaptiveMaxPool2d")
 CLAMPED = (*TILED, "BatchNorm2d", "Add", "Sub", "Mul", "Div")
 
 
@@ -88,7 +89,7 @@ def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
     def behind_pool(node: Node) -> bool:
         """Whether a clamp runs with the max pooling that alone reads it, on fewer numbers and with the same result."""
         reader = only_reader(node.outputs[0]) if is_clamp(node) else None
-        return reader is not None and reader.op == "MaxPool2d"
+        return reader is not None and reader.op in POOLED
 
     def made_before(tensor: str, node: Node) -> bool:
         maker = makers.get(tensor)

@@ -139,3 +139,57 @@ class GlobalAvgPool2d(LayerSpec):
 
     def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         return "GlobalAvgPool2d", {}, {}
+
+
+@dataclass
+class GlobalMaxPool2d(LayerSpec):
+    """The maximum over height and width: (C, H, W) -> (C, 1, 1), as torch.nn.AdaptiveMaxPool2d(1)."""
+
+    short: ClassVar[str] = "gmp"
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        return "GlobalMaxPool2d", {}, {}
+
+
+@dataclass
+class _AdaptivePool2d(LayerSpec):
+    """Pooling to output_size, an integer or (height, width); None keeps a size. A plain pooling where the size divides."""
+
+    kind: ClassVar[str] = ""
+    more: ClassVar[dict[str, Any]] = {}
+    output_size: Any
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        owner = type(self).__name__
+        channels_of(shape, owner)
+        given = self.output_size if isinstance(self.output_size, (tuple, list)) else (self.output_size, self.output_size)
+        if len(given) != 2:
+            raise ModelError(f"{owner}: output_size is {self.output_size!r}; expected an integer, or two")
+        size = pair_of(tuple(old if n is None else n for n, old in zip(given, shape[1:], strict=True)), owner, "output_size")
+        if size == (1, 1):
+            return f"Global{self.kind}Pool2d", {}, {}
+        if any(old % n for n, old in zip(size, shape[1:], strict=True)):
+            return f"Adaptive{self.kind}Pool2d", {"size": size}, {}
+        kernel = shape[1] // size[0], shape[2] // size[1]
+        return f"{self.kind}Pool2d", {"kernel": kernel, "stride": kernel, "pads": (0, 0, 0, 0), "ceil_mode": False,
+                                      **self.more}, {}
+
+
+@dataclass
+class AdaptiveAvgPool2d(_AdaptivePool2d):
+    """torch.nn.AdaptiveAvgPool2d: (C, H, W) -> (C, *output_size), the mean of each window; None keeps a size."""
+
+    short: ClassVar[str] = "avgpool"
+    kind: ClassVar[str] = "Avg"
+    more: ClassVar[dict[str, Any]] = {"count_include_pad": False}
+
+
+@dataclass
+class AdaptiveMaxPool2d(_AdaptivePool2d):
+    """torch.nn.AdaptiveMaxPool2d: (C, H, W) -> (C, *output_size), the maximum of each window; None keeps a size."""
+
+    short: ClassVar[str] = "maxpool"
+    kind: ClassVar[str] = "Max"
+    more: ClassVar[dict[str, Any]] = {"dilation": (1, 1)}

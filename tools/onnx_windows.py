@@ -221,6 +221,8 @@ def _kernel(op: Op, image: Image) -> tuple[int, ...]:
 
 
 @converter("GlobalAveragePool", 1, 22)
-def global_average_pool(op: Op) -> None:
+@converter("GlobalMaxPool", 1, 22)
+def global_pool(op: Op) -> None:
     image = Image(op)
-    image.emit("GlobalAvgPool2d", image.channels, (1,) * len(image.spatial))
+    layer = "GlobalAvgPool2d" if op.type == "GlobalAveragePool" else "GlobalMaxPool2d"
+    image.emit(layer, image.channels, (1,) * len(image.spatial))

@@ -58,9 +58,15 @@ def separate(s: Schedule, x: Value) -> Value:
         return x
     shape = x.layout.shape
     wanted = Layout.channels_last(shape) if len(shape) == 3 else Layout.plain(shape)
-    if x.layout.same_order(wanted):
-        return s.alias(f"{x.name}@separate", x, wanted)
-    return s.moved(x, wanted)
+    if not x.layout.same_order(wanted):
+        return s.moved(x, wanted)
+    name = f"{x.name}@separate"
+    if name not in s.values:
+        s.alias(name, x, wanted)
+        if x.name in s.needs:
+            s.needs.add(name)
+            s.backward(lambda: s.pass_on(name, x.name))
+    return s.values[name]
 
 
 class Resize(Layer):
@@ -101,46 +107,52 @@ class Resize(Layer):
         x = s.value(step.node.inputs[0])
         attrs, axes = plan(step.node, x.layout.shape)
         tables = {i: table_of(attrs, axis) for i, axis in axes.items()}
-        todo = [(i, axis) for i, axis in ordered(axes) if not tables[i].is_identity(axis.length)]
+        todo = [(i, axis.length, tables[i]) for i, axis in ordered(axes) if not tables[i].is_identity(axis.length)]
         if not todo:
             s.alias(step.output, x, x.layout)
             if s.needs_gradient(x.name):
                 s.backward(lambda: s.pass_on(step.output, x.name))
             return
-        x = before = separate(s, x)
-        passes = []
-        for i, axis in todo:
-            name = f"{step.node.name}.axis{i}"
-            place = before.layout.axes[i][0]
-            dims = list(before.layout.dims)
-            dims[place] = axis.size
-            after = s.make(step.output if i == todo[-1][0] else f"{step.output}@{name}",
-                           Layout(tuple(dims), before.layout.axes))
-            shared = {"outer": math.prod(dims[:place]), "inner": math.prod(dims[place + 1:])}
-            s.row("resize.forward", x=before.buffer, y=after.buffer, length=axis.length, positions=axis.size,
-                  fill=float(attrs["extrapolation_value"]), **shared, **stored(s, name, tables[i]))
-            # stored in every program: constants have to be known before the first one runs, and backward may come later
-            back = stored(s, f"{name}.back", tables[i].transposed(axis.length))
-            passes.append((before, axis, {**shared, **back}))
-            before = after
+        table_rows(s, step, separate(s, x), todo, float(attrs["extrapolation_value"]))
 
-        def backward() -> None:
-            dy = s.gradient(step.output)
-            if dy is None:
-                return
-            for source, axis, fields in reversed(passes):
-                if source is x:
-                    target, accumulate = s.dx(x.name)
-                else:
-                    inner = s.new_gradient(source.name)
-                    target, accumulate = inner.buffer, 0
-                s.row("resize.backward", dy=dy.buffer, dx=target, length=axis.size, positions=axis.length,
-                      accumulate=accumulate, **fields)
-                s.release(dy)
-                if source is not x:
-                    dy = inner
-        if s.needs_gradient(x.name):
-            s.backward(backward)
+
+def table_rows(s: Schedule, step: Step, x: Value, todo: list[tuple[int, int, Table]], fill: float = 0.0) -> None:
+    """The rows that make the step's output from x by a table for some axes of a sample, and their gradients.
+
+    todo: (axis, its length before, table), in order; fill: what a position without entries becomes.
+    """
+    before = x
+    passes = []
+    for i, length, table in todo:
+        name = f"{step.node.name}.axis{i}"
+        place = before.layout.axes[i][0]
+        dims = list(before.layout.dims)
+        dims[place] = size = table.begin.size - 1
+        after = s.make(step.output if i == todo[-1][0] else f"{step.output}@{name}", Layout(tuple(dims), before.layout.axes))
+        shared = {"outer": math.prod(dims[:place]), "inner": math.prod(dims[place + 1:])}
+        s.row("resize.forward", x=before.buffer, y=after.buffer, length=length, positions=size, fill=fill, **shared,
+              **stored(s, name, table))
+        # stored in every program: constants have to be known before the first one runs, and backward may come later
+        back = stored(s, f"{name}.back", table.transposed(length))
+        passes.append((before, {"length": size, "positions": length, **shared, **back}))
+        before = after
+
+    def backward() -> None:
+        dy = s.gradient(step.output)
+        if dy is None:
+            return
+        for source, fields in reversed(passes):
+            if source is x:
+                target, accumulate = s.dx(x.name)
+            else:
+                inner = s.new_gradient(source.name)
+                target, accumulate = inner.buffer, 0
+            s.row("resize.backward", dy=dy.buffer, dx=target, accumulate=accumulate, **fields)
+            s.release(dy)
+            if source is not x:
+                dy = inner
+    if s.needs_gradient(x.name):
+        s.backward(backward)
 
 
 def ordered(axes: dict[int, Axis]) -> list[tuple[int, Axis]]:

@@ -108,10 +108,17 @@ def pool_window(node: Node, shape: Shape) -> tuple[dict[str, int], Pads]:
     spread = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
     if pads[0] >= spread[0] or pads[1] >= spread[1] or pads[2] >= spread[0] or pads[3] >= spread[1] or min(pads) < 0:
         raise ModelError(f'{node.op} "{node.name}": padding {pads} must be at least 0 and less than the window {tuple(spread)}')
-    OH, OW = output_hw(node.name, (H, W), kernel, stride, pads, dilation, bool(attrs.get("ceil_mode")))
-    return {"H": H, "W": W, "C": C, "OH": OH, "OW": OW, "kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": stride[0],
-            "stride_w": stride[1], "pad_top": pads[0], "pad_left": pads[1], "dilation_h": dilation[0],
-            "dilation_w": dilation[1]}, pads
+    out = output_hw(node.name, (H, W), kernel, stride, pads, dilation, bool(attrs.get("ceil_mode")))
+    return window_fields((C, H, W), out, kernel, stride, pads, dilation), pads
+
+
+def window_fields(shape: Shape, out: Pair, kernel: Pair, stride: Pair, pads: Pads = (0, 0, 0, 0),
+                  dilation: Pair = (1, 1)) -> dict[str, int]:
+    """The fields that pooling rows share; out: (OH, OW)."""
+    C, H, W = shape
+    return {"H": H, "W": W, "C": C, "OH": out[0], "OW": out[1], "kernel_h": kernel[0], "kernel_w": kernel[1],
+            "stride_h": stride[0], "stride_w": stride[1], "pad_top": pads[0], "pad_left": pads[1], "dilation_h": dilation[0],
+            "dilation_w": dilation[1]}
 
 
 def pooled_shape(node: Node, shapes: list[Shape]) -> list[Shape]:

@@ -93,15 +93,15 @@ def max_pool(node, x):
 
 
 def avg_pool(node, inputs, weights, _):
-    stride, pads, _ = window_of(node, inputs[0])
+    stride, pads, dilation = window_of(node, inputs[0])
     return oracles.avg_pool2d(inputs[0], node.attrs["kernel"], stride, pads, node.attrs["ceil_mode"],
-                              node.attrs["count_include_pad"])
+                              node.attrs["count_include_pad"], dilation)
 
 
 def avg_pool_backward(node, inputs, weights, dy, _):
-    stride, pads, _ = window_of(node, inputs[0])
+    stride, pads, dilation = window_of(node, inputs[0])
     return [oracles.avg_pool2d_backward(inputs[0], dy, node.attrs["kernel"], stride, pads,
-                                        node.attrs["count_include_pad"])], {}
+                                        node.attrs["count_include_pad"], dilation)], {}
 
 
 def statistics(inputs, weights, batch_statistics):

@@ -1,4 +1,5 @@
-"""Transposed convolutions as plain loops in float64, forward and backward."""
+"""Transposed convolutions, global and adaptive pooling as plain loops in float64, forward and backward."""
+import math
 from itertools import product
 
 import numpy as np
@@ -63,6 +64,52 @@ def conv_transpose2d_taps(node, inputs, weights):
     return y + weights["bias"].reshape(K, 1, 1) if "bias" in weights else y
 
 
-OPS = {"ConvTranspose2d": (lambda node, inputs, weights, _: conv_transpose2d(node, inputs, weights),
-                           conv_transpose2d_backward)}
-OPERATIONS = {"ConvTranspose2d": conv_transpose2d_taps}
+def windows(node, x):
+    """(oh, ow, pixels): what each output pixel of a global or adaptive pooling looks at."""
+    H, W = x.shape[2:]
+    OH, OW = node.attrs.get("size", (1, 1))
+    for oh, ow in product(range(OH), range(OW)):
+        rows = [h for h in range(H) if math.floor(oh * H / OH) <= h < math.ceil((oh + 1) * H / OH)]
+        columns = [w for w in range(W) if math.floor(ow * W / OW) <= w < math.ceil((ow + 1) * W / OW)]
+        yield oh, ow, list(product(rows, columns))
+
+
+def best(x, n, c, pixels):
+    """The first pixel with the largest number."""
+    return max(pixels, key=lambda pixel: x[n, c, pixel[0], pixel[1]])
+
+
+def adaptive(node, inputs, weights, average):
+    x = inputs[0]
+    y = np.zeros((*x.shape[:2], *node.attrs.get("size", (1, 1))))
+    for oh, ow, pixels in windows(node, x):
+        for n, c in np.ndindex(x.shape[:2]):
+            if average:
+                y[n, c, oh, ow] = sum(x[n, c, h, w] for h, w in pixels) / len(pixels)
+            else:
+                y[n, c, oh, ow] = x[(n, c, *best(x, n, c, pixels))]
+    return y
+
+
+def adaptive_backward(node, inputs, dy, average):
+    x = inputs[0]
+    dx = np.zeros(x.shape)
+    for oh, ow, pixels in windows(node, x):
+        for n, c in np.ndindex(x.shape[:2]):
+            for h, w in pixels if average else [best(x, n, c, pixels)]:
+                dx[n, c, h, w] += dy[n, c, oh, ow] / (len(pixels) if average else 1)
+    return [dx], {}
+
+
+OPS = {
+    "ConvTranspose2d": (lambda node, inputs, weights, _: conv_transpose2d(node, inputs, weights), conv_transpose2d_backward),
+    **{op: (lambda node, inputs, weights, _, average=average: adaptive(node, inputs, weights, average),
+            lambda node, inputs, weights, dy, _, average=average: adaptive_backward(node, inputs, dy, average))
+       for op, average in (("GlobalMaxPool2d", False), ("AdaptiveAvgPool2d", True), ("AdaptiveMaxPool2d", False))},
+}
+OPERATIONS = {
+    "ConvTranspose2d": conv_transpose2d_taps,
+    "GlobalMaxPool2d": lambda node, inputs, weights: inputs[0].max(axis=(2, 3), keepdims=True),
+    "AdaptiveAvgPool2d": lambda node, inputs, weights: adaptive(node, inputs, weights, True),
+    "AdaptiveMaxPool2d": lambda node, inputs, weights: adaptive(node, inputs, weights, False),
+}

@@ -79,6 +79,7 @@ ROW_NODES = [
     (node("AveragePool", ["x"], kernel_shape=[3], strides=[2], pads=[1, 1], count_include_pad=1), {}),
     (node("AveragePool", ["x"], kernel_shape=[4], auto_pad="SAME_LOWER"), {}),
     (node("GlobalAveragePool", ["x"]), {}),
+    (node("GlobalMaxPool", ["x"]), {}),
     (node("BatchNormalization", ["x", "s", "o", "m", "v"]),
      {"s": numbers(4), "o": numbers(4), "m": numbers(4), "v": np.abs(numbers(4)) + np.float32(0.1)})]
 
@@ -164,3 +165,23 @@ def test_volumes_are_refused_by_name():
     model = model_of([node("Conv", ["x", "w"])], ("N", 4, 5, 6, 7), {"w": numbers(3, 4, 2, 2, 2)})
     with pytest.raises(mc.UnsupportedError, match=r'Conv "the_Conv" \(opset 17\): "x" has 5 axes; only \(N, C, L\) and'):
         load_onnx(model)
+
+
+def test_indices_that_nothing_reads():
+    one = node("MaxPool", ["x"], ["y", "places"], kernel_shape=[2, 2], storage_order=1)
+    assert ops(same(model_of([one], IMAGE), IMAGE[1:])) == ["MaxPool2d"]
+    model = model_of([one], IMAGE)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("places", onnx.TensorProto.INT64, None))
+    with pytest.raises(mc.UnsupportedError, match=r'MaxPool "the_MaxPool" \(opset 17\): its further result "places" is not'):
+        load_onnx(model)
+
+
+@pytest.mark.parametrize("more", [{}, {"count_include_pad": 1, "pads": [1, 0, 1, 2]}, {"strides": [2, 1], "ceil_mode": 1}])
+def test_average_pooling_with_a_dilation(more):
+    one = node("AveragePool", ["x"], kernel_shape=[2, 3], dilations=[2, 2], **more)
+    same(model_of([one], IMAGE, opset=19), IMAGE[1:])
+
+
+def test_batch_norm_of_volumes():
+    weights = {"s": numbers(4), "o": numbers(4), "m": numbers(4), "v": np.abs(numbers(4)) + np.float32(0.1)}
+    same(model_of([node("BatchNormalization", ["x", *weights])], ("N", 4, 2, 3, 5), weights), (4, 2, 3, 5))
