@@ -21,6 +21,8 @@ BAND_BYTES = 24 * 1024
 # Bands shorter than this many pixels waste tiles.
 BAND_PIXELS = 48
 CHUNKS = 8
+# An image of one row that is longer than this is cut into bands along the row.
+LONG_ROW_BYTES = 4 * BAND_BYTES
 # Pixels that a tile of dW sums in one go.
 BLOCK_PIXELS = 256
 
@@ -140,6 +142,12 @@ def conv_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None,
              W: int, C: int, K: int, G: int, w_row: int, R: int, S: int, sides: dict[str, int], grid: dict[str, int],
              bounds: dict[str, float]) -> None:
     """A row of the dense kernel, with the bands that its padding needs."""
+    if (H, R, grid["OH"], sides["origin_h"]) == (1, 1, 1, 0) and W * C * s.itemsize > LONG_ROW_BYTES:
+        # one long row lies in memory as a column does, which can be cut into bands
+        H, W, R, S = W, 1, S, 1
+        sides = {f"{name}_{'w' if side == 'h' else 'h'}": sides[f"{name}_{side}"] for name in ("dilation", "stride", "origin")
+                 for side in "hw"}
+        grid = {**grid, "OH": grid["OW"], "OW": 1, "y_row": grid["y_pixel"], "y_pixel": K}
     OH, OW = grid["OH"], grid["OW"]
     band, chunks, padded = band_plan(s, H, W, C, R, S, sides, OH, OW)
     s.row("conv2d.forward", x=x, weight=weight, bias=bias, residual=residual, y=y, tables=s.scratch(16 * band * OW, "tables"),

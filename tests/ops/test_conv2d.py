@@ -178,6 +178,9 @@ LARGE = [
     conv("depthwise", (33, 40, 41), 33, (3, 3), pads=(1, 1, 1, 1), groups=33, batch=3),
     conv("depthwise-strided", (48, 41, 40), 48, (3, 3), (2, 2), (0, 0, 1, 1), groups=48, batch=3),
     conv("many-channels", (100, 4, 5), 112, (3, 3), (2, 1), (1, 1, 1, 1), batch=3),
+    conv("one-long-row", (32, 1, 1501), 20, (1, 5), pads=(0, 2, 0, 1), batch=2),
+    conv("one-long-row-strided", (32, 1, 1600), 34, (1, 4), (1, 3), (0, 0, 0, 3), (1, 2), 2, batch=1),
+    conv("one-long-row-few-outputs", (40, 1, 1500), 2, (1, 3), pads=(0, 1, 0, 1), batch=2),
     conv("long-rows", (4, 3, 1500), 8, (3, 5), pads=(1, 2, 1, 2), batch=2),
 ]
 

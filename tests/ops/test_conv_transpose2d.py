@@ -165,6 +165,8 @@ LARGE = [
     convt("many-channels", (100, 4, 5), 112, (3, 3), (2, 1), (1, 1, 1, 1), batch=3),
     convt("grouped", (24, 10, 11), 48, (3, 3), (2, 2), (1, 1, 1, 1), groups=3, batch=3),
     convt("depthwise", (33, 20, 21), 33, (4, 4), (2, 2), (1, 1, 1, 1), groups=33, batch=3),
+    convt("one-long-row", (32, 1, 1100), 18, (1, 4), (1, 2), (0, 1, 0, 1), batch=2),
+    convt("one-long-row-dilated", (24, 1, 1300), 30, (1, 3), pads=(0, 0, 0, 3), dilation=(1, 2), groups=2, batch=1),
     convt("large-stride", (16, 8, 9), 4, (16, 16), (8, 8), (4, 4, 4, 4), batch=2),
 ]
 
