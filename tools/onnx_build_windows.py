@@ -1,6 +1,7 @@
 """How layers that slide windows over an image become ONNX nodes."""
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -81,24 +82,25 @@ def _sizes(build: Build, node: Node) -> list[tuple[int, int]]:
     return list(zip(build.shapes[node.inputs[0]][1:], node.attrs["size"], strict=True))
 
 
-@builder("AdaptiveAvgPool2d")
-def adaptive_average_pool(build: Build, node: Node) -> None:
-    """A matrix for each axis, which takes the means."""
-    down, across = (np.array([[(place in one) / len(one) for place in range(length)] for one in ranges(length, size)],
-                             build.dtype) for length, size in _sizes(build, node))
-    rows = build.add("MatMul", node, [build.constant(f"{node.name}.down", down), node.inputs[0]],
-                     build.free(f"{node.name}/rows"), "/rows")
-    build.add("MatMul", node, [rows, build.constant(f"{node.name}.across", np.ascontiguousarray(across.T))])
+@builder("AdaptiveAvgPool2d", "AdaptiveMaxPool2d")
+def adaptive_pool(build: Build, node: Node) -> None:
+    """One axis after the other: the windows next to each other, made equally large, then plain pooling.
 
-
-@builder("AdaptiveMaxPool2d")
-def adaptive_max_pool(build: Build, node: Node) -> None:
-    """The windows next to each other, each as large as the largest, then plain pooling."""
-    name, kernel = node.inputs[0], []
+    A maximum stays what it is when a number is repeated, a mean when all are, equally often.
+    """
+    average = node.op == "AdaptiveAvgPool2d"
+    name = node.inputs[0]
     for axis, (length, size) in enumerate(_sizes(build, node), 2):
-        places = spread_out(length, size)
-        kernel.append(places.shape[1])
+        if average:
+            windows = ranges(length, size)
+            widest = math.lcm(*map(len, windows))
+            places = np.array([np.repeat(one, widest // len(one)) for one in windows])
+        else:
+            places = spread_out(length, size)
         if places.size != length:
             indices = build.constant(f"{node.name}.places", places.reshape(-1).astype(np.int64))
             name = build.add("Gather", node, [name, indices], build.free(f"{node.name}/axis{axis}"), f"/axis{axis}", axis=axis)
-    build.add("MaxPool", node, [name], kernel_shape=kernel, strides=kernel)
+        kernel = [places.shape[1], 1] if axis == 2 else [1, places.shape[1]]
+        result = "" if axis == 3 else build.free(f"{node.name}/pooled{axis}")
+        name = build.add("AveragePool" if average else "MaxPool", node, [name], result, f"/pooled{axis}" if result else "",
+                         kernel_shape=kernel, strides=kernel)

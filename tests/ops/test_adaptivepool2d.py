@@ -83,6 +83,15 @@ def test_as_pytorch_does():
             np.testing.assert_allclose(net.backward(dy), given.grad.numpy(), rtol=1e-10, atol=1e-12)
 
 
+def test_what_was_exported_can_be_read_again(tmp_path):
+    graph = built((3, 7, 9), mc.AdaptiveAvgPool2d((3, 4)), mc.AdaptiveMaxPool2d((2, 3)))
+    mc.save_onnx(graph, tmp_path / "model.onnx")
+    x = np.random.default_rng(1).normal(size=(2, 3, 7, 9)).astype(np.float32)
+    again = mc.load_onnx(tmp_path / "model.onnx")
+    np.testing.assert_allclose(again.compile(batch=2).predict(x), graph.compile(batch=2).predict(x), rtol=1e-5, atol=1e-6)
+    assert not again.weights
+
+
 LARGE = [("GlobalMaxPool2d", (33, 80, 81), {}), ("AdaptiveAvgPool2d", (24, 50, 51), {"size": (7, 6)}),
          ("AdaptiveMaxPool2d", (17, 40, 41), {"size": (7, 6)})]
 
