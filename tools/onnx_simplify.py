@@ -26,7 +26,10 @@ def rows_as_images(draft: Draft, outputs: list[str]) -> None:
     Reshapes cost nothing, but a layer behind one is not done in the store of the layer before it.
     """
     shapes = {name: found.dims for name, found in draft.values.items() if isinstance(found, Tensor) and found.dims is not None}
-    raised = {node.inputs[0] for node in draft.nodes if _is_raising(node, shapes)}
+    raised: set[str] = set()                             # rows of which an image is wanted
+    for node in reversed(draft.nodes):
+        if _is_raising(node, shapes) or (node.op in EITHER_WAY and node.outputs[0] in raised and _are_rows(node, shapes)):
+            raised.update(node.inputs)
     images: dict[str, str] = {}                          # the image of each row that has one
     same: dict[str, str] = {}                            # what a tensor is called that is one of them
     nodes: list[Node] = []
@@ -62,8 +65,34 @@ def rows_as_images(draft: Draft, outputs: list[str]) -> None:
             reshaped(wide, output, shapes[output])
             continue
         nodes.append(node)
-    draft.nodes = nodes
+    if _different_forms(nodes) - _different_forms(draft.nodes):
+        return                                   # a weight that another layer reads as it is
+    draft.nodes = _raised_early(nodes, shapes)
     unused_nodes(draft, outputs)
+
+
+def _different_forms(nodes: list[Node]) -> set[str]:
+    """Names of weights that nodes see in more than one form, which a network cannot hold."""
+    forms: dict[str, set[WeightRef]] = {}
+    for node in nodes:
+        for ref in node.weights.values():
+            forms.setdefault(ref.name, set()).add(ref)
+    return {name for name, refs in forms.items() if len(refs) > 1}
+
+
+def _raised_early(nodes: list[Node], shapes: dict[str, tuple[Dim, ...]]) -> list[Node]:
+    """The nodes with every image right behind the row that it is made of: a residual has to be there in time."""
+    early: dict[str, list[Node]] = {}
+    for node in nodes:
+        if _is_raising(node, shapes):
+            early.setdefault(node.inputs[0], []).append(node)
+    made = {name for node in nodes for name in node.outputs}
+    found = [node for name, raising in early.items() if name not in made for node in raising]
+    for node in nodes:
+        if not _is_raising(node, shapes):
+            found.append(node)
+            found += early.get(node.outputs[0], [])
+    return found
 
 
 def _is_wide(image: tuple[Dim, ...] | None, row: tuple[Dim, ...] | None) -> bool:

@@ -135,6 +135,25 @@ def test_a_network_over_rows_costs_no_row_more_than_one_over_images(length):
     assert list(dict.fromkeys(layers)) == ["conv1", "conv2", "pool", "conv3", "up", "global", "fc"]
 
 
+def test_a_residual_is_an_image_before_the_convolution_that_it_is_added_to():
+    weights = {"m": numbers(4, 1), "w": numbers(4, 4, 3), "s": np.array([0]), "e": np.array([-2]), "a": np.array([2])}
+    nodes = [node("Sub", ["x", "m"], ["z"], name="centre"), node("Mul", ["z", "m"], ["d"], name="scale"),
+             node("Conv", ["d", "w"], ["c"], pads=[2, 2], name="one"), node("Slice", ["c", "s", "e", "a"], ["k"]),
+             node("Conv", ["k", "w"], ["e2"], pads=[1, 1], name="two"), node("Add", ["e2", "k"], ["t"]), node("Relu", ["t"])]
+    graph = same(model_of(nodes, ROW, weights), ROW[1:])
+    assert ops(graph) == ["Reshape", "Sub", "Mul", "Conv2d", "Reshape", "Slice", "Reshape", "Conv2d", "Add", "Relu", "Reshape"]
+    schedule = graph.compile().schedule("predict")
+    schedule.run_forward()
+    assert not any(row.kernel.startswith("elementwise.") and row.layer in ("the_Add", "the_Relu") for row in schedule.rows)
+
+
+def test_a_weight_keeps_one_form():
+    weights = {"m": numbers(4, 1), "w": numbers(4, 4, 3)}
+    nodes = [node("Conv", ["x", "w"], ["c"], name="one"), node("Add", ["c", "m"], ["d"]), node("Sigmoid", ["d"], ["s"]),
+             node("Pow", ["s", "m"])]
+    assert "Reshape" in ops(same(model_of(nodes, ROW, weights | {"m": np.abs(weights["m"])}), ROW[1:]))
+
+
 def test_a_network_over_rows_trains_and_goes_back_to_onnx():
     model = network()
     net = load_onnx(model).compile(batch=2, train="all", loss="mse", optimizer=mc.SGD(lr=0.01))
