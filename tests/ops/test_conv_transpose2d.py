@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
+from microcnn.layers import LAYERS
 from tests.ops.table import LARGE_CHECKS, Case, built, graph_of, lively, table
 
 
@@ -80,7 +81,7 @@ def fused(*, bn=False, add=False, activation=None, conv):
         if bn:
             y = b(mc.BatchNorm2d(), y)
         if add:
-            y = b(mc.Add(), y, b(mc.ConvTranspose2d(6, 2, stride=2), x))
+            y = b(mc.Add(), y, b(mc.ConvTranspose2d(conv.out_channels, 2, stride=2), x))
         if activation:
             y = b(activation, y)
         return lively(b.graph(b(mc.ConvTranspose2d(3, 3), y)))
@@ -92,6 +93,7 @@ FUSED = [
     Case("relu", fused(activation=mc.ReLU(), conv=mc.ConvTranspose2d(6, 4, **UP))),
     Case("clip-few", fused(activation=mc.Clip(-0.2, 0.3), conv=mc.ConvTranspose2d(1, 4, **UP))),
     Case("residual-relu", fused(add=True, activation=mc.ReLU(), conv=mc.ConvTranspose2d(6, 4, **UP)), 3),
+    Case("residual-clip-few", fused(add=True, activation=mc.Clip(-0.3, 0.4), conv=mc.ConvTranspose2d(2, 4, **UP)), 3),
     *(Case(f"{mode}-bn", fused(bn=True, activation=mc.ReLU(), conv=mc.ConvTranspose2d(6, 4, **UP, bias=mode != "batch")), batch,
            mode) for mode, batch in (("frozen", 2), ("batch", 3), ("fold", 2))),
     *(Case(f"{mode}-bn-groups-{groups}", fused(bn=True, add=True, conv=mc.ConvTranspose2d(
@@ -138,7 +140,6 @@ def test_new_weights_are_turned_again(rng):
 def test_macs_count_what_each_input_pixel_adds():
     graph = built((4, 3, 5), mc.ConvTranspose2d(6, (3, 2), stride=2, groups=2))
     node, shapes = graph.nodes[0], graph.shapes()
-    from microcnn.layers import LAYERS
     seen = {role: graph.weights[ref.name].shape for role, ref in node.weights.items()}
     assert LAYERS[node.op].macs(node, [shapes["input"]], [shapes["output"]], seen) == 4 * 3 * 5 * 3 * 6
 
@@ -157,6 +158,27 @@ def test_a_new_head():
 def test_what_does_not_fit_is_refused(layer, message):
     with pytest.raises(mc.ModelError, match=message):
         built((4, 5, 5), layer)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1, "output_padding": 1}, {"stride": (3, 2), "groups": 2},
+                                     {"dilation": 2, "padding": (1, 0), "bias": False}, {"stride": 2, "groups": 4}])
+def test_as_pytorch_does(options, rng):
+    torch = pytest.importorskip("torch")
+    graph = built((4, 5, 6), mc.ConvTranspose2d(8, 3, **options))
+    net = graph.compile(batch=2, train="all", dtype="float64")
+    theirs = torch.nn.ConvTranspose2d(4, 8, 3, **options).double()
+    theirs.load_state_dict({name.removeprefix("convt1."): torch.from_numpy(array.astype(np.float64))
+                            for name, array in graph.weights.items()})
+    x = rng.normal(size=(2, 4, 5, 6))
+    given = torch.from_numpy(x).requires_grad_()
+    expected = theirs(given)
+    np.testing.assert_allclose(net.forward(x), expected.detach().numpy(), rtol=1e-10, atol=1e-12)
+    dy = rng.normal(size=expected.shape)
+    expected.backward(torch.from_numpy(dy))
+    np.testing.assert_allclose(net.backward(dy), given.grad.numpy(), rtol=1e-10, atol=1e-12)
+    for name, parameter in theirs.named_parameters():
+        np.testing.assert_allclose(net.gradients()[f"convt1.{name}"], parameter.grad.numpy(), rtol=1e-10, atol=1e-12)
 
 
 LARGE = [
