@@ -141,8 +141,8 @@ def backward(s: Schedule, step: Step, g: Geometry, x: Value, y: Value, transpose
         return
     if step.residual:
         s.give(s.channels_last(s.value(step.residual)).name, dy)
-    if g.pointwise and not transposed:
-        linear_backward(s, node, g.H * g.W, g.C, g.K, x, dy)
+    if g.matrix and not transposed:
+        linear_backward(s, node, *g.matrix, x, dy)
         s.release(dy)
         return
     K, OH, OW = y.layout.shape

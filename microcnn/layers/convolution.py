@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from .base import Shape
-from .linear import linear_rows
+from .linear import linear_rows, weight_gradient_rows
 from .windows import Pads, Pair, Phase, output_hw, phases, resolve_pads
 
 if TYPE_CHECKING:
@@ -75,8 +75,18 @@ class Geometry:
         return self.G == self.C == self.K and self.G > 1
 
     @property
-    def pointwise(self) -> bool:
-        return (self.R, self.S, self.G, self.stride, self.pads) == (1, 1, 1, (1, 1), (0, 0, 0, 0))
+    def matrix(self) -> tuple[int, int, int] | None:
+        """(rows of a sample, C, K) where the convolution is a product of x, read as rows of C numbers, with a matrix (C, K).
+
+        A 1x1 window has a row for each pixel, one that is as large as the image a single row; None of any other.
+        """
+        if self.G != 1 or self.pads != (0, 0, 0, 0):
+            return None
+        if (self.R, self.S, self.stride) == (1, 1, (1, 1)):
+            return self.H * self.W, self.C, self.K
+        if (self.OH, self.OW, self.H, self.W) == (1, 1, self.R, self.S):
+            return 1, self.R * self.S * self.C, self.K
+        return None
 
     @property
     def weight_numbers(self) -> int:
@@ -122,13 +132,13 @@ def forward_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer |
                  y: Buffer, low: float = -math.inf, high: float = math.inf) -> None:
     """The rows that run a convolution, by its kind: y = clamp(x * weight + bias + residual); residual may be y."""
     bounds = {"low": low, "high": high}
+    if g.matrix:
+        linear_rows(s, *g.matrix, x, weight, bias, residual, y, low, high)
+        return
     pixels = g.pixels_together(s.lanes)
     if pixels > 1:
         weight, bias = widened(s, g, pixels, weight, bias)
         g = g.together(pixels)
-    if g.pointwise:
-        linear_rows(s, g.H * g.W, g.C, g.K, x, weight, bias, residual, y, low, high)
-        return
     grid = {"OH": g.OH, "OW": g.OW, "y_size": g.OH * g.OW * g.K, "y_row": g.OW * g.K, "y_pixel": g.K, "y_base": 0}
     sides = g.sides()
     if g.depthwise:
@@ -188,6 +198,9 @@ def band_plan(s: Schedule, H: int, W: int, C: int, R: int, S: int, sides: dict[s
 
 def weight_gradient(s: Schedule, node: Node, g: Geometry, x: Buffer, dy: Buffer) -> None:
     """dW, for several pixels at once where that fills the registers better."""
+    if g.matrix:
+        weight_gradient_rows(s, node, *g.matrix, x, dy)
+        return
     target, accumulate = s.dweight(node, "weight")
     pixels = g.pixels_together(s.lanes)
     if pixels == 1:
@@ -239,6 +252,9 @@ def transposed_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffe
     the forward kernel with flipped, transposed weights, once for each phase of the stride. lasting: whether the weights
     change so rarely that this form of them is made once.
     """
+    if g.matrix:
+        matrix_rows(s, g, *g.matrix, weight, bias, residual, x, y, low, high, lasting)
+        return
     if scatter_pays(s, g):
         scatter_rows(s, g, weight, bias, residual, x, y, low, high, lasting)
         return
@@ -258,6 +274,21 @@ def transposed_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffe
                 depthwise_phase(s, g, weight, bias, residual, x, y, down, across, R, S, sides, grid, bounds)
             else:
                 dense_phase(s, g, weight, bias, residual, x, y, down, across, R, S, sides, grid, bounds, lasting)
+
+
+def matrix_rows(s: Schedule, g: Geometry, rows: int, C: int, K: int, weight: Buffer | None, bias: Buffer | None,
+                residual: Buffer | None, x: Buffer, y: Buffer, low: float, high: float, lasting: bool) -> None:
+    """transposed_rows as a product with the transposed matrix; the bias of a pixel is repeated for all of them."""
+    w_row = math.ceil(C / s.lanes) * s.lanes
+    packed, add = packed_weight(s, K * w_row, lasting)
+    add("linear.transpose", weight=weight, packed=packed, C=C, K=K, w_row=w_row)
+    if bias is not None and C > g.C:
+        # no weights: only the bias, once for each pixel
+        wide, _ = packed_weight(s, C, lasting)
+        add("widen.widen", weight=None, bias=bias, wide=None, wide_bias=wide, rows=0, S=0, C=0, K=g.C, P=C // g.C, step=0, WS=0)
+        bias = wide
+    s.row("linear.forward", x=x, weight=packed, bias=bias, residual=residual, y=y, rows=rows, C=K, K=C, w_row=w_row, low=low,
+          high=high)
 
 
 def scatter_pays(s: Schedule, g: Geometry) -> bool:

@@ -47,6 +47,7 @@ CASES = [
     conv("one-pixel", (5, 1, 1), 3, (1, 1)),
     conv("one-pixel-in-padding", (17, 1, 1), 5, (3, 3), pads=(1, 1, 1, 1)),
     conv("one-output", (3, 4, 5), 17, (4, 5)),
+    conv("one-output-of-a-batch", (3, 4, 5), 5, (4, 5), (2, 3), batch=9),
     # pointwise, by the matrix product
     conv("pointwise", (17, 3, 5), 33, (1, 1), batch=3),
     conv("pointwise-3-to-1", (3, 4, 4), 1, (1, 1), bias=False),

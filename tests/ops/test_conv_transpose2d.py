@@ -50,6 +50,8 @@ CASES = [
     # one pixel
     convt("one-pixel", (5, 1, 1), 3, (1, 1)),
     convt("one-pixel-to-an-image", (17, 1, 1), 5, (4, 3), (2, 2)),
+    convt("one-pixel-to-an-image-of-a-batch", (17, 1, 1), 5, (4, 3), batch=9),
+    convt("one-pixel-to-an-image-cut", (6, 1, 1), 3, (4, 4), pads=(1, 0, 1, 1), batch=3),
     convt("pointwise", (17, 3, 5), 33, (1, 1), batch=3),
     convt("pointwise-3-to-1", (3, 4, 4), 1, (1, 1), bias=False),
     convt("pointwise-strided", (5, 3, 4), 9, (1, 1), (2, 3), more=(1, 2)),
@@ -100,6 +102,9 @@ FUSED = [
         6, 4, **UP, groups=groups, bias=False)), 2, mode, skip=("reference",))
       for mode in ("frozen", "fold") for groups in (2, 6)),
     Case("bn-few", fused(bn=True, activation=mc.ReLU6(), conv=mc.ConvTranspose2d(2, 4, **UP)), 2, "fold"),
+    *(Case(f"from-one-pixel-{mode}", lambda: built((7, 1, 1), mc.ConvTranspose2d(6, 4), mc.BatchNorm2d(), mc.ReLU(),
+                                                   mc.ConvTranspose2d(3, 4, **UP)), batch, mode)
+      for mode, batch in (("frozen", 2), ("fold", 9))),
     # only the last layer trains: what is before it runs folded, its weights turned once
     Case("frozen-front", fused(bn=True, add=True, activation=mc.ReLU(), conv=mc.ConvTranspose2d(6, 4, **UP)),
          options={"train": ["convt3.*"]}),
@@ -127,6 +132,12 @@ def test_weights_are_turned_once_where_they_do_not_train():
     assert once == [*["conv2d.flip"] * 4, "conv2d_scatter.turn"]
     each_time, once = kernels(graph, "manual", train=["convt2.*"])
     assert once == ["conv2d.flip"] * 4 and "conv2d_scatter.turn" in each_time
+
+
+def test_one_pixel_becomes_an_image_by_a_matrix_product():
+    each_time, once = kernels(built((7, 1, 1), mc.ConvTranspose2d(6, 4)))
+    assert [one for one in each_time if "layout" not in one] == ["linear.forward"]
+    assert once == ["linear.transpose", "widen.widen"]
 
 
 def test_new_weights_are_turned_again(rng):
