@@ -73,7 +73,9 @@ class Convolution(Layer):
         if step.bn is not None:
             weight, bias = fold_rows(s, step.bn, g, weight, bias, cls.transposed)
         residual = s.channels_last(s.value(step.residual)) if step.residual else None
-        y = output_value(s, step, Layout.channels_last(s.shapes[step.output]), residual)
+        # pixels that no tap reaches are made first, which may not overwrite the residual of the others
+        over = None if cls.transposed and g.skips else residual
+        y = output_value(s, step, Layout.channels_last(s.shapes[step.output]), over)
         buffers = weight, bias, residual.buffer if residual else None, x.buffer, y.buffer
         if cls.transposed:
             transposed_rows(s, g, *buffers, step.low, step.high, lasting=not s.trains(node, "weight"))

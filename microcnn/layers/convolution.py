@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING
 from ..errors import ModelError
 from .base import Shape
 from .linear import linear_rows, weight_gradient_rows
-from .windows import Pads, Pair, Phase, output_hw, phases, resolve_pads
+from .windows import Pads, Pair, Phase, output_hw, phases, resolve_pads, used_phases
 
 if TYPE_CHECKING:
     from ..graph import Node
     from ..memory import Buffer
     from ..plan import Schedule
 
+# No device holds more numbers of a sample.
+LARGEST = 2**31 - 1
 # A band of padded input that one chunk of the work holds: about half of a small first-level cache.
 BAND_BYTES = 24 * 1024
 # Bands shorter than this many pixels waste tiles.
 BAND_PIXELS = 48
 CHUNKS = 8
+# With more phases of a stride than this that no tap reaches, one row makes them all.
+FEW_GAPS = 3
 # An image of one row that is longer than this is cut into bands along the row.
 LONG_ROW_BYTES = 4 * BAND_BYTES
 # Pixels that a tile of dW sums in one go.
@@ -68,7 +72,15 @@ class Geometry:
         if OH < 1 or OW < 1:
             raise ModelError(f'ConvTranspose2d "{node.name}": padding {tuple(attrs["pads"])} leaves nothing of the image of '
                              f"{OH + pads[0] + pads[2]}x{OW + pads[1] + pads[3]} that it is cut from; use less padding")
+        if KG * attrs["groups"] * OH * OW > LARGEST:
+            raise ModelError(f'ConvTranspose2d "{node.name}": stride {stride} makes {OH}x{OW} of {H}x{W}, which no device can '
+                             "hold; use a smaller one")
         return Geometry(KG * attrs["groups"], OH, OW, C, KG, R, S, attrs["groups"], stride, dilation, pads, H, W)
+
+    @property
+    def skips(self) -> bool:
+        """Whether some pixels of x are seen by no tap."""
+        return self.stride[0] > self.R or self.stride[1] > self.S
 
     @property
     def depthwise(self) -> bool:
@@ -259,12 +271,20 @@ def transposed_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffe
         scatter_rows(s, g, weight, bias, residual, x, y, low, high, lasting)
         return
     bounds = {"low": low, "high": high}
-    nothing = residual is y and bias is None and low == -math.inf and high == math.inf
-    for down in phases(g.H, g.R, g.stride[0], g.pads[0], g.dilation[0]):
-        for across in phases(g.W, g.S, g.stride[1], g.pads[1], g.dilation[1]):
+    axes = ((g.H, g.R, g.stride[0], g.pads[0], g.dilation[0]), (g.W, g.S, g.stride[1], g.pads[1], g.dilation[1]))
+    used_down, used_across = (used_phases(*axis) for axis in axes)
+    gaps = min(g.stride[0], g.H) * min(g.stride[1], g.W) - len(used_down) * len(used_across)
+    if residual is y and bias is None and low == -math.inf and high == math.inf:
+        gaps = 0                                 # what no tap reaches stays as it is
+    elif gaps > FEW_GAPS and residual is not y:
+        # everything as if no tap reached it, in one row
+        grid = {"OH": g.H, "OW": g.W, "y_size": g.H * g.W * g.C, "y_row": g.W * g.C, "y_pixel": g.C, "y_base": 0}
+        still = {"dilation_h": 1, "dilation_w": 1, "stride_h": 1, "stride_w": 1, "origin_h": 0, "origin_w": 0}
+        conv_row(s, x, None, bias, residual, y, g.OH, g.OW, g.K, g.C, 1, g.C, 0, 0, still, grid, bounds)
+        gaps = 0
+    for down in phases(*axes[0]) if gaps else used_down:
+        for across in phases(*axes[1]) if gaps else used_across:
             empty = down.taps == 0 or across.taps == 0
-            if empty and nothing:
-                continue
             grid = {"OH": down.count, "OW": across.count, "y_size": g.H * g.W * g.C, "y_row": g.stride[0] * g.W * g.C,
                     "y_pixel": g.stride[1] * g.C, "y_base": (down.first * g.W + across.first) * g.C}
             sides = {"dilation_h": down.dilation, "dilation_w": across.dilation, "stride_h": 1, "stride_w": 1,

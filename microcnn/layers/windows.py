@@ -73,26 +73,30 @@ class Phase:
     origin: int
 
 
-def phases(length: int, kernel: int, stride: int, before: int, dilation: int) -> list[Phase]:
-    """The phases of a stride along one axis of the input, for the gradient of a convolution to its input.
+def used_phases(length: int, kernel: int, stride: int, before: int, dilation: int) -> list[Phase]:
+    """The phases of a stride along one axis of the input that taps reach, for the gradient of a convolution to its input.
 
-    length: of the input; before: the padding before it. Inputs that no tap reaches make a phase with no taps.
+    length: of the input; before: the padding before it.
     """
     common = math.gcd(dilation, stride)
     step, spread = stride // common, dilation // common
     found = []
-    for first in range(min(stride, length)):
-        remainder = (first + before) % stride
-        shift = (first + before) // stride
-        tap = next((number for number in range(min(step, kernel)) if (number * dilation) % stride == remainder), None)
-        count = -(-(length - first) // stride)
-        if tap is None:
-            found.append(Phase(first, count, 0, 0, step, spread, 0))
-            continue
-        taps = -(-(kernel - tap) // step)
-        begin = (tap * dilation - remainder) // stride
-        found.append(Phase(first, count, taps, tap, step, spread, shift - begin - (taps - 1) * spread))
-    return found
+    for tap in range(min(step, kernel)):
+        remainder = tap * dilation % stride
+        first = (remainder - before) % stride
+        if first < length:
+            taps = -(-(kernel - tap) // step)
+            begin = (tap * dilation - remainder) // stride
+            found.append(Phase(first, -(-(length - first) // stride), taps, tap, step, spread,
+                               (first + before) // stride - begin - (taps - 1) * spread))
+    return sorted(found, key=lambda phase: phase.first)
+
+
+def phases(length: int, kernel: int, stride: int, before: int, dilation: int) -> list[Phase]:
+    """As used_phases, and those that no tap reaches, with no taps."""
+    used = {phase.first: phase for phase in used_phases(length, kernel, stride, before, dilation)}
+    return [used.get(first) or Phase(first, -(-(length - first) // stride), 0, 0, 1, 1, 0)
+            for first in range(min(stride, length))]
 
 
 def pool_window(node: Node, shape: Shape) -> tuple[dict[str, int], Pads]:

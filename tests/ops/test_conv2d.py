@@ -33,6 +33,7 @@ CASES = [
     # strides, phases that see no tap, padding larger than the window
     conv("stride-2", (3, 7, 8), 5, (3, 3), (2, 2), (1, 1, 1, 1)),
     conv("stride-above-kernel", (3, 8, 9), 4, (2, 1), (3, 4)),
+    conv("many-gaps", (3, 11, 9), 4, (2, 1), (5, 4)),
     conv("stride-above-image", (2, 4, 5), 3, (2, 2), (7, 6)),
     conv("stride-uneven", (5, 9, 6), 3, (3, 5), (2, 3), (0, 2, 1, 3), batch=3),
     conv("much-padding", (2, 3, 4), 3, (2, 2), pads=(3, 2, 4, 5)),

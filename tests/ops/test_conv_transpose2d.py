@@ -37,6 +37,8 @@ CASES = [
     # strides that leave gaps, which hold the bias alone
     convt("stride-above-kernel", (3, 3, 4), 4, (2, 1), (3, 4)),
     convt("stride-above-kernel-no-bias", (3, 3, 2), 17, (1, 2), (3, 3), (0, 0, 0, 1), (2, 2), bias=False),
+    convt("many-gaps-of-groups", (4, 2, 3), 6, (2, 1), (4, 5), groups=2),
+    convt("many-gaps-depthwise", (3, 2, 2), 3, (1, 2), (4, 4), more=(3, 1), groups=3, batch=3),
     convt("stride-uneven", (5, 4, 3), 3, (3, 5), (2, 3), (0, 2, 1, 3), (1, 2), batch=3),
     convt("more-than-the-windows-reach", (2, 3, 2), 3, (2, 2), (1, 1), more=(3, 2), skip=("runtime", "reference")),
     convt("much-padding", (2, 6, 7), 3, (2, 3), (2, 1), (3, 2, 4, 5)),
@@ -90,6 +92,14 @@ def fused(*, bn=False, add=False, activation=None, conv):
     return build
 
 
+def with_gaps(groups):
+    """Two images with gaps added: neither may take the other's place before all of it is read."""
+    b = mc.GraphBuilder(seed=6)
+    x = b.input("x", (4, 2, 3))
+    parts = [b(mc.ConvTranspose2d(6, 2, stride=5, groups=groups), x) for _ in range(2)]
+    return b.graph(b(mc.ReLU(), b(mc.Add(), *parts)))
+
+
 UP = {"stride": 2, "padding": 1}
 FUSED = [
     Case("relu", fused(activation=mc.ReLU(), conv=mc.ConvTranspose2d(6, 4, **UP))),
@@ -105,6 +115,8 @@ FUSED = [
     *(Case(f"from-one-pixel-{mode}", lambda: built((7, 1, 1), mc.ConvTranspose2d(6, 4), mc.BatchNorm2d(), mc.ReLU(),
                                                    mc.ConvTranspose2d(3, 4, **UP)), batch, mode)
       for mode, batch in (("frozen", 2), ("fold", 9))),
+    *(Case(f"residual-with-gaps-{groups}", lambda groups=groups: with_gaps(groups), skip=("reference",) * (groups > 1))
+      for groups in (1, 2)),
     # only the last layer trains: what is before it runs folded, its weights turned once
     Case("frozen-front", fused(bn=True, add=True, activation=mc.ReLU(), conv=mc.ConvTranspose2d(6, 4, **UP)),
          options={"train": ["convt3.*"]}),
@@ -132,6 +144,11 @@ def test_weights_are_turned_once_where_they_do_not_train():
     assert once == [*["conv2d.flip"] * 4, "conv2d_scatter.turn"]
     each_time, once = kernels(graph, "manual", train=["convt2.*"])
     assert once == ["conv2d.flip"] * 4 and "conv2d_scatter.turn" in each_time
+
+
+def test_gaps_cost_one_row():
+    each_time, _ = kernels(built((4, 2, 2), mc.ConvTranspose2d(4, 2, stride=100, groups=2)))
+    assert [one for one in each_time if "layout" not in one] == ["conv2d.forward"] * 5
 
 
 def test_one_pixel_becomes_an_image_by_a_matrix_product():
@@ -164,6 +181,7 @@ def test_a_new_head():
     (mc.ConvTranspose2d(4, 3, output_padding=1), r"output_padding is 1; it must be smaller than the stride \(1, 1\) or the"),
     (mc.ConvTranspose2d(4, 3, groups=3), r"groups \(=3\) must divide the 4 input and 4 output channels; use one of"),
     (mc.ConvTranspose2d(4, 3, padding="same"), "padding is 'same'; expected an integer"),
+    (mc.ConvTranspose2d(4, 3, stride=10**6), r'"convt1": stride .* makes 4000003x4000003 of 5x5, which no device can hold'),
     (mc.ConvTranspose2d(4, 1, padding=3), r'"convt1": padding \(3, 3, 3, 3\) leaves nothing of the image of 5x5'),
 ])
 def test_what_does_not_fit_is_refused(layer, message):
