@@ -24,12 +24,14 @@ _PUBLIC = {
     "net": "Net",
     "optim": "SGD Adam AdamW",
     "schedule": "CosineAnnealingLR ExponentialLR MultiStepLR OneCycleLR StepLR",
-    "specs_movement": ("CircularPad2d Concat ConstantPad2d PixelShuffle PixelUnshuffle ReflectionPad2d ReplicationPad2d "
-                       "ZeroPad2d"),
-    "specs": "AvgPool2d BatchNorm2d Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d Reshape Upsample",
+    "specs": "BatchNorm2d Dropout Flatten Linear Reshape Upsample",
     "specs_activation": ("CELU Clip ELU GELU Hardsigmoid Hardswish LeakyReLU LogSoftmax Mish PReLU ReLU ReLU6 SELU SiLU "
                          "Sigmoid Softmax Softplus Softsign Tanh"),
     "specs_elementwise": "Add Div Maximum Minimum Mul Pow Sub",
+    "specs_movement": ("CircularPad2d Concat ConstantPad2d PixelShuffle PixelUnshuffle ReflectionPad2d ReplicationPad2d "
+                       "ZeroPad2d"),
+    "specs_windows": ("AdaptiveAvgPool2d AdaptiveMaxPool2d AvgPool2d Conv2d ConvTranspose2d GlobalAvgPool2d GlobalMaxPool2d "
+                      "MaxPool2d"),
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -73,14 +75,10 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         StepLR as StepLR,
     )
     from .specs import (
-        AvgPool2d as AvgPool2d,
         BatchNorm2d as BatchNorm2d,
-        Conv2d as Conv2d,
         Dropout as Dropout,
         Flatten as Flatten,
-        GlobalAvgPool2d as GlobalAvgPool2d,
         Linear as Linear,
-        MaxPool2d as MaxPool2d,
         Reshape as Reshape,
         Upsample as Upsample,
     )
@@ -123,6 +121,16 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         ReflectionPad2d as ReflectionPad2d,
         ReplicationPad2d as ReplicationPad2d,
         ZeroPad2d as ZeroPad2d,
+    )
+    from .specs_windows import (
+        AdaptiveAvgPool2d as AdaptiveAvgPool2d,
+        AdaptiveMaxPool2d as AdaptiveMaxPool2d,
+        AvgPool2d as AvgPool2d,
+        Conv2d as Conv2d,
+        ConvTranspose2d as ConvTranspose2d,
+        GlobalAvgPool2d as GlobalAvgPool2d,
+        GlobalMaxPool2d as GlobalMaxPool2d,
+        MaxPool2d as MaxPool2d,
     )
     from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads
     from .tools.onnx_export import save_onnx as save_onnx

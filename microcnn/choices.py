@@ -14,6 +14,7 @@ from . import layers
 from .augment import Augment
 from .errors import CompileError
 from .graph import Graph, WeightRef
+from .layers.conv2d import CONVOLUTIONS
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss, Loss, resolve_loss
 
 UNITS = {"": 1, "b": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3}
@@ -139,13 +140,18 @@ def fold_batchnorm(graph: Graph) -> Graph:
     for node in folded.nodes:
         readers = consumers.get(node.outputs[0], [])
         bn = readers[0] if len(readers) == 1 and readers[0].op == "BatchNorm2d" else None
-        if node.op == "Conv2d" and bn is not None and node.outputs[0] not in folded.outputs \
+        if node.op in CONVOLUTIONS and bn is not None and node.outputs[0] not in folded.outputs \
                 and not any(ref.view for ref in bn.weights.values()):
             scale, beta, mean, var = (folded.weights[bn.weights[role].name] for role in ("scale", "bias", "mean", "var"))
             ref = node.weights["weight"]
             stored = folded.weights[ref.name]
             factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + bn.attrs["eps"])
-            weight = ref.apply(stored) * factor.reshape(-1, 1, 1, 1)
+            weight = ref.apply(stored)
+            if node.op == "Conv2d":
+                weight = weight * factor.reshape(-1, 1, 1, 1)
+            else:                                # (C, K / G, R, S): each group of input channels has its own outputs
+                groups = factor.reshape(node.attrs["groups"], -1)
+                weight = weight * np.repeat(groups, weight.shape[0] // len(groups), 0)[:, :, None, None]
             bias = -mean.astype(np.float64)
             if "bias" in node.weights:
                 own = node.weights["bias"]

@@ -27,10 +27,16 @@ def rows_in(s: Schedule) -> None:
 
 
 def _input_layout(s: Schedule, tensor: str, shape: tuple[int, ...]) -> Layout:
-    """Channels last where what reads the input wants them so."""
-    readers = s.graph.consumers().get(tensor, [])
-    wanted = any(layers.LAYERS[node.op].channels_last for node in readers) and len(shape) == 3
-    return Layout.channels_last(shape) if wanted else Layout.plain(shape)
+    """Channels last where what reads the input wants them so, be it behind a reshape that moves nothing."""
+    consumers = s.graph.consumers()
+
+    def wants(name: str, layout: Layout | None) -> bool:
+        return layout is not None and layout.is_channels_last() and any(
+            layers.LAYERS[node.op].channels_last
+            or (node.op == "Reshape" and wants(node.outputs[0], layout.reshaped(s.shapes[node.outputs[0]])))
+            for node in consumers.get(name, ()))
+    last = Layout.channels_last(shape) if len(shape) > 1 else None
+    return last if last is not None and wants(tensor, last) else Layout.plain(shape)
 
 
 def rows_out(s: Schedule) -> None:

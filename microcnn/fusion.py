@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .graph import Graph, Node
+from .layers.conv2d import CONVOLUTIONS
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -31,7 +32,8 @@ class Step:
         return self.low > -math.inf or self.high < math.inf
 
 
-TILED = ("Conv2d", "Linear")
+TILED = (*CONVOLUTIONS, "Linear")
+POOLED = ("MaxPool2d", "GlobalMaxPool2d", "AdaptiveMaxPool2d")
 CLAMPED = (*TILED, "BatchNorm2d", "Add", "Sub", "Mul", "Div")
 
 
@@ -68,7 +70,7 @@ def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
             step.low, step.high = bounds_of(before)
             return step
         follower = only_reader(step.output)
-        if node.op == "Conv2d" and follower and follower.op == "BatchNorm2d" and may_fold(node, follower):
+        if node.op in CONVOLUTIONS and follower and follower.op == "BatchNorm2d" and may_fold(node, follower):
             step.bn, step.output = follower, follower.outputs[0]
             follower = only_reader(step.output)
         if node.op in TILED and follower and follower.op == "Add" and len(follower.inputs) == 2 \
@@ -87,7 +89,7 @@ def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
     def behind_pool(node: Node) -> bool:
         """Whether a clamp runs with the max pooling that alone reads it, on fewer numbers and with the same result."""
         reader = only_reader(node.outputs[0]) if is_clamp(node) else None
-        return reader is not None and reader.op == "MaxPool2d"
+        return reader is not None and reader.op in POOLED
 
     def made_before(tensor: str, node: Node) -> bool:
         maker = makers.get(tensor)

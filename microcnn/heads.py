@@ -6,8 +6,9 @@ import numpy as np
 from .errors import ModelError
 from .graph import Graph, Node, Source, WeightRef
 
-# Where the outputs stand in a weight as the node sees it: Conv2d (K, C / G, R, S), Linear (K, C) or (C, K).
-HEADS = ("Conv2d", "Linear")
+# Where the outputs stand in a weight as the node sees it: Conv2d (K, C / G, R, S), ConvTranspose2d (C, K / G, R, S), Linear
+# (K, C) or (C, K).
+HEADS = ("Conv2d", "ConvTranspose2d", "Linear")
 
 
 def with_head(graph: Graph, count: int, seed: int = 0) -> Graph:
@@ -62,7 +63,7 @@ def _resize(graph: Graph, node: Node, role: str, ref: WeightRef, count: int, rng
     """New numbers for one weight of the head, in its own stored order."""
     old = graph.weights[ref.name]
     seen = ref.apply(old)
-    axis = 0 if role == "bias" or node.op == "Conv2d" or node.attrs["transposed"] else 1
+    axis = 0 if role == "bias" or node.op == "Conv2d" or node.attrs.get("transposed") else 1
     shape = list(seen.shape)
     shape[axis] = count
     if role == "bias":

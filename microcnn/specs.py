@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 Described = tuple[str, dict[str, Any], dict[str, np.ndarray]]
 
 
-def _pair(value: Any, owner: str, name: str, least: int = 1) -> tuple[int, int]:
+def pair_of(value: Any, owner: str, name: str, least: int = 1) -> tuple[int, int]:
     """An integer for both axes, or one for each. Raises ModelError."""
     both = (value, value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else value
     if not isinstance(both, (tuple, list)) or len(both) != 2 or \
@@ -30,17 +30,22 @@ def _pair(value: Any, owner: str, name: str, least: int = 1) -> tuple[int, int]:
     return int(both[0]), int(both[1])
 
 
-def _pads(value: Any, owner: str) -> str | tuple[int, int, int, int]:
+def pads_of(value: Any, owner: str) -> str | tuple[int, int, int, int]:
     """Padding as the layers take it: an integer, (vertical, horizontal), (top, left, bottom, right), or "same"."""
     if value == "same":
         return "same_upper"
     if value == "valid":
         return 0, 0, 0, 0
     if isinstance(value, (tuple, list)) and len(value) == 4:
-        first, last = _pair(value[:2], owner, "padding", 0), _pair(value[2:], owner, "padding", 0)
+        first, last = pair_of(value[:2], owner, "padding", 0), pair_of(value[2:], owner, "padding", 0)
         return *first, *last
-    both = _pair(value, owner, "padding", 0)
+    both = pair_of(value, owner, "padding", 0)
     return both[0], both[1], both[0], both[1]
+
+
+def uniform(rng: np.random.Generator, bound: float, shape: Shape) -> np.ndarray:
+    """float32 numbers between -bound and bound."""
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
 def count_of(value: Any, owner: str, name: str) -> int:
@@ -94,45 +99,11 @@ class PlainSpec(LayerSpec):
         return self.op, {}, {}
 
 
-def _channels(shape: Shape, owner: str) -> int:
+def channels_of(shape: Shape, owner: str) -> int:
     """C of (C, H, W). Raises ModelError for anything else."""
     if len(shape) != 3:
         raise ModelError(f"{owner}: the input has shape {shape} for one sample; expected (channels, height, width)")
     return shape[0]
-
-
-@dataclass
-class Conv2d(LayerSpec):
-    """torch.nn.Conv2d without in_channels: (C, H, W) -> (out_channels, OH, OW).
-
-    padding may also be (top, left, bottom, right), "same" or "valid". Weights: weight (K, C / groups, R, S), bias (K,).
-    """
-
-    short: ClassVar[str] = "conv"
-    out_channels: int
-    kernel_size: Size
-    stride: Size = 1
-    padding: Any = 0
-    dilation: Size = 1
-    groups: int = 1
-    bias: bool = True
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
-        C, K, groups = _channels(shape, "Conv2d"), count_of(self.out_channels, "Conv2d", "out_channels"), self.groups
-        R, S = _pair(self.kernel_size, "Conv2d", "kernel_size")
-        count_of(groups, "Conv2d", "groups")
-        if C % groups or K % groups:
-            usable = [g for g in range(1, C + 1) if C % g == 0 and K % g == 0]
-            raise ModelError(f"Conv2d: groups (={groups}) must divide the {C} input and {K} output channels; use one of "
-                             f"{usable}")
-        bound = 1 / math.sqrt(C // groups * R * S)
-        weights = {"weight": _uniform(rng, bound, (K, C // groups, R, S))}
-        if self.bias:
-            weights["bias"] = _uniform(rng, bound, (K,))
-        attrs = {"kernel": (R, S), "stride": _pair(self.stride, "Conv2d", "stride"), "pads": _pads(self.padding, "Conv2d"),
-                 "dilation": _pair(self.dilation, "Conv2d", "dilation"), "groups": groups}
-        return "Conv2d", attrs, weights
 
 
 @dataclass
@@ -151,9 +122,9 @@ class Linear(LayerSpec):
         if len(shape) == 3 and shape[1:] != (1, 1):
             raise ModelError(f"Linear: the input has shape {shape} for one sample; put a Flatten before it")
         bound = 1 / math.sqrt(shape[-1])
-        weights = {"weight": _uniform(rng, bound, (K, shape[-1]))}
+        weights = {"weight": uniform(rng, bound, (K, shape[-1]))}
         if self.bias:
-            weights["bias"] = _uniform(rng, bound, (K,))
+            weights["bias"] = uniform(rng, bound, (K,))
         return "Linear", {"transposed": True}, weights
 
 
@@ -178,52 +149,6 @@ class BatchNorm2d(LayerSpec):
                    "running_mean": np.zeros(C, np.float32), "running_var": np.ones(C, np.float32)}
         return "BatchNorm2d", {"eps": number_of(self.eps, "BatchNorm2d", "eps"),
                                "momentum": 1.0 - number_of(self.momentum, "BatchNorm2d", "momentum")}, weights
-
-
-@dataclass
-class MaxPool2d(LayerSpec):
-    """torch.nn.MaxPool2d: (C, H, W) -> (C, OH, OW); stride None is the kernel's size, padding as in Conv2d."""
-
-    short: ClassVar[str] = "maxpool"
-    kernel_size: Size
-    stride: Size | None = None
-    padding: Any = 0
-    dilation: Size = 1
-    ceil_mode: bool = False
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
-        kernel = _pair(self.kernel_size, "MaxPool2d", "kernel_size")
-        stride = kernel if self.stride is None else _pair(self.stride, "MaxPool2d", "stride")
-        return "MaxPool2d", {"kernel": kernel, "stride": stride, "pads": _pads(self.padding, "MaxPool2d"),
-                             "dilation": _pair(self.dilation, "MaxPool2d", "dilation"), "ceil_mode": bool(self.ceil_mode)}, {}
-
-
-@dataclass
-class AvgPool2d(LayerSpec):
-    """torch.nn.AvgPool2d: (C, H, W) -> (C, OH, OW); stride None is the kernel's size, padding as in Conv2d."""
-
-    short: ClassVar[str] = "avgpool"
-    kernel_size: Size
-    stride: Size | None = None
-    padding: Any = 0
-    ceil_mode: bool = False
-    count_include_pad: bool = True
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
-        kernel = _pair(self.kernel_size, "AvgPool2d", "kernel_size")
-        stride = kernel if self.stride is None else _pair(self.stride, "AvgPool2d", "stride")
-        return "AvgPool2d", {"kernel": kernel, "stride": stride, "pads": _pads(self.padding, "AvgPool2d"),
-                             "ceil_mode": bool(self.ceil_mode), "count_include_pad": bool(self.count_include_pad)}, {}
-
-
-@dataclass
-class GlobalAvgPool2d(PlainSpec):
-    """The mean over height and width: (C, H, W) -> (C, 1, 1), as torch.nn.AdaptiveAvgPool2d(1)."""
-
-    short: ClassVar[str] = "gap"
-    op: ClassVar[str] = "GlobalAvgPool2d"
 
 
 @dataclass
@@ -267,7 +192,7 @@ class Upsample(LayerSpec):
     name: str | None = None
 
     def node(self, shape: Shape, rng: np.random.Generator) -> Described:
-        _channels(shape, "Upsample")
+        channels_of(shape, "Upsample")
         modes = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}
         if self.mode not in modes:
             raise ModelError(f"Upsample: mode is {self.mode!r}; expected one of {', '.join(modes)}")
@@ -279,7 +204,7 @@ class Upsample(LayerSpec):
                              "them")
         scales, sizes = None, None
         if self.size is not None:
-            sizes = _pair(self.size, "Upsample", "size")
+            sizes = pair_of(self.size, "Upsample", "size")
         else:
             given: Any = self.scale_factor if isinstance(self.scale_factor, (tuple, list)) else (self.scale_factor,) * 2
             if len(given) != 2 or any(isinstance(n, bool) or not isinstance(n, (int, float, np.number)) or not 0 < n < math.inf
@@ -303,8 +228,3 @@ class Dropout(LayerSpec):
 
     def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         return "Dropout", {"p": number_of(self.p, "Dropout", "p")}, {}
-
-
-def _uniform(rng: np.random.Generator, bound: float, shape: Shape) -> np.ndarray:
-    """float32 numbers between -bound and bound."""
-    return rng.uniform(-bound, bound, shape).astype(np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from microcnn.graph import Graph, Node
-from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary
+from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary, walk_windows
 
 Weights = dict[str, np.ndarray]
 
@@ -53,17 +53,18 @@ def max_pool(node: Node, inputs: list[np.ndarray], weights: Weights) -> np.ndarr
 
 def average_pool(node: Node, inputs: list[np.ndarray], weights: Weights) -> np.ndarray:
     x, (R, S) = inputs[0], node.attrs["kernel"]
-    padded, OH, OW = _padded(node, x, 0.0, (1, 1))
-    total = sum(_taps(node, padded, r, s, OH, OW, (1, 1)) for r in range(R) for s in range(S))
+    dilation = node.attrs.get("dilation", (1, 1))
+    padded, OH, OW = _padded(node, x, 0.0, dilation)
+    total = sum(_taps(node, padded, r, s, OH, OW, dilation) for r in range(R) for s in range(S))
     # What counts: the image, and the explicit padding with count_include_pad; never what ceil_mode hangs over.
-    top, left, bottom, right = _pads(node, x.shape[2:], (1, 1))
+    top, left, bottom, right = _pads(node, x.shape[2:], dilation)
     counted = np.zeros(padded.shape[2:])
     H, W = x.shape[2:]
     if node.attrs["count_include_pad"]:
         counted[:top + H + bottom, :left + W + right] = 1
     else:
         counted[top:top + H, left:left + W] = 1
-    count = sum(_taps(node, counted[None, None], r, s, OH, OW, (1, 1)) for r in range(R) for s in range(S))
+    count = sum(_taps(node, counted[None, None], r, s, OH, OW, dilation) for r in range(R) for s in range(S))
     return total / count
 
 
@@ -118,6 +119,7 @@ OPERATIONS: dict[str, Callable[[Node, list[np.ndarray], Weights], np.ndarray]] =
     **walk_unary.OPERATIONS,
     **walk_elementwise.OPERATIONS,
     **walk_resize.OPERATIONS,
+    **walk_windows.OPERATIONS,
 }
 
 

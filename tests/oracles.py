@@ -146,11 +146,11 @@ def max_pool2d_backward(x, winners, dy):
     return dx
 
 
-def counted(x, oh, ow, kernel, stride, pads, include_pad):
+def counted(x, oh, ow, kernel, stride, pads, dilation, include_pad):
     """How many positions a window's average counts: those inside, or with include_pad those within the padding."""
     H, W = x.shape[2:]
     count = 0
-    for _, _, h, w in positions(oh, ow, kernel, stride, pads, (1, 1)):
+    for _, _, h, w in positions(oh, ow, kernel, stride, pads, dilation):
         if include_pad:
             count += -pads[0] <= h < H + pads[2] and -pads[1] <= w < W + pads[3]
         else:
@@ -158,25 +158,25 @@ def counted(x, oh, ow, kernel, stride, pads, include_pad):
     return count
 
 
-def avg_pool2d(x, kernel, stride, pads=(0, 0, 0, 0), ceil_mode=False, include_pad=False):
+def avg_pool2d(x, kernel, stride, pads=(0, 0, 0, 0), ceil_mode=False, include_pad=False, dilation=(1, 1)):
     """The mean of each window."""
-    OH, OW = window_counts(x, kernel, stride, pads, (1, 1), ceil_mode)
+    OH, OW = window_counts(x, kernel, stride, pads, dilation, ceil_mode)
     y = np.zeros((*x.shape[:2], OH, OW))
     for n, c, oh, ow in np.ndindex(y.shape):
         total = 0.0
-        for _, _, h, w in positions(oh, ow, kernel, stride, pads, (1, 1)):
+        for _, _, h, w in positions(oh, ow, kernel, stride, pads, dilation):
             if inside(x, h, w):
                 total += x[n, c, h, w]
-        y[n, c, oh, ow] = total / counted(x, oh, ow, kernel, stride, pads, include_pad)
+        y[n, c, oh, ow] = total / counted(x, oh, ow, kernel, stride, pads, dilation, include_pad)
     return y
 
 
-def avg_pool2d_backward(x, dy, kernel, stride, pads=(0, 0, 0, 0), include_pad=False):
+def avg_pool2d_backward(x, dy, kernel, stride, pads=(0, 0, 0, 0), include_pad=False, dilation=(1, 1)):
     """dx: dy spread evenly over its window; overlapping windows add up."""
     dx = np.zeros(x.shape)
     for n, c, oh, ow in np.ndindex(dy.shape):
-        share = dy[n, c, oh, ow] / counted(x, oh, ow, kernel, stride, pads, include_pad)
-        for _, _, h, w in positions(oh, ow, kernel, stride, pads, (1, 1)):
+        share = dy[n, c, oh, ow] / counted(x, oh, ow, kernel, stride, pads, dilation, include_pad)
+        for _, _, h, w in positions(oh, ow, kernel, stride, pads, dilation):
             if inside(x, h, w):
                 dx[n, c, h, w] += share
     return dx

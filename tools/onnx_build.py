@@ -13,7 +13,6 @@ from microcnn.errors import CompileError, ModelError
 from microcnn.graph import Graph, Node, WeightRef
 from microcnn.layers import LAYERS
 from microcnn.layers.elementwise import Elementwise
-from microcnn.layers.windows import resolve_pads
 
 OPSET = 17
 IR_VERSION = 8
@@ -147,19 +146,7 @@ def _shapes(graph: Graph) -> dict[str, tuple[int, ...]] | None:
         return None
 
 
-def _ceil_mode(build: Build, node: Node) -> int:
-    """ceil_mode, unless rounding down gives the same size: opset 17 counts windows that lie in the padding alone."""
-    if not node.attrs["ceil_mode"] or build.shapes is None or isinstance(node.attrs["pads"], str):
-        return int(node.attrs["ceil_mode"])
-    pads, dilation = node.attrs["pads"], node.attrs.get("dilation", (1, 1))
-    axes = zip(build.shapes[node.inputs[0]][1:], node.attrs["kernel"], node.attrs["stride"], pads, pads[2:], dilation,
-               strict=False)
-    rounded_down = tuple((size + before + after - spread * (taps - 1) - 1) // stride + 1
-                         for size, taps, stride, before, after, spread in axes)
-    return int(build.shapes[node.outputs[0]][1:] != rounded_down)
-
-
-def _given(*names: str) -> list[str]:
+def given(*names: str) -> list[str]:
     """Input names without the trailing ones that are left out."""
     found = list(names)
     while found and not found[-1]:
@@ -167,37 +154,12 @@ def _given(*names: str) -> list[str]:
     return found
 
 
-def _window(build: Build, node: Node, dilations: bool = True) -> dict[str, Any]:
-    """The ONNX attributes of a sliding window; without `dilations` for operators that have none."""
-    attrs = node.attrs
-    found: dict[str, Any] = {"kernel_shape": list(attrs["kernel"]), "strides": list(attrs["stride"])}
-    pads, dilation = attrs["pads"], tuple(attrs["dilation"]) if dilations else (1, 1)
-    skips = any(step > taps for step, taps in zip(attrs["stride"], attrs["kernel"], strict=True))
-    if isinstance(pads, str) and (skips or dilation != (1, 1)) and build.shapes is not None:
-        # onnxruntime refuses auto_pad with a dilation, and takes a stride above the window for negative padding
-        H, W = build.shapes[node.inputs[0]][1:]
-        pads = resolve_pads(pads, (H, W), tuple(attrs["kernel"]), tuple(attrs["stride"]), dilation)
-    if isinstance(pads, str):
-        found["auto_pad"] = pads.upper()
-    else:
-        found["pads"] = list(pads)
-    if dilations:
-        found["dilations"] = list(dilation)
-    return found
-
-
-@builder("Conv2d")
-def convolution(build: Build, node: Node) -> None:
-    build.add("Conv", node, _given(node.inputs[0], build.weight(node, "weight"), build.weight(node, "bias")),
-              group=node.attrs["groups"], **_window(build, node))
-
-
 @builder("Linear")
 def linear(build: Build, node: Node) -> None:
     weight, bias = build.weight(node, "weight"), build.weight(node, "bias")
     transposed = bool(node.attrs["transposed"])
     if build.ranks[node.inputs[0]] == 2:
-        build.add("Gemm", node, _given(node.inputs[0], weight, bias), transB=int(transposed))
+        build.add("Gemm", node, given(node.inputs[0], weight, bias), transB=int(transposed))
         return
     if transposed:
         weight = build.add("Transpose", node, [weight], build.free(f"{node.name}/matrix"), "/matrix", perm=[1, 0])
@@ -206,22 +168,6 @@ def linear(build: Build, node: Node) -> None:
         return
     product = build.add("MatMul", node, [node.inputs[0], weight], build.free(f"{node.name}/product"), "/product")
     build.add("Add", node, [product, bias])
-
-
-@builder("MaxPool2d")
-def max_pool(build: Build, node: Node) -> None:
-    build.add("MaxPool", node, [node.inputs[0]], ceil_mode=_ceil_mode(build, node), **_window(build, node))
-
-
-@builder("AvgPool2d")
-def average_pool(build: Build, node: Node) -> None:
-    build.add("AveragePool", node, [node.inputs[0]], ceil_mode=_ceil_mode(build, node),
-              count_include_pad=int(node.attrs["count_include_pad"]), **_window(build, node, dilations=False))
-
-
-@builder("GlobalAvgPool2d")
-def global_average_pool(build: Build, node: Node) -> None:
-    build.add("GlobalAveragePool", node, [node.inputs[0]])
 
 
 @builder("BatchNorm2d")
@@ -235,7 +181,7 @@ def batch_norm(build: Build, node: Node) -> None:
 def clip(build: Build, node: Node) -> None:
     bounds = [build.constant(f"{node.name}.{name}", np.asarray(node.attrs[key], build.dtype))
               if np.isfinite(node.attrs[key]) else "" for name, key in (("min", "low"), ("max", "high"))]
-    build.add("Clip", node, _given(node.inputs[0], *bounds))
+    build.add("Clip", node, given(node.inputs[0], *bounds))
 
 
 @builder("Softmax", "LogSoftmax")
@@ -309,4 +255,4 @@ for _layer in LAYERS.values():
             builder(_layer.op)(_plain(_operator, _data.get("attributes", {})))
 
 
-from . import onnx_build_movement  # noqa: E402, F401  (it registers more layers, with what is defined above)
+from . import onnx_build_movement, onnx_build_windows  # noqa: E402, F401  (they register more layers, with what is above)

@@ -18,9 +18,17 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 from microcnn.errors import CompileError, ModelError, UnsupportedError
 from microcnn.graph import Graph, Input, Node, Source, WeightRef
 
-from . import onnx_elementwise, onnx_layers, onnx_movement, onnx_resize, onnx_shapes, onnx_unary  # noqa: F401  (they register the converters)
+from . import (  # noqa: F401  (they register the converters)
+    onnx_elementwise,
+    onnx_layers,
+    onnx_movement,
+    onnx_resize,
+    onnx_shapes,
+    onnx_unary,
+    onnx_windows,
+)
 from .onnx_fold import FOLDABLE, FoldError, constant_value, fold
-from .onnx_read import check_node, live_nodes, opset_of, read_model
+from .onnx_read import check_node, live_nodes, names_read, opset_of, read_model
 from .onnx_registry import Draft, Op, Refusal, Refused, Undetermined, find_converter
 from .onnx_simplify import simplify
 from .onnx_tensor import BITS, FLOATS, data_field, from_float, take_data, to_array
@@ -150,6 +158,8 @@ class Walk:
 
     def run(self, nodes: list[NodeProto]) -> None:
         """Fold or convert every node; collect what is refused."""
+        self.draft.read = frozenset(name for node in nodes for name in names_read(node)) | {
+            output.name for output in self.model.graph.output}
         for node in nodes:
             for name in node.input:
                 if name and name not in self.draft.values and name in self.initializers:

@@ -92,6 +92,7 @@ class Draft:
     kinds     how each of them is written back: see microcnn.graph.Source
     whole     the model has no batch of its own: all of it is one sample, and every tensor has one axis more than there
     batch     what the file fixes the batch to, None if it leaves it open
+    read      names that a node or an output of the model reads
     names     of the nodes so far
     refused   what cannot be run, and why
     """
@@ -99,6 +100,7 @@ class Draft:
     opset: int
     whole: bool = False
     batch: int | None = None
+    read: frozenset[str] = frozenset()
     values: dict[str, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     stored: dict[str, np.ndarray] = field(default_factory=dict)
@@ -143,8 +145,8 @@ class Op:
             self.refuse(f"{name} is {value}; {reason or f'only {only} is supported'}")
 
     def single_output(self) -> None:
-        """Refuse the node if it has further results."""
-        extra = [name for name in self.outputs[1:] if name]
+        """Refuse the node if it has further results that are read."""
+        extra = [name for name in self.outputs[1:] if name in self.draft.read]
         if extra:
             self.refuse(f'its further result "{extra[0]}" is not supported')
 

@@ -11,9 +11,118 @@ from dataclasses import replace
 from typing import Any
 
 from microcnn.graph import Node, WeightRef
+from microcnn.layers.conv2d import CONVOLUTIONS
 
 from .onnx_registry import Draft
-from .onnx_values import Tensor
+from .onnx_values import Dim, Tensor
+
+# What works on an image of height 1 as on a row, and had best stand directly behind a convolution, or before it.
+EITHER_WAY = ("Relu", "Clip", "BatchNorm2d", "Add", "Sub", "Mul", "Div", "Pad")
+
+
+def rows_as_images(draft: Draft, outputs: list[str]) -> None:
+    """Layers between windows over rows, (C, L), work on the images (C, 1, L) that these windows work on.
+
+    Reshapes cost nothing, but a layer behind one is not done in the store of the layer before it.
+    """
+    shapes = {name: found.dims for name, found in draft.values.items() if isinstance(found, Tensor) and found.dims is not None}
+    raised: set[str] = set()                             # rows of which an image is wanted
+    for node in reversed(draft.nodes):
+        if _is_raising(node, shapes) or (node.op in EITHER_WAY and node.outputs[0] in raised and _are_rows(node, shapes)):
+            raised.update(node.inputs)
+    images: dict[str, str] = {}                          # the image of each row that has one
+    same: dict[str, str] = {}                            # what a tensor is called that is one of them
+    nodes: list[Node] = []
+
+    def reshaped(source: str, target: str, dims: tuple[Dim, ...]) -> None:
+        # at most one size is open, as in the Reshapes that there are already
+        shape = tuple(n if isinstance(n, int) else -1 for n in dims[1:])
+        nodes.append(Node("Reshape", draft.free_name(f"{target}/reshape"), (source,), (target,), {"shape": shape}))
+
+    def image_of(row: str) -> str:
+        if row not in images:
+            images[row] = f"{row}/wide"
+            dims = shapes[images[row]] = (*shapes[row][:2], 1, shapes[row][2])
+            reshaped(row, images[row], dims)
+        return images[row]
+
+    for node in draft.nodes:
+        node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
+        output = node.outputs[0]
+        if _is_raising(node, shapes) and node.inputs[0] in images and output not in outputs:
+            same[output] = images[node.inputs[0]]
+            continue
+        if _is_raising(node, shapes):
+            images.setdefault(node.inputs[0], output)
+        elif node.op == "Reshape" and _is_wide(shapes.get(node.inputs[0]), shapes.get(output)):
+            images[output] = node.inputs[0]
+        elif node.op in EITHER_WAY and _are_rows(node, shapes) and (output in raised or any(n in images for n in node.inputs)):
+            wide = f"{output}/wide"
+            shapes[wide] = (*shapes[output][:2], 1, shapes[output][2])
+            draft.values[wide] = Tensor(wide, shapes[wide])
+            nodes.append(_on_image(draft, replace(node, inputs=tuple(image_of(n) for n in node.inputs), outputs=(wide,))))
+            images[output] = wide
+            reshaped(wide, output, shapes[output])
+            continue
+        nodes.append(node)
+    if _different_forms(nodes) - _different_forms(draft.nodes):
+        return                                   # a weight that another layer reads as it is
+    draft.nodes = _raised_early(nodes, shapes)
+    unused_nodes(draft, outputs)
+
+
+def _different_forms(nodes: list[Node]) -> set[str]:
+    """Names of weights that nodes see in more than one form, which a network cannot hold."""
+    forms: dict[str, set[WeightRef]] = {}
+    for node in nodes:
+        for ref in node.weights.values():
+            forms.setdefault(ref.name, set()).add(ref)
+    return {name for name, refs in forms.items() if len(refs) > 1}
+
+
+def _raised_early(nodes: list[Node], shapes: dict[str, tuple[Dim, ...]]) -> list[Node]:
+    """The nodes with every image right behind the row that it is made of: a residual has to be there in time."""
+    early: dict[str, list[Node]] = {}
+    for node in nodes:
+        if _is_raising(node, shapes):
+            early.setdefault(node.inputs[0], []).append(node)
+    made = {name for node in nodes for name in node.outputs}
+    found = [node for name, raising in early.items() if name not in made for node in raising]
+    for node in nodes:
+        if not _is_raising(node, shapes):
+            found.append(node)
+            found += early.get(node.outputs[0], [])
+    return found
+
+
+def _is_wide(image: tuple[Dim, ...] | None, row: tuple[Dim, ...] | None) -> bool:
+    """Whether the one is (N, C, 1, L) and the other (N, C, L)."""
+    return image is not None and row is not None and len(image) == 4 and image == (*row[:2], 1, *row[2:])
+
+
+def _is_raising(node: Node, shapes: dict[str, tuple[Dim, ...]]) -> bool:
+    return node.op == "Reshape" and _is_wide(shapes.get(node.outputs[0]), shapes.get(node.inputs[0]))
+
+
+def _are_rows(node: Node, shapes: dict[str, tuple[Dim, ...]]) -> bool:
+    """Whether a node reads rows of one size, with at most one size open, and makes such a one."""
+    read = [shapes.get(name) for name in node.inputs]
+    first = read[0]
+    return first is not None and len(first) == 3 and all(dims == first for dims in read) \
+        and sum(not isinstance(n, int) for n in first[1:]) < 2 and len(shapes.get(node.outputs[0], ())) == 3
+
+
+def _on_image(draft: Draft, node: Node) -> Node:
+    """The node with what it says of axes said of an image."""
+    if node.op == "Pad":
+        above, left, below, right = node.attrs["pads"]
+        return replace(node, attrs={**node.attrs, "pads": (above, 0, left, below, 0, right)})
+    other = node.weights.get("other")
+    shape = other.apply(draft.stored[other.name]).shape if other is not None else ()
+    if other is not None and len(shape) > 1:
+        view = (*other.view, ("reshape", (*shape[:-1], 1, shape[-1])))
+        node = replace(node, weights={**node.weights, "other": WeightRef(other.name, view)})
+    return node
 
 
 def linear_bias(draft: Draft, outputs: list[str]) -> None:
@@ -22,8 +131,9 @@ def linear_bias(draft: Draft, outputs: list[str]) -> None:
 
 
 def convolution_bias(draft: Draft, outputs: list[str]) -> None:
-    """Conv2d, then Add of a constant (K, 1, 1): the constant becomes the bias."""
-    _merge_bias(draft, outputs, "Conv2d", lambda count, rank: {(count, 1, 1), (1, count, 1, 1)})
+    """A convolution, then Add of a constant (K, 1, 1): the constant becomes the bias."""
+    for layer in CONVOLUTIONS:
+        _merge_bias(draft, outputs, layer, lambda count, rank: {(count, 1, 1), (1, count, 1, 1)})
 
 
 def _merge_bias(draft: Draft, outputs: list[str], layer: str,
@@ -39,7 +149,10 @@ def _merge_bias(draft: Draft, outputs: list[str], layer: str,
         other, weight = node.weights["other"], maker.weights["weight"]
         shape = other.apply(draft.stored[other.name]).shape
         matrix = weight.apply(draft.stored[weight.name]).shape
-        count = matrix[0] if layer == "Conv2d" or maker.attrs["transposed"] else matrix[-1]
+        if layer == "ConvTranspose2d":
+            count = matrix[1] * maker.attrs["groups"]
+        else:
+            count = matrix[0] if layer == "Conv2d" or maker.attrs["transposed"] else matrix[-1]
         dims = _dims(draft, maker.outputs[0])
         if dims is None or shape not in shapes(count, dims):
             continue
@@ -124,8 +237,9 @@ def unused_nodes(draft: Draft, outputs: list[str]) -> None:
 
 
 SIMPLIFICATIONS: dict[str, Callable[[Draft, list[str]], None]] = {
+    "rows as images": rows_as_images,
     "bias of Linear": linear_bias,
-    "bias of Conv2d": convolution_bias,
+    "bias of convolutions": convolution_bias,
     "padding of windows": padding,
     "x times its Sigmoid": silu,
     "unused nodes": unused_nodes,

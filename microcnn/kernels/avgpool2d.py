@@ -10,27 +10,28 @@ from .cache import helper
 from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
 from .vector import vector_add, vector_div, vector_mul, vector_of, vector_read, vector_write
-from .windows import interior, prepare_row
+from .windows import end_inside, first_inside, interior, prepare_row
 
 PIXELS = 64
 
 
 @helper
-def _counted(start, extent, kernel, pad_end, count_include_pad):
+def _counted(start, extent, kernel, dilation, pad_end, count_include_pad):
     """How many positions of a window beginning at `start` the average counts along one axis."""
-    end = min(start + kernel, extent + pad_end if count_include_pad else extent)
-    return max(0, end - (start if count_include_pad else max(start, 0)))
+    if count_include_pad:
+        return end_inside(start, extent + pad_end, kernel, dilation)
+    return max(0, end_inside(start, extent, kernel, dilation) - first_inside(start, dilation))
 
 
 @helper
-def _average_run(x, corner, windows, stride, rows, columns, step_h, share, y, to, C):
+def _average_run(x, corner, windows, stride, rows, columns, step_h, step_w, share, y, to, C):
     """The sums of a run of windows, of which rows x columns positions lie inside, times the share of each position."""
     for _ in range(windows):
         for c in range(0, C, lanes(x)):
             total = vector_of(x, x.dtype.type(0))
             for r in range(rows):
                 for s in range(columns):
-                    total = vector_add(total, vector_read(x, x, corner + c + r * step_h + s * C, C - c))
+                    total = vector_add(total, vector_read(x, x, corner + c + r * step_h + s * step_w, C - c))
             vector_write(vector_mul(total, vector_of(x, share)), y, to + c, C - c)
         corner += stride
         to += C
@@ -40,27 +41,31 @@ def _average_run(x, corner, windows, stride, rows, columns, step_h, share, y, to
 def _average_row(x, job, geometry, y):
     """Row oh of sample n, where job = n * OH + oh."""
     (H, W, C, OH, OW, kernel_h, kernel_w, stride_h, stride_w,
-     pad_top, pad_left, pad_bottom, pad_right, count_include_pad, inner, outer) = geometry
+     pad_top, pad_left, pad_bottom, pad_right, dilation_h, dilation_w, count_include_pad, inner, outer) = geometry
     real = x.dtype.type
     n = job // OH
     top = (job - n * OH) * stride_h - pad_top
-    begin_h, rows = max(top, 0), max(0, min(top + kernel_h, H) - max(top, 0))
-    count_h = _counted(top, H, kernel_h, pad_bottom, count_include_pad)
-    step_h, stride = W * C, stride_w * C
+    first_r = first_inside(top, dilation_h)
+    rows = max(0, end_inside(top, H, kernel_h, dilation_h) - first_r)
+    count_h = _counted(top, H, kernel_h, dilation_h, pad_bottom, count_include_pad)
+    step_h, step_w, stride = dilation_h * W * C, dilation_w * C, stride_w * C
     ow = 0
     while ow < OW:
         windows = outer - ow if inner <= ow < outer else 1
         left = ow * stride_w - pad_left
-        begin_w, columns = max(left, 0), max(0, min(left + kernel_w, W) - max(left, 0))
-        share = real(1) / real(max(1, count_h * _counted(left, W, kernel_w, pad_right, count_include_pad)))
-        corner, to = ((n * H + begin_h) * W + begin_w) * C, (job * OW + ow) * C
+        first_s = first_inside(left, dilation_w)
+        columns = max(0, end_inside(left, W, kernel_w, dilation_w) - first_s)
+        counted = count_h * _counted(left, W, kernel_w, dilation_w, pad_right, count_include_pad)
+        share = real(1) / real(max(1, counted))
+        corner = ((n * H + top + first_r * dilation_h) * W + left + first_s * dilation_w) * C
+        to = (job * OW + ow) * C
         # the usual widths as constants, for which a loop disappears
         if columns == 2:
-            _average_run(x, corner, windows, stride, rows, 2, step_h, share, y, to, C)
+            _average_run(x, corner, windows, stride, rows, 2, step_h, step_w, share, y, to, C)
         elif columns == 3:
-            _average_run(x, corner, windows, stride, rows, 3, step_h, share, y, to, C)
+            _average_run(x, corner, windows, stride, rows, 3, step_h, step_w, share, y, to, C)
         else:
-            _average_run(x, corner, windows, stride, rows, columns, step_h, share, y, to, C)
+            _average_run(x, corner, windows, stride, rows, columns, step_h, step_w, share, y, to, C)
         ow += windows
 
 
@@ -69,8 +74,8 @@ def average_pool(x, batch, geometry, threads, y):
     """The average of each window.
 
     Shapes   x (N, H, W, C); y (N, OH, OW, C), flat; geometry (H, W, C, OH, OW, kernel_h, kernel_w, stride_h, stride_w,
-             pad_top, pad_left, pad_bottom, pad_right, count_include_pad, inner, outer), inner and outer
-             being the range of windows along W that lie wholly inside
+             pad_top, pad_left, pad_bottom, pad_right, dilation_h, dilation_w, count_include_pad, inner, outer), inner and
+             outer being the range of windows along W that lie wholly inside
     Writes   y (overwritten)
     Threads  one iteration per (n, oh), each owns its row of y
     Source   ONNX AveragePool-19; with count_include_pad the padding counts, but not what hangs over it (ceil_mode); a
@@ -86,25 +91,27 @@ def average_pool(x, batch, geometry, threads, y):
             _average_row(x, job, geometry, y)
 
 
-@entry("x< y> H W C OH OW kernel_h kernel_w stride_h stride_w pad_top pad_left pad_bottom pad_right count_include_pad")
+@entry("x< y> H W C OH OW kernel_h kernel_w stride_h stride_w pad_top pad_left pad_bottom pad_right dilation_h "
+       "dilation_w count_include_pad")
 def forward(arena, row, batch):
     row = fields_of(row)
     size = batch * row.OH * row.OW * row.C
-    inner, outer = interior(row.W, row.OW, row.kernel_w, 1, row.stride_w, row.pad_left)
+    inner, outer = interior(row.W, row.OW, row.kernel_w, row.dilation_w, row.stride_w, row.pad_left)
     geometry = (row.H, row.W, row.C, row.OH, row.OW, row.kernel_h, row.kernel_w, row.stride_h, row.stride_w,
-                row.pad_top, row.pad_left, row.pad_bottom, row.pad_right, row.count_include_pad, inner, outer)
+                row.pad_top, row.pad_left, row.pad_bottom, row.pad_right, row.dilation_h, row.dilation_w,
+                row.count_include_pad, inner, outer)
     average_pool(view(arena, row.x, batch * row.H * row.W * row.C), batch, geometry,
                  threads_for(arena, size * row.kernel_h * row.kernel_w), view(arena, row.y, size))
 
 
 @helper
-def _spread_run(dy, at, windows, stride, columns, share, add, dx, to, C):
+def _spread_run(dy, at, windows, stride, columns, step_w, share, add, dx, to, C):
     """One row of a run of windows, of which `columns` positions lie inside."""
     for _ in range(windows):
         for c in range(0, C, lanes(dy)):
             part = vector_mul(vector_read(dy, dy, at + c, C - c), vector_of(dy, share))
             for s in range(columns):
-                place = to + c + s * C
+                place = to + c + s * step_w
                 value = part
                 if add:
                     value = vector_add(vector_read(dx, dx, place, C - c), value)
@@ -117,31 +124,35 @@ def _spread_run(dy, at, windows, stride, columns, share, add, dx, to, C):
 def _spread_row(dy, job, geometry, accumulate, dx):
     """Row ih of sample n, where job = n * H + ih."""
     (H, W, C, OH, OW, kernel_h, kernel_w, stride_h, stride_w,
-     pad_top, pad_left, pad_bottom, pad_right, count_include_pad, inner, outer) = geometry
+     pad_top, pad_left, pad_bottom, pad_right, dilation_h, dilation_w, count_include_pad, inner, outer) = geometry
     real = dy.dtype.type
     n = job // H
     position = job - n * H + pad_top
-    tiled = kernel_h == stride_h and kernel_w == stride_w
+    tiled = kernel_h == stride_h and kernel_w == stride_w and dilation_h == 1 and dilation_w == 1
     add = prepare_row(dx, job, W, C, stride_w, pad_left, position < OH * stride_h, OW, tiled, accumulate)
-    stride = stride_w * C
+    step_w, stride = dilation_w * C, stride_w * C
     for oh in range(min(OH - 1, position // stride_h), -1, -1):
-        if position - oh * stride_h >= kernel_h:
+        distance = position - oh * stride_h
+        r = distance if dilation_h == 1 else distance // dilation_h
+        if r >= kernel_h:
             break
-        count_h = _counted(oh * stride_h - pad_top, H, kernel_h, pad_bottom, count_include_pad)
-        ow = 0
+        count_h = _counted(oh * stride_h - pad_top, H, kernel_h, dilation_h, pad_bottom, count_include_pad)
+        ow = 0 if r * dilation_h == distance else OW
         while ow < OW:
             windows = outer - ow if inner <= ow < outer else 1
             left = ow * stride_w - pad_left
-            share = real(1) / real(max(1, count_h * _counted(left, W, kernel_w, pad_right, count_include_pad)))
-            begin, end = max(left, 0), min(left + kernel_w, W)
-            at, to = ((n * OH + oh) * OW + ow) * C, (job * W + begin) * C
+            counted = count_h * _counted(left, W, kernel_w, dilation_w, pad_right, count_include_pad)
+            share = real(1) / real(max(1, counted))
+            first_s = first_inside(left, dilation_w)
+            columns = max(0, end_inside(left, W, kernel_w, dilation_w) - first_s)
+            at, to = ((n * OH + oh) * OW + ow) * C, (job * W + left + first_s * dilation_w) * C
             # the usual widths as constants, for which a loop disappears
-            if end - begin == 2:
-                _spread_run(dy, at, windows, stride, 2, share, add, dx, to, C)
-            elif end - begin == 3:
-                _spread_run(dy, at, windows, stride, 3, share, add, dx, to, C)
+            if columns == 2:
+                _spread_run(dy, at, windows, stride, 2, step_w, share, add, dx, to, C)
+            elif columns == 3:
+                _spread_run(dy, at, windows, stride, 3, step_w, share, add, dx, to, C)
             else:
-                _spread_run(dy, at, windows, stride, end - begin, share, add, dx, to, C)
+                _spread_run(dy, at, windows, stride, columns, step_w, share, add, dx, to, C)
             ow += windows
 
 
@@ -164,14 +175,15 @@ def average_unpool(dy, batch, geometry, accumulate, threads, dx):
             _spread_row(dy, job, geometry, accumulate, dx)
 
 
-@entry("dy< dx= H W C OH OW kernel_h kernel_w stride_h stride_w pad_top pad_left pad_bottom pad_right "
-       "count_include_pad accumulate")
+@entry("dy< dx= H W C OH OW kernel_h kernel_w stride_h stride_w pad_top pad_left pad_bottom pad_right dilation_h "
+       "dilation_w count_include_pad accumulate")
 def backward(arena, row, batch):
     row = fields_of(row)
     size = batch * row.OH * row.OW * row.C
-    inner, outer = interior(row.W, row.OW, row.kernel_w, 1, row.stride_w, row.pad_left)
+    inner, outer = interior(row.W, row.OW, row.kernel_w, row.dilation_w, row.stride_w, row.pad_left)
     geometry = (row.H, row.W, row.C, row.OH, row.OW, row.kernel_h, row.kernel_w, row.stride_h, row.stride_w,
-                row.pad_top, row.pad_left, row.pad_bottom, row.pad_right, row.count_include_pad, inner, outer)
+                row.pad_top, row.pad_left, row.pad_bottom, row.pad_right, row.dilation_h, row.dilation_w,
+                row.count_include_pad, inner, outer)
     average_unpool(view(arena, row.dy, size), batch, geometry, row.accumulate,
                    threads_for(arena, size * row.kernel_h * row.kernel_w),
                    view(arena, row.dx, batch * row.H * row.W * row.C))

@@ -308,12 +308,16 @@ def backward_batch(arena, row, batch):
         backward_through_statistics(x, saved, y, dy, rows, C, masked, low, high, row.accumulate, threads, scratch, dx)
 
 
-@entry("weight< bias< scale< bn_bias< mean< var< folded_weight> folded_bias> rows K eps")
+@entry("weight< bias< scale< bn_bias< mean< var< folded_weight> folded_bias> rows columns K KG CG eps")
 def fold(arena, row, batch):
-    """A convolution's weight (rows, K) and bias (K,), which may be absent, with the batch norm behind it folded in."""
+    """A convolution's weight and bias (K,), which may be absent, with the batch norm behind it folded in.
+
+    weight (rows, columns): with CG = 0 the columns are the K output channels; else those of the input, CG to a group, and
+    the rows the KG output channels of a group under each tap, as a transposed convolution's lie.
+    """
     row = fields_of(row)
-    rows, K = row.rows, row.K
-    weight, folded_weight = view(arena, row.weight, rows * K), view(arena, row.folded_weight, rows * K)
+    rows, columns, K = row.rows, row.columns, row.K
+    weight, folded_weight = view(arena, row.weight, rows * columns), view(arena, row.folded_weight, rows * columns)
     scale, variance, mean = view(arena, row.scale, K), view(arena, row.var, K), view(arena, row.mean, K)
     bias, bn_bias, folded_bias = view(arena, row.bias, K), view(arena, row.bn_bias, K), view(arena, row.folded_bias, K)
     for k in range(0, K, lanes(weight)):
@@ -325,5 +329,16 @@ def fold(arena, row, batch):
         shift = vector_fma(vector_sub(shift, vector_take(mean, k, count)), factor,
                            vector_take(bn_bias, k, count))
         vector_write(shift, folded_bias, k, count)
-        for at in range(k, rows * K, K):
-            vector_write(vector_mul(vector_take(weight, at, count), factor), folded_weight, at, count)
+        if row.CG == 0:
+            for at in range(k, rows * K, K):
+                vector_write(vector_mul(vector_take(weight, at, count), factor), folded_weight, at, count)
+    if row.CG > 0:
+        for line in range(rows):
+            kg = line % row.KG
+            for g in range(columns // row.CG):
+                k, at = g * row.KG + kg, line * columns + g * row.CG
+                deviation = vector_sqrt(vector_of(weight, variance[k] + variance.dtype.type(number(row.eps))))
+                factor = vector_div(vector_of(weight, scale[k]), deviation)
+                for c in range(0, row.CG, lanes(weight)):
+                    vector_write(vector_mul(vector_take(weight, at + c, row.CG - c), factor), folded_weight, at + c,
+                                 row.CG - c)

@@ -88,12 +88,14 @@ def _samples(chunk, chunks, indices, y, dy, packed, batch, sizes, low, high, acc
     own_values = values[chunk * positions * K:(chunk + 1) * positions * K]
     own_channels = channels[chunk * positions * K:(chunk + 1) * positions * K]
     own_counts = counts[chunk * positions:(chunk + 1) * positions]
+    residual = dx if accumulate else dx[:0]
+    lowest, highest = dx.dtype.type(-np.inf), dx.dtype.type(np.inf)
     for n in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
         zero_run(image, 0, size)
         passed_on(y, dy, n * pixels * K, pixels * K, low, high, own_passed)
         _add_sample(indices, own_passed, n * pixels * K, PH, PW, K, positions, base, place, packed, w_row, R, row_step, S * C,
                     own_values, own_channels, own_counts, image)
-        put_image(image, 0, H, W, C, pad_top, pad_left, columns, n, accumulate, dx)
+        put_image(image, 0, residual, H, W, C, pad_top, pad_left, columns, n, lowest, highest, dx)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class AvgPool2d(Layer):
-    """ONNX AveragePool. Attributes kernel, stride, pads, ceil_mode, count_include_pad.
+    """ONNX AveragePool. Attributes kernel, stride, pads, dilation (1 where absent), ceil_mode, count_include_pad.
 
     Raises   ModelError: a window larger than the padded image, padding as large as the window
     Memory   nothing beside the output
@@ -32,8 +32,6 @@ class AvgPool2d(Layer):
     def forward(s: Schedule, step: Step) -> None:
         x = s.channels_last(s.value(step.node.inputs[0]))
         fields, pads = pool_window(step.node, x.layout.shape)
-        for name in ("dilation_h", "dilation_w"):
-            del fields[name]
         fields.update(pad_bottom=pads[2], pad_right=pads[3],
                       count_include_pad=int(bool(step.node.attrs.get("count_include_pad"))))
         y = s.make(step.output, Layout.channels_last((fields["C"], fields["OH"], fields["OW"])))

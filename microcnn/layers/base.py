@@ -27,8 +27,8 @@ class Layer(ABC):
     channels_last  whether images must lie N, H, W, C
     onnx           the ONNX operators that it stands for, as plain data: {operator: {}}. With "versions", the opsets that
                    changed the operator, and "attributes", {ONNX attribute: (attribute, default)}, that is all that
-                   import and export need: one tensor in, one of the same shape out. Without, tools/onnx_layers.py or
-                   onnx_shapes.py converts it, and onnx_build.py exports it
+                   import and export need: one tensor in, one of the same shape out. Without, a converter in
+                   tools (onnx_layers.py, onnx_shapes.py, ...) makes it, and onnx_build.py exports it
     """
 
     op: ClassVar[str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .conv2d_scatter import covered_size, turned
+from .convolution import covered_size, turned
 
 if TYPE_CHECKING:
     from ..fusion import Step
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..memory import Buffer
     from ..parts import Value, Winners
     from ..plan import Schedule
-    from .conv2d import Geometry
+    from .convolution import Geometry
 
 CHUNKS = 8
 # Rows of taps that the largest tile of kernels/conv2d_winners.py holds, and its width in registers.

@@ -113,19 +113,24 @@ def backward(s: Schedule, step: Step, rows: int, C: int, K: int, x: Value, y: Va
 
 def linear_backward(s: Schedule, node: Node, rows: int, C: int, K: int, x: Value, dy: Gradient) -> None:
     """dB, dW and dX of a matrix product over `rows` rows a sample."""
-    M = s.batch * rows
     bias_gradient(s, node, rows, K, dy)
     if s.trains(node, "weight"):
-        target, accumulate = s.dweight(node, "weight")
-        jobs = math.ceil(C / JOB_ROWS)
-        chunks = 1 if jobs >= CHUNKS else max(1, min(CHUNKS // jobs, M // WEIGHT_ROWS))
-        s.row("linear.backward_weight", x=x.buffer, dy=dy.buffer, dweight=target,
-              scratch=s.scratch(chunks * C * K * s.itemsize) if chunks > 1 else None, rows=rows, C=C, K=K, chunks=chunks,
-              chunk_rows=math.ceil(M / chunks), accumulate=accumulate)
+        weight_gradient_rows(s, node, rows, C, K, x.buffer, dy.buffer)
     if s.needs_gradient(x.name):
         input_gradient_rows(s, node, rows, C, K, x, dy)
     if s.trains(node, "weight"):
         s.weight_done(node, "weight")
+
+
+def weight_gradient_rows(s: Schedule, node: Node, rows: int, C: int, K: int, x: Buffer, dy: Buffer) -> None:
+    """dW (C, K) = x^T dY over the rows of the batch."""
+    M = s.batch * rows
+    target, accumulate = s.dweight(node, "weight")
+    jobs = math.ceil(C / JOB_ROWS)
+    chunks = 1 if jobs >= CHUNKS else max(1, min(CHUNKS // jobs, M // WEIGHT_ROWS))
+    s.row("linear.backward_weight", x=x, dy=dy, dweight=target,
+          scratch=s.scratch(chunks * C * K * s.itemsize) if chunks > 1 else None, rows=rows, C=C, K=K, chunks=chunks,
+          chunk_rows=math.ceil(M / chunks), accumulate=accumulate)
 
 
 def bias_gradient(s: Schedule, node: Node, rows: int, K: int, dy: Gradient) -> None:

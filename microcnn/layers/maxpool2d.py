@@ -1,15 +1,16 @@
-"""MaxPool2d, with the activation that stands before it."""
+"""MaxPool2d and GlobalMaxPool2d, with the activation that stands before them."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ..layout import Layout
-from .base import Layer, Shape
-from .windows import pool_window, pooled_shape
+from .base import Layer, Shape, expect_image, expect_inputs
+from .windows import pool_window, pooled_shape, window_fields
 
 if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
+    from ..parts import Value
     from ..plan import Schedule
 
 
@@ -32,37 +33,63 @@ class MaxPool2d(Layer):
     def forward(s: Schedule, step: Step) -> None:
         x = s.channels_last(s.value(step.source))
         fields, _ = pool_window(step.node, x.layout.shape)
-        y = s.make(step.output, Layout.channels_last((fields["C"], fields["OH"], fields["OW"])))
-        positions = fields["kernel_h"] * fields["kernel_w"]
-        fields["index_bytes"] = 1 if positions <= 1 << 8 else 2 if positions <= 1 << 16 else 4
-        bounds = {"low": step.low, "high": step.high}
-        passes = s.needs_gradient(x.name)
-        indices = s.saved(f"{step.output}.indices", s.batch * y.numbers * fields["index_bytes"]) if passes else None
-        s.row("maxpool2d.forward", x=x.buffer, y=y.buffer, indices=indices, **fields, **bounds)
-        if not passes:
+        max_rows(s, step, x, fields)
+
+
+class GlobalMaxPool2d(Layer):
+    """ONNX GlobalMaxPool: (C, H, W) -> (C, 1, 1). The first maximum wins ties, NaN wins.
+
+    Memory   one index per output, in the smallest type that fits, where a gradient passes
+    """
+
+    op = "GlobalMaxPool2d"
+    channels_last = True
+    onnx = {"GlobalMaxPool": {}}
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        return [(expect_image(node, shapes[0])[0], 1, 1)]
+
+    @staticmethod
+    def forward(s: Schedule, step: Step) -> None:
+        x = s.channels_last(s.value(step.source))
+        C, H, W = x.layout.shape
+        max_rows(s, step, x, window_fields((C, H, W), (1, 1), (H, W), (H, W)))
+
+
+def max_rows(s: Schedule, step: Step, x: Value, fields: dict[str, int]) -> None:
+    """The rows of max pooling over the windows that the fields describe, and of the clamp before it."""
+    y = s.make(step.output, Layout.channels_last((fields["C"], fields["OH"], fields["OW"])))
+    positions = fields["kernel_h"] * fields["kernel_w"]
+    fields["index_bytes"] = 1 if positions <= 1 << 8 else 2 if positions <= 1 << 16 else 4
+    bounds = {"low": step.low, "high": step.high}
+    passes = s.needs_gradient(x.name)
+    indices = s.saved(f"{step.output}.indices", s.batch * y.numbers * fields["index_bytes"]) if passes else None
+    s.row("maxpool2d.forward", x=x.buffer, y=y.buffer, indices=indices, **fields, **bounds)
+    if not passes:
+        return
+    if step.clamps:
+        s.keep(y)
+
+    clamped = y.buffer if step.clamps else None
+
+    def backward() -> None:
+        dy = s.gradient(step.output)
+        if dy is None:
             return
-        if step.clamps:
-            s.keep(y)
 
-        clamped = y.buffer if step.clamps else None
-
-        def backward() -> None:
-            dy = s.gradient(step.output)
-            if dy is None:
-                return
-
-            def spread() -> None:
-                before, s.node = s.node, step.node
-                target, accumulate = s.dx(x.name)
-                s.row("maxpool2d.backward", indices=indices, y=clamped, dy=dy.buffer, dx=target, accumulate=accumulate,
-                      **fields, **bounds)
-                s.release(dy)
-                s.node = before
-            assert indices is not None
-            # what made x, and nothing else, comes next: it may do without the zeros between the winners
-            if x.shared:
-                spread()
-            else:
-                s.pooled(x.name, dy=dy, indices=indices, clamped=clamped, fields=fields, low=step.low, high=step.high,
-                         spread=spread)
-        s.backward(backward)
+        def spread() -> None:
+            before, s.node = s.node, step.node
+            target, accumulate = s.dx(x.name)
+            s.row("maxpool2d.backward", indices=indices, y=clamped, dy=dy.buffer, dx=target, accumulate=accumulate, **fields,
+                  **bounds)
+            s.release(dy)
+            s.node = before
+        # what made x, and nothing else, comes next: it may do without the zeros between the winners
+        if x.shared:
+            spread()
+        else:
+            s.pooled(x.name, dy=dy, indices=indices, clamped=clamped, fields=fields, low=step.low, high=step.high,
+                     spread=spread)
+    s.backward(backward)

@@ -58,9 +58,15 @@ def separate(s: Schedule, x: Value) -> Value:
         return x
     shape = x.layout.shape
     wanted = Layout.channels_last(shape) if len(shape) == 3 else Layout.plain(shape)
-    if x.layout.same_order(wanted):
-        return s.alias(f"{x.name}@separate", x, wanted)
-    return s.moved(x, wanted)
+    if not x.layout.same_order(wanted):
+        return s.moved(x, wanted)
+    name = f"{x.name}@separate"
+    if name not in s.values:
+        s.alias(name, x, wanted)
+        if x.name in s.needs:
+            s.needs.add(name)
+            s.backward(lambda: s.pass_on(name, x.name))
+    return s.values[name]
 
 
 class Resize(Layer):
@@ -101,44 +107,52 @@ class Resize(Layer):
         x = s.value(step.node.inputs[0])
         attrs, axes = plan(step.node, x.layout.shape)
         tables = {i: table_of(attrs, axis) for i, axis in axes.items()}
-        axes_left = [(i, axis) for i, axis in ordered(axes) if not tables[i].is_identity(axis.length)]
+        axes_left = [(i, axis.length, tables[i]) for i, axis in ordered(axes) if not tables[i].is_identity(axis.length)]
         if not axes_left:
             s.alias(step.output, x, x.layout)
             if s.needs_gradient(x.name):
                 s.backward(lambda: s.pass_on(step.output, x.name))
             return
-        x = before = separate(s, x)
-        passes = []
-        for i, axis in axes_left:
-            name = f"{step.node.name}.axis{i}"
-            place = before.layout.axes[i][0]
-            dims = list(before.layout.dims)
-            dims[place] = axis.size
-            after = s.make(step.output if i == axes_left[-1][0] else f"{step.output}@{name}",
-                           Layout(tuple(dims), before.layout.axes))
-            shared = {"outer": math.prod(dims[:place]), "inner": math.prod(dims[place + 1:])}
-            s.row("resize.forward", x=before.buffer, y=after.buffer, length=axis.length, positions=axis.size,
-                  fill=float(attrs["extrapolation_value"]), **shared, **stored(s, name, tables[i]))
-            passes.append((before, axis, name, tables[i], shared))
-            before = after
+        table_rows(s, step, separate(s, x), axes_left, float(attrs["extrapolation_value"]))
 
-        def backward() -> None:
-            dy = s.gradient(step.output)
-            if dy is None:
-                return
-            for source, axis, name, table, shared in reversed(passes):
-                if source is x:
-                    target, accumulate = s.dx(x.name)
-                else:
-                    inner = s.new_gradient(source.name)
-                    target, accumulate = inner.buffer, 0
-                s.row("resize.backward", dy=dy.buffer, dx=target, length=axis.size, positions=axis.length,
-                      accumulate=accumulate, **shared, **stored(s, f"{name}.back", table.transposed(axis.length)))
-                s.release(dy)
-                if source is not x:
-                    dy = inner
-        if s.needs_gradient(x.name):
-            s.backward(backward)
+
+def table_rows(s: Schedule, step: Step, x: Value, axes_left: list[tuple[int, int, Table]], fill: float = 0.0) -> None:
+    """The rows that make the step's output from x by a table for some axes of a sample, and their gradients.
+
+    axes_left: (axis, its length before, table), in order; fill: what a position without entries becomes.
+    """
+    before = x
+    passes = []
+    for i, length, table in axes_left:
+        name = f"{step.node.name}.axis{i}"
+        place = before.layout.axes[i][0]
+        dims = list(before.layout.dims)
+        dims[place] = size = table.begin.size - 1
+        after = s.make(step.output if i == axes_left[-1][0] else f"{step.output}@{name}",
+                       Layout(tuple(dims), before.layout.axes))
+        shared = {"outer": math.prod(dims[:place]), "inner": math.prod(dims[place + 1:])}
+        s.row("resize.forward", x=before.buffer, y=after.buffer, length=length, positions=size, fill=fill, **shared,
+              **stored(s, name, table))
+        passes.append((before, name, table, length, {"length": size, "positions": length, **shared}))
+        before = after
+
+    def backward() -> None:
+        dy = s.gradient(step.output)
+        if dy is None:
+            return
+        for source, name, table, length, fields in reversed(passes):
+            fields |= stored(s, f"{name}.back", table.transposed(length))
+            if source is x:
+                target, accumulate = s.dx(x.name)
+            else:
+                inner = s.new_gradient(source.name)
+                target, accumulate = inner.buffer, 0
+            s.row("resize.backward", dy=dy.buffer, dx=target, accumulate=accumulate, **fields)
+            s.release(dy)
+            if source is not x:
+                dy = inner
+    if s.needs_gradient(x.name):
+        s.backward(backward)
 
 
 def ordered(axes: dict[int, Axis]) -> list[tuple[int, Axis]]:

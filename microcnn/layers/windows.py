@@ -73,26 +73,30 @@ class Phase:
     origin: int
 
 
-def phases(length: int, kernel: int, stride: int, before: int, dilation: int) -> list[Phase]:
-    """The phases of a stride along one axis of the input, for the gradient of a convolution to its input.
+def used_phases(length: int, kernel: int, stride: int, before: int, dilation: int) -> list[Phase]:
+    """The phases of a stride along one axis of the input that taps reach, for the gradient of a convolution to its input.
 
-    length: of the input; before: the padding before it. Inputs that no tap reaches make a phase with no taps.
+    length: of the input; before: the padding before it.
     """
     common = math.gcd(dilation, stride)
     step, spread = stride // common, dilation // common
     found = []
-    for first in range(min(stride, length)):
-        remainder = (first + before) % stride
-        shift = (first + before) // stride
-        tap = next((number for number in range(min(step, kernel)) if (number * dilation) % stride == remainder), None)
-        count = -(-(length - first) // stride)
-        if tap is None:
-            found.append(Phase(first, count, 0, 0, step, spread, 0))
-            continue
-        taps = -(-(kernel - tap) // step)
-        begin = (tap * dilation - remainder) // stride
-        found.append(Phase(first, count, taps, tap, step, spread, shift - begin - (taps - 1) * spread))
-    return found
+    for tap in range(min(step, kernel)):
+        remainder = tap * dilation % stride
+        first = (remainder - before) % stride
+        if first < length:
+            taps = -(-(kernel - tap) // step)
+            begin = (tap * dilation - remainder) // stride
+            found.append(Phase(first, -(-(length - first) // stride), taps, tap, step, spread,
+                               (first + before) // stride - begin - (taps - 1) * spread))
+    return sorted(found, key=lambda phase: phase.first)
+
+
+def phases(length: int, kernel: int, stride: int, before: int, dilation: int) -> list[Phase]:
+    """As used_phases, and those that no tap reaches, with no taps."""
+    used = {phase.first: phase for phase in used_phases(length, kernel, stride, before, dilation)}
+    return [used.get(first) or Phase(first, -(-(length - first) // stride), 0, 0, 1, 1, 0)
+            for first in range(min(stride, length))]
 
 
 def pool_window(node: Node, shape: Shape) -> tuple[dict[str, int], Pads]:
@@ -108,10 +112,17 @@ def pool_window(node: Node, shape: Shape) -> tuple[dict[str, int], Pads]:
     spread = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
     if pads[0] >= spread[0] or pads[1] >= spread[1] or pads[2] >= spread[0] or pads[3] >= spread[1] or min(pads) < 0:
         raise ModelError(f'{node.op} "{node.name}": padding {pads} must be at least 0 and less than the window {tuple(spread)}')
-    OH, OW = output_hw(node.name, (H, W), kernel, stride, pads, dilation, bool(attrs.get("ceil_mode")))
-    return {"H": H, "W": W, "C": C, "OH": OH, "OW": OW, "kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": stride[0],
-            "stride_w": stride[1], "pad_top": pads[0], "pad_left": pads[1], "dilation_h": dilation[0],
-            "dilation_w": dilation[1]}, pads
+    out = output_hw(node.name, (H, W), kernel, stride, pads, dilation, bool(attrs.get("ceil_mode")))
+    return window_fields((C, H, W), out, kernel, stride, pads, dilation), pads
+
+
+def window_fields(shape: Shape, out: Pair, kernel: Pair, stride: Pair, pads: Pads = (0, 0, 0, 0),
+                  dilation: Pair = (1, 1)) -> dict[str, int]:
+    """The fields that pooling rows share; out: (OH, OW)."""
+    C, H, W = shape
+    return {"H": H, "W": W, "C": C, "OH": out[0], "OW": out[1], "kernel_h": kernel[0], "kernel_w": kernel[1],
+            "stride_h": stride[0], "stride_w": stride[1], "pad_top": pads[0], "pad_left": pads[1], "dilation_h": dilation[0],
+            "dilation_w": dilation[1]}
 
 
 def pooled_shape(node: Node, shapes: list[Shape]) -> list[Shape]:

@@ -3,20 +3,19 @@ import numpy as np
 import pytest
 
 from ..rows import run
-from .pooling import GEOMETRIES, close, fields, inside, random
+from .pooling import DILATED, GEOMETRIES, close, fields, inside, random
 
 
 def average_fields(geometry, C, **more):
-    found = fields(**geometry)
-    return {name: found[name] for name in found if name not in ("dilation_h", "dilation_w")} | {"C": C} | more
+    return fields(**geometry) | {"C": C} | more
 
 
 def divisor(f, oh, ow, count_include_pad):
     if not count_include_pad:
         return max(1, sum(1 for _ in inside(f, oh, ow)))
     top, left = oh * f["stride_h"] - f["pad_top"], ow * f["stride_w"] - f["pad_left"]
-    return ((min(top + f["kernel_h"], f["H"] + f["pad_bottom"]) - top)
-            * (min(left + f["kernel_w"], f["W"] + f["pad_right"]) - left))
+    return (sum(top + r * f["dilation_h"] < f["H"] + f["pad_bottom"] for r in range(f["kernel_h"]))
+            * sum(left + s * f["dilation_w"] < f["W"] + f["pad_right"] for s in range(f["kernel_w"])))
 
 
 def average_loops(x, f, count_include_pad):
@@ -40,7 +39,7 @@ def spread_loops(dy, f, count_include_pad):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("C", [1, 3, 5, 17, 33])
 @pytest.mark.parametrize("count_include_pad", [0, 1])
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("geometry", [*GEOMETRIES, *DILATED])
 def test_average_pooling_and_its_gradient(geometry, count_include_pad, C, dtype):
     f = average_fields(geometry, C, count_include_pad=count_include_pad)
     for batch in 1, 3:

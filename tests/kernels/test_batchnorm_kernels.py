@@ -242,8 +242,24 @@ def test_fold(with_bias, K, dtype):
     weight, bias = case["x"][0], case["dy"][0, 0] if with_bias else None
     folded_weight, folded_bias = np.full_like(weight, np.nan), np.full(K, np.nan, dtype)
     run("batchnorm.fold", 1, 1, dtype, weight=weight, bias=bias, scale=case["scale"], bn_bias=case["bias"],
-        mean=case["mean"], var=case["var"], folded_weight=folded_weight, folded_bias=folded_bias, rows=18, K=K, eps=EPS)
+        mean=case["mean"], var=case["var"], folded_weight=folded_weight, folded_bias=folded_bias, rows=18, columns=K, K=K,
+        KG=1, CG=0, eps=EPS)
     factor = exact["scale"] / np.sqrt(exact["var"] + EPS)
     _close(folded_weight, weight * factor, dtype)
     before = exact["dy"][0, 0] if with_bias else 0
     _close(folded_bias, (before - exact["mean"]) * factor + exact["bias"], dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("groups, KG, CG", [(1, 5, 3), (1, 1, 33), (3, 4, 17), (17, 1, 1), (2, 3, 5)])
+def test_fold_of_a_transposed_convolution(groups, KG, CG, dtype):
+    K, taps = groups * KG, 6
+    case = _case(1, 1, K, dtype)
+    weight = np.random.default_rng(5).standard_normal((taps, KG, groups, CG)).astype(dtype)
+    folded_weight, folded_bias = np.full_like(weight, np.nan), np.full(K, np.nan, dtype)
+    run("batchnorm.fold", 1, 1, dtype, weight=weight, bias=None, scale=case["scale"], bn_bias=case["bias"],
+        mean=case["mean"], var=case["var"], folded_weight=folded_weight, folded_bias=folded_bias, rows=taps * KG,
+        columns=groups * CG, K=K, KG=KG, CG=CG, eps=EPS)
+    factor = case["scale"].astype(float) / np.sqrt(case["var"].astype(float) + EPS)
+    _close(folded_weight, weight * factor.reshape(groups, KG).T[None, :, :, None], dtype)
+    _close(folded_bias, case["bias"] - case["mean"] * factor, dtype)

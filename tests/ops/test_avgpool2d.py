@@ -11,6 +11,12 @@ CASES = [*cases(OP, count_include_pad=False), *cases(OP, "-counting", count_incl
 for counting in (False, True):
     CASES.append(case_of(OP, "same-lower" + "-counting" * counting, (3, 5, 6), (2, 4), (1, 3), "same_lower",
                          count_include_pad=counting))
+for counting in (False, True):           # opset 17, which graphs go out as, has no dilation here
+    more = {"count_include_pad": counting, "skip": ("runtime", "reference"), "dilation": (2, 3)}
+    CASES += [case_of(OP, f"dilated-{counting}", (3, 8, 9), (3, 2), (1, 2), (1, 1, 2, 0), **more),
+              case_of(OP, f"dilated-strided-{counting}", (17, 9, 8), (2, 3), (3, 2), (1, 1, 0, 1), batch=3, **more),
+              case_of(OP, f"dilated-ceil-{counting}", (5, 9, 10), (2, 2), (2, 3), (0, 1, 1, 0), ceil_mode=True, **more),
+              case_of(OP, f"dilated-tiles-{counting}", (3, 8, 9), (2, 2), (2, 2), **more)]
 for shape, batch in (((3, 4, 5), 2), ((17, 1, 1), 1), ((33, 9, 8), 3), ((1, 3, 1), 2)):
     CASES.append(Case(f"global-{'x'.join(map(str, shape))}", lambda shape=shape: graph_of("GlobalAvgPool2d", shape),
                       batch))
@@ -50,3 +56,10 @@ def test_large_global_average():
         check(case)
     x = case.inputs()
     close(case.compile().predict(x["x"]), x["x"].mean((2, 3), keepdims=True), 1e-12, "predict")
+
+
+def test_a_dilation_has_no_form_in_the_exported_opset(tmp_path):
+    net = graph_of(OP, (1, 4, 4), kernel=(2, 2), stride=(1, 1), pads=(0, 0, 0, 0), dilation=(2, 2), ceil_mode=False,
+                   count_include_pad=False).compile()
+    with pytest.raises(mc.ModelError, match='node "node": average pooling with a dilation has no form in ONNX opset 17'):
+        mc.save_onnx(net, tmp_path / "model.onnx")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
-from microcnn.layers.conv2d import Geometry
+from microcnn.layers.convolution import Geometry
 from tests.ops.table import LARGE_CHECKS, Case, built, graph_of, lively, table
 
 
@@ -33,6 +33,7 @@ CASES = [
     # strides, phases that see no tap, padding larger than the window
     conv("stride-2", (3, 7, 8), 5, (3, 3), (2, 2), (1, 1, 1, 1)),
     conv("stride-above-kernel", (3, 8, 9), 4, (2, 1), (3, 4)),
+    conv("many-gaps", (3, 11, 9), 4, (2, 1), (5, 4)),
     conv("stride-above-image", (2, 4, 5), 3, (2, 2), (7, 6)),
     conv("stride-uneven", (5, 9, 6), 3, (3, 5), (2, 3), (0, 2, 1, 3), batch=3),
     conv("much-padding", (2, 3, 4), 3, (2, 2), pads=(3, 2, 4, 5)),
@@ -47,6 +48,7 @@ CASES = [
     conv("one-pixel", (5, 1, 1), 3, (1, 1)),
     conv("one-pixel-in-padding", (17, 1, 1), 5, (3, 3), pads=(1, 1, 1, 1)),
     conv("one-output", (3, 4, 5), 17, (4, 5)),
+    conv("one-output-of-a-batch", (3, 4, 5), 5, (4, 5), (2, 3), batch=9),
     # pointwise, by the matrix product
     conv("pointwise", (17, 3, 5), 33, (1, 1), batch=3),
     conv("pointwise-3-to-1", (3, 4, 4), 1, (1, 1), bias=False),
@@ -87,7 +89,7 @@ def test_pixels_go_together_where_that_fills_the_registers(lanes, K, S, stride, 
     W = (OW - 1) * stride + S
     node = graph_of("Conv2d", (1, 5, W), weights={"weight": (K, 1, 3, S)}, kernel=(3, S), stride=(1, stride),
                     pads=(0, 0, 0, 0), dilation=(1, 1), groups=1).nodes[0]
-    assert Geometry(node, (1, 5, W), (K, 1, 3, S)).pixels_together(lanes) == expected
+    assert Geometry.of(node, (1, 5, W), (K, 1, 3, S)).pixels_together(lanes) == expected
 
 
 # Fusion. Each makes one step of several nodes; "clip" cuts on both sides.
@@ -178,6 +180,9 @@ LARGE = [
     conv("depthwise", (33, 40, 41), 33, (3, 3), pads=(1, 1, 1, 1), groups=33, batch=3),
     conv("depthwise-strided", (48, 41, 40), 48, (3, 3), (2, 2), (0, 0, 1, 1), groups=48, batch=3),
     conv("many-channels", (100, 4, 5), 112, (3, 3), (2, 1), (1, 1, 1, 1), batch=3),
+    conv("one-long-row", (32, 1, 1501), 20, (1, 5), pads=(0, 2, 0, 1), batch=2),
+    conv("one-long-row-strided", (32, 1, 1600), 34, (1, 4), (1, 3), (0, 0, 0, 3), (1, 2), 2, batch=1),
+    conv("one-long-row-few-outputs", (40, 1, 1500), 2, (1, 3), pads=(0, 1, 0, 1), batch=2),
     conv("long-rows", (4, 3, 1500), 8, (3, 5), pads=(1, 2, 1, 2), batch=2),
 ]
 

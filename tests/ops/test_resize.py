@@ -4,7 +4,7 @@ import pytest
 
 import microcnn as mc
 from microcnn.graph import Graph, Input, Node
-from tests.ops.table import LARGE_CHECKS, SINGLE, Case, built, close, graph_of, only, table
+from tests.ops.table import LARGE_CHECKS, SINGLE, Case, built, close, gradient, graph_of, only, table
 
 IMAGE = (3, 4, 5)
 # What opset 17, which graphs are exported as, cannot say.
@@ -172,3 +172,9 @@ def test_no_layout_rows_between_convolutions():
     net.predict(only({"x": np.zeros((2, 3, 8, 8), np.float32)}))
     kernels = [info.kernel for program, _ in net._programs.values() for info in program.infos]
     assert {name for name in kernels if name.startswith("layout.")} == {"layout.input", "layout.output"}
+
+
+def test_a_gradient_passes_where_an_axis_is_stored_as_two():
+    graph = built((2, 2, 3), mc.Conv2d(3, 1), mc.Reshape((3, 6)), mc.Reshape((3, 1, 6)),
+                  mc.Upsample(scale_factor=2, mode="bilinear"), mc.Conv2d(2, 1))
+    gradient(Case("reshaped", lambda: graph))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from tests import oracles
-from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary
+from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary, walk_windows
 from tests.oracles import ACTIVATIONS
 
 
@@ -93,15 +93,15 @@ def max_pool(node, x):
 
 
 def avg_pool(node, inputs, weights, _):
-    stride, pads, _ = window_of(node, inputs[0])
+    stride, pads, dilation = window_of(node, inputs[0])
     return oracles.avg_pool2d(inputs[0], node.attrs["kernel"], stride, pads, node.attrs["ceil_mode"],
-                              node.attrs["count_include_pad"])
+                              node.attrs["count_include_pad"], dilation)
 
 
 def avg_pool_backward(node, inputs, weights, dy, _):
-    stride, pads, _ = window_of(node, inputs[0])
+    stride, pads, dilation = window_of(node, inputs[0])
     return [oracles.avg_pool2d_backward(inputs[0], dy, node.attrs["kernel"], stride, pads,
-                                        node.attrs["count_include_pad"])], {}
+                                        node.attrs["count_include_pad"], dilation)], {}
 
 
 def statistics(inputs, weights, batch_statistics):
@@ -190,4 +190,5 @@ OPS = {
     **walk_unary.OPS,
     **walk_elementwise.OPS,
     **walk_resize.OPS,
+    **walk_windows.OPS,
 }

@@ -24,12 +24,9 @@ REFUSED = {
                        'operators of the domain "com.microsoft" are not supported'),
     "an old form": (node("Add", ["x", "b"], broadcast=1), X, {"b": numbers(7)}, 6,
                     "its form of opset 6 is not supported, only those of 7, 13, 14"),
-    "one axis": (node("Conv", ["x", "w"]), ("N", 3, 9), {"w": numbers(4, 3, 3)}, 13, '"x" has 3 axes; only 4'),
+    "volume": (node("Conv", ["x", "w"]), ("N", 3, 5, 6, 7), {"w": numbers(4, 3, 2, 2, 2)}, 13,
+               '"x" has 5 axes; only (N, C, L) and (N, C, H, W) are supported, no volumes'),
     "a weight at run time": (node("Conv", ["x", "x"]), X, {}, 13, 'its weight ("x") is computed at run time'),
-    "pool indices": (node("MaxPool", ["x"], ["y", "indices"], kernel_shape=[2, 2]), X, {}, 13,
-                     'its further result "indices" is not supported'),
-    "dilated average": (node("AveragePool", ["x"], kernel_shape=[2, 2], dilations=[2, 1]), X, {}, 19,
-                        "dilations is (2, 1); only (1, 1) is supported"),
     "training": (node("BatchNormalization", ["x", *BN], training_mode=1), X, BN, 15, "training_mode is 1"),
     "batch softmax": (node("Softmax", ["x"], axis=0), X, {}, 13, "axis 0 is the batch"),
     "batch transposed": (node("Transpose", ["x"]), X, {}, 13, "moves the batch away from axis 0"),
@@ -77,7 +74,8 @@ def test_one_error_lists_every_node(annotated, monkeypatch):
              node("Det", ["b"], ["c"]), node("MaxPool", ["b"], ["d", "e"], kernel_shape=[2, 2], name="indexed"),
              node("Softmax", ["d"], axis=0, name="across")]
     model = model_of(nodes, X, {"w": W["w"], "scales": np.array([2, 1, 1, 1], np.float32)}, 13)
-    model.graph.output.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, None))
+    for name, kind in (("c", TensorProto.FLOAT), ("e", TensorProto.INT64)):
+        model.graph.output.append(helper.make_tensor_value_info(name, kind, None))
     if annotated:
         model.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, ["N", 3, 9, 7]))
     # its compiled code ends the process on some damaged models
