@@ -62,8 +62,8 @@ class Recipe:
 
 RECIPES = {
     "lenet5": Recipe(lenet5, 10, 2e-3, mc.Adam, "cosine", {"loss": "cross_entropy"}),
-    "residual": Recipe(residual, 12, 4e-3, mc.AdamW, "one-cycle", {
-        "loss": mc.CrossEntropyLoss(label_smoothing=0.1), "bn": "batch", "augment": mc.Augment(shift=2, flip=True)}),
+    "residual": Recipe(residual, 15, 4e-3, mc.AdamW, "one-cycle", {
+        "loss": "cross_entropy", "bn": "batch", "augment": mc.Augment(shift=1, flip=True)}),
 }
 
 
