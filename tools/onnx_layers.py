@@ -130,29 +130,6 @@ def global_average_pool(op: Op) -> None:
     op.emit("GlobalAvgPool2d", x, (*dims[:2], 1, 1))
 
 
-@converter("ReduceMean", 1, 11, 13, 18)
-def reduce_mean(op: Op) -> None:
-    """A mean over the two spatial axes: global average pooling."""
-    x, dims = op.tensor(0, rank=4), op.dims()
-    axes = op.integers(1, "axes") if len(op.inputs) > 1 else op.attribute("axes")
-    axes = tuple(sorted(axis % 4 for axis in axes)) if axes else ()
-    if axes not in ((2, 3), (1, 2)):
-        op.refuse(f"it reduces the axes {axes or 'all'}; only the spatial ones, (2, 3) or (1, 2), are supported")
-    keep, output = bool(op.attribute("keepdims", 1)), op.outputs[0]
-    if axes == (1, 2):
-        x = op.emit("Transpose", x, (dims[0], dims[3], dims[1], dims[2]), {"perm": (0, 3, 1, 2)},
-                    output=f"{output}/channels_first", suffix="channels_first")
-    channels = dims[1] if axes == (2, 3) else dims[3]
-    if axes == (2, 3) and keep:
-        op.emit("GlobalAvgPool2d", x, (dims[0], channels, 1, 1))
-        return
-    pooled = op.emit("GlobalAvgPool2d", x, (dims[0], channels, 1, 1), output=f"{output}/pooled")
-    if keep:
-        op.emit("Transpose", pooled, (dims[0], 1, 1, channels), {"perm": (0, 2, 3, 1)}, suffix="channels_last")
-    else:
-        op.emit("Flatten", pooled, (dims[0], channels), {"axis": 1}, suffix="flatten")
-
-
 @converter("BatchNormalization", 7, 9, 14, 15)
 def batch_norm(op: Op) -> None:
     x, dims = op.tensor(0, rank=(2, 4)), op.dims()
