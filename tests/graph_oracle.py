@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from microcnn.graph import Graph, Node
-from tests.ops import walk_elementwise, walk_movement, walk_reduction, walk_resize, walk_unary
+from tests.ops import walk_elementwise, walk_matmul, walk_movement, walk_reduction, walk_resize, walk_unary
 
 Weights = dict[str, np.ndarray]
 
@@ -119,6 +119,7 @@ OPERATIONS: dict[str, Callable[[Node, list[np.ndarray], Weights], np.ndarray]] =
     **walk_elementwise.OPERATIONS,
     **walk_resize.OPERATIONS,
     **walk_reduction.OPERATIONS,
+    **walk_matmul.OPERATIONS,
 }
 
 

@@ -21,6 +21,7 @@ from microcnn.graph import Graph, Input, Node, Source, WeightRef
 from . import (  # noqa: F401  (they register the converters)
     onnx_elementwise,
     onnx_layers,
+    onnx_matmul,
     onnx_movement,
     onnx_reduction,
     onnx_resize,
