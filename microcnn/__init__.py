@@ -29,6 +29,7 @@ _PUBLIC = {
                          "Mish PReLU SELU SiLU Softplus Softsign"),
     "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Div Dropout Flatten GlobalAvgPool2d Linear MaxPool2d Maximum Minimum Mul "
               "Pow ReLU ReLU6 Reshape Sigmoid Softmax Sub Tanh Upsample"),
+    "specs_normalization": "GroupNorm InstanceNorm2d LayerNorm LocalResponseNorm",
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -119,6 +120,12 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         ReflectionPad2d as ReflectionPad2d,
         ReplicationPad2d as ReplicationPad2d,
         ZeroPad2d as ZeroPad2d,
+    )
+    from .specs_normalization import (
+        GroupNorm as GroupNorm,
+        InstanceNorm2d as InstanceNorm2d,
+        LayerNorm as LayerNorm,
+        LocalResponseNorm as LocalResponseNorm,
     )
     from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads
     from .tools.onnx_export import save_onnx as save_onnx

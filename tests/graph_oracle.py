@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from microcnn.graph import Graph, Node
-from tests.ops import walk_elementwise, walk_matmul, walk_movement, walk_reduction, walk_resize, walk_unary
+from tests.ops import walk_elementwise, walk_matmul, walk_movement, walk_normalization, walk_reduction, walk_resize, walk_unary
 
 Weights = dict[str, np.ndarray]
 
@@ -87,6 +87,8 @@ def softmax(node: Node, inputs: list[np.ndarray], weights: Weights) -> np.ndarra
 
 
 def add(node: Node, inputs: list[np.ndarray], weights: Weights) -> np.ndarray:
+    if node.attrs.get("scalar") is not None:
+        return inputs[0] + node.attrs["scalar"]
     return inputs[0] + (weights["other"] if "other" in weights else inputs[1])
 
 
@@ -120,6 +122,7 @@ OPERATIONS: dict[str, Callable[[Node, list[np.ndarray], Weights], np.ndarray]] =
     **walk_resize.OPERATIONS,
     **walk_reduction.OPERATIONS,
     **walk_matmul.OPERATIONS,
+    **walk_normalization.OPERATIONS,
 }
 
 

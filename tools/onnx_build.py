@@ -315,5 +315,6 @@ for _layer in LAYERS.values():
 from . import (  # noqa: E402, F401  (they register more layers, with what is defined above)
     onnx_build_matmul,
     onnx_build_movement,
+    onnx_build_normalization,
     onnx_build_reduction,
 )

@@ -23,6 +23,7 @@ from . import (  # noqa: F401  (they register the converters)
     onnx_layers,
     onnx_matmul,
     onnx_movement,
+    onnx_normalization,
     onnx_reduction,
     onnx_resize,
     onnx_shapes,

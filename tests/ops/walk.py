@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from tests import oracles
-from tests.ops import walk_elementwise, walk_matmul, walk_movement, walk_reduction, walk_resize, walk_unary
+from tests.ops import walk_elementwise, walk_matmul, walk_movement, walk_normalization, walk_reduction, walk_resize, walk_unary
 from tests.oracles import ACTIVATIONS
 
 
@@ -192,4 +192,5 @@ OPS = {
     **walk_resize.OPS,
     **walk_reduction.OPS,
     **walk_matmul.OPS,
+    **walk_normalization.OPS,
 }
