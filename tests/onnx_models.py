@@ -22,7 +22,7 @@ def model_of(nodes: list[Any], shape: tuple[Any, ...], weights: dict[str, np.nda
              output: str = "y", ir_version: int = 8, **options: Any) -> ModelProto:
     """A model of one float input x and one output, of floats or of places."""
     inputs = [helper.make_tensor_value_info("x", options.get("dtype", TensorProto.FLOAT), list(shape))]
-    made = TensorProto.INT64 if nodes[-1].op_type in ("ArgMax", "ArgMin") else options.get("dtype", TensorProto.FLOAT)
+    made = TensorProto.INT64 if nodes and nodes[-1].op_type in ("ArgMax", "ArgMin") else options.get("dtype", TensorProto.FLOAT)
     outputs = [helper.make_tensor_value_info(output, made, None)]
     tensors = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
     if ir_version < 4:

@@ -11,11 +11,11 @@ from .elementwise import next_place, place_of, row_at
 from .elementwise_gradient import _kept, _product, _repeated
 from .entry import entry, fields_of, threads_for, view
 from .linear import BLOCK, transpose_matrix
-from .simd import MASKS_ARE_FREE, MR1, MR2, lanes
+from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
 from .tile import rows_strided, tile_add, tile_fma, tile_fma_tail, tile_store, tile_zeros
 
 # Rows of a result that one iteration of a parallel loop takes.
-ROWS = 32
+ROWS = 48
 
 
 @helper
@@ -46,7 +46,12 @@ def _add_product(a, a_at, b, b_at, y, y_at, m_begin, m_end, sizes, strides, firs
         fresh = first and block == 0
         k = 0
         while k < K:
-            if K - k > width:
+            if MR4 > 0 and K - k > 3 * width:
+                columns = min(K - k, 4 * width)
+                for m in range(m_begin, m_end, MR4):
+                    _tile(a, a_at + m * a_row, a_row, a_col, min(m_end - m, MR4), b, b_at + k, b_row, columns, block, stop,
+                          fresh, y, y_at + m * K + k, K, MR4, 4)
+            elif K - k > width:
                 columns = min(K - k, 2 * width)
                 for m in range(m_begin, m_end, MR2):
                     _tile(a, a_at + m * a_row, a_row, a_col, min(m_end - m, MR2), b, b_at + k, b_row, columns, block, stop,
@@ -82,7 +87,7 @@ def products(a, b, dims, a_strides, b_strides, y_strides, sizes, strides, accumu
              repeats; along axes of stride 0 y is summed. sizes (M, C, K): a (M, C) has its rows and columns
              strides[0] and strides[1] apart, b (C, K) its rows strides[2] apart, y (M, K) is contiguous
     Writes   y (overwritten, or added to with accumulate)
-    Threads  one iteration per 32 rows of a matrix of y, each sums all that belongs to them; no scratch
+    Threads  one iteration per 48 rows of a matrix of y, each sums all that belongs to them; no scratch
     Source   ONNX MatMul-13; dA = dY B^T, dB = A^T dY, summed over what repeats
     """
     per_matrix = (sizes[0] + ROWS - 1) // ROWS

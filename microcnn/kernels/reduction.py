@@ -6,12 +6,13 @@ each of some.
 """
 import numba
 import numpy as np
+from llvmlite import ir
 from numba.extending import intrinsic
 
 from .cache import helper
 from .entry import entry, fields_of, number, threads_for, view
 from .powers import vector_ln
-from .simd import lanes
+from .simd import is_real_array, lanes, lanes_of, vector_type
 from .softmax import _job_shape
 from .vector import (
     VectorType,
@@ -46,6 +47,17 @@ def vector_product(typing_context, a):
     if not isinstance(a, VectorType):
         return None
     return a.dtype(a), _across(a, lambda builder, x, y: builder.fmul(x, y))
+
+
+@intrinsic
+def vector_lane_numbers(typing_context, like):
+    """0, 1, 2, ... in the lanes."""
+    if not is_real_array(like):
+        return None
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(vector_type(like.dtype), [float(lane) for lane in range(lanes_of(like.dtype))])
+    return VectorType(like.dtype)(like), codegen
 
 
 @helper
@@ -319,14 +331,23 @@ def backward(arena, row, batch):
 @helper
 def _place_in_row(x, at, C, sign, last):
     """Where in one contiguous group the largest number (of sign * x) stands, the first or the last of equal ones."""
-    zero = vector_of(x, x.dtype.type(0))
+    real = x.dtype.type
+    zero, lowest = vector_of(x, real(0)), vector_of(x, real(-np.inf))
     top = _across_lanes(_total(x, at, 1, 0, C, 0, MAX if sign > 0 else MIN, zero, x), MAX, x)
-    best, none = vector_sum(vector_where_first(1, top, zero)) * x.dtype.type(sign), vector_any_nan(top)
-    for i in range(C):
-        c = C - 1 - i if last else i
-        if x[at + c] == best or (none and x[at + c] != x[at + c]):
-            return c
-    return 0
+    if vector_any_nan(top):
+        for i in range(C):
+            c = C - 1 - i if last else i
+            if x[at + c] != x[at + c]:
+                return c
+    best = vector_mul(top, vector_of(x, real(sign)))
+    # the largest place, or the largest negative one
+    direction = vector_of(x, real(1 if last else -1))
+    place = lowest
+    for c in range(0, C, lanes(x)):
+        here = vector_mul(vector_add(vector_of(x, real(c)), vector_lane_numbers(x)), direction)
+        here = vector_where_first(C - c, vector_where_equal(vector_take(x, at + c, C - c), best, here, lowest), lowest)
+        place = vector_max(place, here)
+    return np.int64(abs(vector_highest(place)))
 
 
 @helper

@@ -120,7 +120,7 @@ class GroupNorm(Layer):
         return node.attrs["groups"]
 
     @classmethod
-    def infer(cls, node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:     # type: ignore[override]
+    def infer(cls, node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
         expect_inputs(node, shapes, 1)
         if not shapes[0]:
             raise ModelError(f'{node.op} "{node.name}" reads "{node.inputs[0]}", one number a sample; expected (channels, ...)')
