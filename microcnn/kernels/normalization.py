@@ -82,8 +82,11 @@ def _normalise_pixels(x, scale, bias, saved, at, begin, end, C, y):
 
 
 @helper
-def _group_job(phase, job, x, scale, bias, P, C, chunks, sums, saved, y):
-    """One chunk of one sample: its statistics in phase 0, its results in phase 1."""
+def _group_job(phase, job, x, scale, bias, P, C, G, chunks, eps, sums, saved, y):
+    """One chunk of one sample: its statistics in phase 0, its results in phase 2; one sample's statistics in phase 1."""
+    if phase == 1:
+        _group_statistics(sums[2 * job * chunks * C:2 * (job + 1) * chunks * C], P, C, G, chunks, eps, saved, 2 * job * C)
+        return
     n = job // chunks
     begin, end = _bounds(job % chunks, chunks, P)
     if phase == 0:
@@ -99,20 +102,18 @@ def group_norm(x, scale, bias, batch, P, C, G, chunks, eps, threads, sums, saved
     Shapes   x, y (batch, P, C); scale, bias (C,) or empty; saved (batch, 2, C): the group's mean and 1 / sqrt(variance + eps)
              for each channel; sums (batch, chunks, 2, C)
     Writes   y (overwritten; it may be x), saved, sums
-    Threads  one iteration per chunk of a sample's pixels; statistics are put together in order
+    Threads  one iteration per chunk of a sample's pixels, then per sample, whose statistics are put together in order
     Source   ONNX GroupNormalization-21; InstanceNormalization-22 with G = C
     """
-    for phase in range(2):
+    for phase in range(3):
+        jobs = batch if phase == 1 else batch * chunks
         if threads > 1:
-            for index in numba.prange(batch * chunks):
+            for index in numba.prange(jobs):
                 job = np.int64(index)
-                _group_job(phase, job, x, scale, bias, P, C, chunks, sums, saved, y)
+                _group_job(phase, job, x, scale, bias, P, C, G, chunks, eps, sums, saved, y)
         else:
-            for job in range(batch * chunks):
-                _group_job(phase, job, x, scale, bias, P, C, chunks, sums, saved, y)
-        if phase == 0:
-            for n in range(batch):
-                _group_statistics(sums[2 * n * chunks * C:2 * (n + 1) * chunks * C], P, C, G, chunks, eps, saved, 2 * n * C)
+            for job in range(jobs):
+                _group_job(phase, job, x, scale, bias, P, C, G, chunks, eps, sums, saved, y)
 
 
 @entry("x< scale< bias< y> saved> scratch> P C G chunks eps")
@@ -196,14 +197,20 @@ def _gradient_pixels(x, dy, scale, saved, at, means, means_at, begin, end, C, ac
 
 
 @helper
-def _group_backward_job(phase, job, x, dy, scale, saved, P, C, chunks, accumulate, sums, dx):
-    n = job // chunks
-    begin, end = _bounds(job % chunks, chunks, P)
-    if phase == 0:
-        _gradient_sums(x, dy, saved, 2 * n * C, n * P + begin, n * P + end, C, sums, 2 * job * C)
-    elif dx.size > 0:
-        _gradient_pixels(x, dy, scale, saved, 2 * n * C, sums, 2 * n * chunks * C, n * P + begin, n * P + end, C, accumulate,
-                         dx)
+def _group_backward_job(phase, job, x, dy, scale, saved, P, C, G, chunks, accumulate, sums, dx):
+    """One chunk of one sample: its sums in phase 0, its dx in phase 3; one sample's sums and means in phases 1 and 2."""
+    step = 2 * chunks * C
+    if phase == 1:
+        _sample_sums(sums[job * step:(job + 1) * step], C, chunks)
+    elif phase == 2:
+        _group_means(sums[job * step:(job + 1) * step], scale, P, C, G)
+    else:
+        n = job // chunks
+        begin, end = _bounds(job % chunks, chunks, P)
+        if phase == 0:
+            _gradient_sums(x, dy, saved, 2 * n * C, n * P + begin, n * P + end, C, sums, 2 * job * C)
+        elif dx.size > 0:
+            _gradient_pixels(x, dy, scale, saved, 2 * n * C, sums, n * step, n * P + begin, n * P + end, C, accumulate, dx)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
@@ -213,25 +220,21 @@ def group_norm_backward(x, dy, scale, saved, batch, P, C, G, chunks, accumulate,
 
     Shapes   as there; dx (batch, P, C), dscale, dbias (C,), each empty where it is not wanted; dx may be dy
     Writes   dx, dscale, dbias (overwritten, or added to with accumulate...), sums
-    Threads  one iteration per chunk of a sample's pixels; sums are put together in order
+    Threads  one iteration per chunk of a sample's pixels, or per sample; sums are put together in order
     Source   with h normalised and g = dy scale: dx = (g - mean(g) - h mean(g h)) / deviation, dscale = sum(dy h)
     """
-    step = 2 * chunks * C
-    for phase in range(2):
+    for phase in range(4):
+        jobs = batch if phase == 1 or phase == 2 else batch * chunks
         if threads > 1:
-            for index in numba.prange(batch * chunks):
+            for index in numba.prange(jobs):
                 job = np.int64(index)
-                _group_backward_job(phase, job, x, dy, scale, saved, P, C, chunks, accumulate, sums, dx)
+                _group_backward_job(phase, job, x, dy, scale, saved, P, C, G, chunks, accumulate, sums, dx)
         else:
-            for job in range(batch * chunks):
-                _group_backward_job(phase, job, x, dy, scale, saved, P, C, chunks, accumulate, sums, dx)
-        if phase == 0:
-            for n in range(batch):
-                _sample_sums(sums[n * step:(n + 1) * step], C, chunks)
-            _batch_sum(sums, step, 0, C, batch, accumulate_bias, dbias)
-            _batch_sum(sums, step, C, C, batch, accumulate_scale, dscale)
-            for n in range(batch):
-                _group_means(sums[n * step:(n + 1) * step], scale, P, C, G)
+            for job in range(jobs):
+                _group_backward_job(phase, job, x, dy, scale, saved, P, C, G, chunks, accumulate, sums, dx)
+        if phase == 1:
+            _batch_sum(sums, 2 * chunks * C, 0, C, batch, accumulate_bias, dbias)
+            _batch_sum(sums, 2 * chunks * C, C, C, batch, accumulate_scale, dscale)
 
 
 @entry("x< dy< scale< saved< dx= dscale= dbias= scratch> P C G chunks accumulate accumulate_scale accumulate_bias")

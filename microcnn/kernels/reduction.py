@@ -95,7 +95,15 @@ def _together(total, value, kind):
 
 
 @helper
-def _finished(total, kind, scale, top, like):
+def _logarithm(total, alone, like):
+    """The logarithms of some groups' totals, or of one that all lanes hold."""
+    if alone:
+        return vector_of(like, like.dtype.type(np.log(vector_highest(total))))
+    return vector_ln(total)
+
+
+@helper
+def _finished(total, kind, scale, top, alone, like):
     """The result from a group's total."""
     real = like.dtype.type
     if kind == SUM:
@@ -105,9 +113,9 @@ def _finished(total, kind, scale, top, like):
     if kind == LENGTH:
         return vector_sqrt(total)
     if kind == LOG_SUM:
-        return vector_ln(total)
+        return _logarithm(total, alone, like)
     if kind == LOG_SUM_EXP:
-        return vector_add(top, vector_ln(total))
+        return vector_add(top, _logarithm(total, alone, like))
     return total
 
 
@@ -171,7 +179,7 @@ def _forward_job(x, y, job, C, inner, kind, scale):
         total = _total(x, at, inner, 0, C, count, kind, top, x)
         if count == 0:
             total = _across_lanes(total, kind, x)
-        vector_write(_finished(total, kind, scale, top, x), y, to, max(1, count))
+        vector_write(_finished(total, kind, scale, top, count == 0, x), y, to, max(1, count))
 
 
 @helper
