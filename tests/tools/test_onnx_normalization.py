@@ -48,3 +48,37 @@ def test_without_a_batch(rng):
 def test_refusals(one, shape, weights, text):
     with pytest.raises(mc.UnsupportedError, match=text):
         mc.load_onnx(model_of([one], shape, weights))
+
+
+def parts(axes, eps=1e-5, first="x", opset=13):
+    """The nodes that PyTorch writes for a layer norm before opset 17."""
+    literals = [node("Constant", [], [name], value=onnx.numpy_helper.from_array(np.asarray(value, np.float32)), name=name)
+                for name, value in (("two", 2.0), ("eps", eps))]
+    return [*literals, node("ReduceMean", [first], ["mean"], axes=axes, name="mean"), node("Sub", [first, "mean"], ["d"]),
+            node("Pow", ["d", "two"], ["p"]), node("ReduceMean", ["p"], ["v"], axes=axes, name="variance"),
+            node("Add", ["v", "eps"], ["e"], name="shifted"), node("Sqrt", ["e"], ["r"])]
+
+
+@pytest.mark.parametrize("more, weights, ops", [
+    ([node("Div", ["d", "r"])], {}, ["LayerNorm"]),
+    ([node("Div", ["d", "r"], ["n"]), node("Mul", ["n", "s"])], {"s": numbers(7)}, ["LayerNorm"]),
+    ([node("Div", ["d", "r"], ["n"]), node("Mul", ["n", "s"], ["m"]), node("Add", ["m", "b"], name="bias")],
+     {"s": numbers(7), "b": numbers(7, seed=1)}, ["LayerNorm"]),
+    ([node("Div", ["d", "r"], ["n"]), node("Add", ["n", "b"], name="bias")], {"b": numbers(7)}, ["LayerNorm"]),
+    ([node("Div", ["d", "r"], ["n"]), node("Mul", ["n", "s"])], {"s": numbers(6, 1)}, ["LayerNorm", "Mul"]),
+    ([node("Div", ["d", "r"], ["n"]), node("Mul", ["n", "n"])], {}, ["LayerNorm", "Mul"]),
+])
+def test_the_parts_of_a_layer_norm_become_one(more, weights, ops):
+    graph = held_against_onnxruntime(model_of(parts([-1]) + more, ("N", 6, 7), weights, 13), (2, 6, 7))
+    assert [one.op for one in graph.nodes] == ops and graph.nodes[0].attrs["axis"] == 2
+    assert set(graph.nodes[0].weights) == ({"scale"} if "s" in weights else set()) | ({"bias"} if "b" in weights else set()) \
+        or ops[1:] == ["Mul"]
+
+
+@pytest.mark.parametrize("axes, more", [
+    ([1], [node("Div", ["d", "r"])]), ([-1], [node("Div", ["r", "d"])]),
+    ([-1], [node("Div", ["d", "r"], ["n"]), node("Add", ["n", "v"], name="bias")]),
+])
+def test_what_is_no_layer_norm_stays(axes, more):
+    graph = held_against_onnxruntime(model_of(parts(axes) + more, ("N", 6, 7), opset=13), (2, 6, 7))
+    assert "LayerNorm" not in [one.op for one in graph.nodes]
