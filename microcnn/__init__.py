@@ -30,6 +30,7 @@ _PUBLIC = {
     "specs_elementwise": "Add Div Maximum Minimum Mul Pow Sub",
     "specs_movement": ("CircularPad2d Concat ConstantPad2d PixelShuffle PixelUnshuffle ReflectionPad2d ReplicationPad2d "
                        "ZeroPad2d"),
+    "specs_normalization": "GroupNorm InstanceNorm2d LayerNorm LocalResponseNorm",
     "specs_windows": ("AdaptiveAvgPool2d AdaptiveMaxPool2d AvgPool2d Conv2d ConvTranspose2d GlobalAvgPool2d GlobalMaxPool2d "
                       "MaxPool2d"),
     "threads": "get_num_threads set_num_threads",
@@ -121,6 +122,12 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         ReflectionPad2d as ReflectionPad2d,
         ReplicationPad2d as ReplicationPad2d,
         ZeroPad2d as ZeroPad2d,
+    )
+    from .specs_normalization import (
+        GroupNorm as GroupNorm,
+        InstanceNorm2d as InstanceNorm2d,
+        LayerNorm as LayerNorm,
+        LocalResponseNorm as LocalResponseNorm,
     )
     from .specs_windows import (
         AdaptiveAvgPool2d as AdaptiveAvgPool2d,

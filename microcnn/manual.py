@@ -130,7 +130,7 @@ class Manual:
         self._run(self._forward, samples, self._forwards)
         self._samples = samples
         self._has_gradients = False
-        return results if len(results) > 1 else results[net.graph.outputs[0]]
+        return net._handed_out(results)
 
     def backward(self, dy: Any) -> Any:
         net = self.net

@@ -76,11 +76,11 @@ class Net(Bound):
 
         x     one array (N, ...) with the model's own axes, or a dict by input name where there are several
         out   where to write: an array of the network's dtype and the output's shape, or a dict by output name
-        Returns fresh arrays (or out): one, or a dict by output name where there are several.
+        Returns fresh arrays (or out): one, or a dict by output name where there are several; int64 for what ArgMax makes.
         Raises DataError for inputs that do not fit.
         """
         single, samples = self._single, self._fits(x)
-        if single is not None and out is None and 0 < samples <= self.batch:
+        if single is not None and out is None and 0 < samples <= self.batch and not self._integers:
             # the shortest way, for which a small network's user waits
             y = np.empty((samples, *self._output_shapes[0]), self.dtype)
             with self._lock, threads.pool_lock(self._lock):
@@ -96,7 +96,7 @@ class Net(Bound):
                       for name, array in inputs.items()}
         with self._lock, threads.pool_lock(self._lock):
             self._predict(inputs, results, samples)
-        return results if len(results) > 1 else results[self.graph.outputs[0]]
+        return self._handed_out(results, out is None)
 
     def _fits(self, x: Any) -> int:
         """How many samples x holds, where the network has one input and x is just what the kernels read; else 0."""
@@ -128,6 +128,13 @@ class Net(Bound):
                 raise DataError(f'out for "{name}" must be a writable, contiguous {self.dtype.name} array of shape {shape}; '
                                 f"it is {describe(array)}")
         return given
+
+    def _handed_out(self, results: Arrays, fresh: bool = True) -> Any:
+        """The one result, or all by name; those that hold whole numbers as int64 where their arrays are ours."""
+        if fresh:
+            for name in self._integers:
+                results[name] = results[name].astype(np.int64)
+        return results if len(results) > 1 else results[self.graph.outputs[0]]
 
     def _predict(self, inputs: Arrays, results: Arrays, samples: int) -> None:
         start_of, control = self._entry.start_of, self._control

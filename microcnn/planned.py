@@ -40,6 +40,7 @@ class Planned:
         from .parts import Store, Training
         self._entry = entry
         self._slots = self._assign_slots()
+        self._integers = layers.integer_tensors(self.graph) & set(self.graph.outputs)
         self._training: Training = Training(self._factors, dict(self._losses), self.optimizer,
                                             resolve_augment(augment, self._losses, self.shapes, self._factors, self.optimizer))
         self._store = Store(self.graph, self.dtype.itemsize)

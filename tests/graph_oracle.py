@@ -7,7 +7,16 @@ from collections.abc import Callable
 import numpy as np
 
 from microcnn.graph import Graph, Node
-from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary, walk_windows
+from tests.ops import (
+    walk_elementwise,
+    walk_matmul,
+    walk_movement,
+    walk_normalization,
+    walk_reduction,
+    walk_resize,
+    walk_unary,
+    walk_windows,
+)
 
 Weights = dict[str, np.ndarray]
 
@@ -88,6 +97,8 @@ def softmax(node: Node, inputs: list[np.ndarray], weights: Weights) -> np.ndarra
 
 
 def add(node: Node, inputs: list[np.ndarray], weights: Weights) -> np.ndarray:
+    if node.attrs.get("scalar") is not None:
+        return inputs[0] + node.attrs["scalar"]
     return inputs[0] + (weights["other"] if "other" in weights else inputs[1])
 
 
@@ -120,6 +131,9 @@ OPERATIONS: dict[str, Callable[[Node, list[np.ndarray], Weights], np.ndarray]] =
     **walk_elementwise.OPERATIONS,
     **walk_resize.OPERATIONS,
     **walk_windows.OPERATIONS,
+    **walk_reduction.OPERATIONS,
+    **walk_matmul.OPERATIONS,
+    **walk_normalization.OPERATIONS,
 }
 
 

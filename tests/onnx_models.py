@@ -20,9 +20,10 @@ def recorded(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def model_of(nodes: list[Any], shape: tuple[Any, ...], weights: dict[str, np.ndarray] | None = None, opset: int = 17,
              output: str = "y", ir_version: int = 8, **options: Any) -> ModelProto:
-    """A model of one float input x and one float output."""
+    """A model of one float input x and one output, of floats or of places."""
     inputs = [helper.make_tensor_value_info("x", options.get("dtype", TensorProto.FLOAT), list(shape))]
-    outputs = [helper.make_tensor_value_info(output, options.get("dtype", TensorProto.FLOAT), None)]
+    made = TensorProto.INT64 if nodes and nodes[-1].op_type in ("ArgMax", "ArgMin") else options.get("dtype", TensorProto.FLOAT)
+    outputs = [helper.make_tensor_value_info(output, made, None)]
     tensors = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
     if ir_version < 4:
         inputs += [helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in tensors]

@@ -86,6 +86,10 @@ class MicroCNNRep(BackendRep):
             if not isinstance(value, np.ndarray) and not np.isscalar(value):
                 raise BackendIsNotSupposedToImplementIt(
                     f'{_title(self.model)}: input "{name}" is a {type(value).__name__}; only tensors are supported')
+            if np.asarray(value).dtype.name in FLOAT_DTYPES and 0 in np.shape(value) and np.ndim(value) > 1:
+                raise BackendIsNotSupposedToImplementIt(
+                    f'{_title(self.model)}: input "{name}" of shape {np.shape(value)} is empty; only tensors that hold numbers '
+                    "are supported")
         floats = [name for name, value in given.items() if np.asarray(value).dtype.name in FLOAT_DTYPES]
         choices = [floats] + [[name] for name in floats if len(floats) > 1]
         for moving in filter(None, choices):

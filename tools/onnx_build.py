@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from microcnn.errors import CompileError, ModelError
 from microcnn.graph import Graph, Node, WeightRef
-from microcnn.layers import LAYERS
+from microcnn.layers import LAYERS, integer_tensors
 from microcnn.layers.elementwise import Elementwise
 
 OPSET = 17
@@ -60,8 +60,9 @@ class Build:
             entry.name, helper.np_dtype_to_tensor_dtype(np.dtype(entry.dtype)),
             [BATCH_NAME, *(f"{entry.name}_{axis}" if n is None else n for axis, n in enumerate(entry.shape, 1))])
             for entry in self.graph.inputs]
-        outputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(self.dtype),
-                                                 self._output_dims(name)) for name in self.graph.outputs]
+        integers = integer_tensors(self.graph)
+        outputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(
+            np.dtype(np.int64) if name in integers else self.dtype), self._output_dims(name)) for name in self.graph.outputs]
         used = {ref.name for node in self.graph.nodes for ref in node.weights.values()}
         tensors = [numpy_helper.from_array(np.ascontiguousarray(array, self.dtype).reshape(array.shape), name)
                    for name, array in self.graph.weights.items() if name in used]
@@ -83,6 +84,8 @@ class Build:
             return 2
         if node.op == "Reshape":
             return 1 + len(node.attrs["shape"])
+        if node.attrs.get("keepdims") is False:
+            return self.ranks[node.inputs[0]] - len(node.attrs.get("axes", (0,)))
         return max(self.ranks[name] for name in node.inputs)
 
     def _output_dims(self, name: str) -> list[int | str]:
@@ -255,4 +258,10 @@ for _layer in LAYERS.values():
             builder(_layer.op)(_plain(_operator, _data.get("attributes", {})))
 
 
-from . import onnx_build_movement, onnx_build_windows  # noqa: E402, F401  (they register more layers, with what is above)
+from . import (  # noqa: E402, F401  (they register more layers, with what is defined above)
+    onnx_build_matmul,
+    onnx_build_movement,
+    onnx_build_normalization,
+    onnx_build_reduction,
+    onnx_build_windows,
+)

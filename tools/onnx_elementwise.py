@@ -1,6 +1,8 @@
 """Converters of the operators of two or more tensors, number by number: sums, products, powers, the larger, the smaller."""
 from __future__ import annotations
 
+from typing import Any
+
 from .onnx_registry import Op, converter
 from .onnx_tensor import from_float
 from .onnx_values import Constant, Dim, Tensor, show
@@ -81,6 +83,12 @@ def _number(found: Constant) -> float:
     return float(from_float(found.array).reshape(-1)[0])
 
 
+def _is_literal(op: Op, found: Constant) -> bool:
+    """Whether a constant is a number of a formula and no weight: without axes, in a Constant node or computed at import."""
+    kind = op.draft.kinds.get(found.ref.name, ("initializer",))[0]
+    return found.array is not None and found.shape == () and kind != "initializer"
+
+
 def combine(op: Op, layer: str, first: Tensor | Constant, second: Tensor | Constant, output: str | None = None,
             suffix: str = "") -> Tensor:
     """Add the node of a function of two, broadcast as ONNX says; the batch has to stay axis 0. Constants become weights."""
@@ -95,9 +103,12 @@ def combine(op: Op, layer: str, first: Tensor | Constant, second: Tensor | Const
         assert x.dims is not None
         bounds = (_number(constant), float("inf")) if layer == "Max" else (float("-inf"), _number(constant))
         return op.emit("Clip", x, x.dims, dict(zip(("low", "high"), bounds, strict=True)), output=output, suffix=suffix)
+    attrs: dict[str, Any] = {"first": True} if isinstance(first, Constant) and layer not in COMMUTING else {}
+    if _is_literal(op, constant):
+        assert x.dims is not None
+        return op.emit(layer, x, x.dims, {**attrs, "scalar": _number(constant)}, output=output, suffix=suffix)
     x = _widened(op, x, constant, output or op.outputs[0])
     assert x.dims is not None
-    attrs = {"first": True} if isinstance(first, Constant) and layer not in COMMUTING else {}
     return op.emit(layer, x, broadcast(op, x.dims, constant.shape), attrs, {"other": constant}, output, suffix)
 
 

@@ -20,6 +20,7 @@ from microcnn.heads import is_resized
 from . import onnx_resize, onnx_unary  # noqa: F401  (they register how layers are written)
 from .onnx_build import build_model
 from .onnx_fold import FoldError, constant_value, fold
+from .onnx_import import load_onnx
 from .onnx_read import names_read, opset_of
 from .onnx_tensor import from_float, put_data, to_array
 
@@ -174,7 +175,10 @@ def _computed(name: str, model: ModelProto, makers: dict[str, NodeProto],
                 results = fold(node, opset_of(model), [values[read] if read else None for read in node.input], limit)
                 values.update(zip([made for made in node.output if made], results, strict=True))
     except (KeyError, FoldError) as error:
-        raise ModelError(f'weight "{name}" cannot be found again in the original model: {error}') from error
+        found = load_onnx(model).weights.get(name)         # it may depend on the shape of an input, too
+        if found is None:
+            raise ModelError(f'weight "{name}" cannot be found again in the original model: {error}') from error
+        return found
     return values[name]
 
 

@@ -21,7 +21,10 @@ from microcnn.graph import Graph, Input, Node, Source, WeightRef
 from . import (  # noqa: F401  (they register the converters)
     onnx_elementwise,
     onnx_layers,
+    onnx_matmul,
     onnx_movement,
+    onnx_normalization,
+    onnx_reduction,
     onnx_resize,
     onnx_shapes,
     onnx_unary,

@@ -257,6 +257,11 @@ def cast_like(op: Op) -> None:
 
 def _as_dtype(op: Op, dtype: str) -> None:
     x = op.tensor()
+    if x.dtype not in FLOAT_DTYPES:
+        if not dtype.startswith("int"):
+            op.refuse(f"it turns whole numbers into {dtype}; only int32 and int64 are supported")
+        op.draft.values[op.outputs[0]] = x
+        return
     if dtype not in FLOAT_DTYPES:
         op.refuse(f"it turns floating-point numbers into {dtype}; only {', '.join(FLOAT_DTYPES)} are supported")
     op.draft.values[op.outputs[0]] = Tensor(x.name, x.dims, dtype)

@@ -23,6 +23,8 @@ from .onnx_values import BATCH, Constant, Dim, Tensor, Value, show
 Converter = Callable[["Op"], None]
 CONVERTERS: dict[tuple[str, int], Converter] = {}
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Operators that take whole numbers (places of extremes) as they take any others.
+CARRYING = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Cast")
 
 
 def converter(operator: str, *since: int) -> Callable[[Converter], Converter]:
@@ -108,6 +110,10 @@ class Draft:
     names: set[str] = field(default_factory=set)
     refused: list[Refusal] = field(default_factory=list)
 
+    def makes(self, tensor: Tensor) -> bool:
+        """Whether a node of the graph makes a tensor: then it is of the network's own numbers, whatever its dtype."""
+        return any(tensor.name in node.outputs for node in self.nodes)
+
     def free_name(self, wanted: str) -> str:
         """A node name that no other node has."""
         name, number = wanted, 1
@@ -164,7 +170,7 @@ class Op:
             self.refuse(f'input {index} ("{self.inputs[index]}") is a constant; expected a tensor')
         if found.dims is None:
             raise Undetermined
-        if found.dtype not in FLOAT_DTYPES:
+        if found.dtype not in FLOAT_DTYPES and not (self.type in CARRYING and self.draft.makes(found)):
             self.refuse(f'it computes with the {found.dtype} tensor "{self.inputs[index]}"; only floating point is '
                         "supported")
         wanted = (rank,) if isinstance(rank, int) else rank

@@ -225,6 +225,55 @@ def silu(draft: Draft, outputs: list[str]) -> None:
     draft.nodes = [node for node in nodes if node.outputs[0] not in merged]
 
 
+def layer_norm(draft: Draft, outputs: list[str]) -> None:
+    """The seven nodes that files before opset 17 make of a layer norm, and the scale and bias after them: one LayerNorm."""
+    readers = _readers(draft, outputs)
+    makers = {node.outputs[0]: node for node in draft.nodes}
+    users: dict[str, list[Node]] = {}
+    for node in draft.nodes:
+        for name in node.inputs:
+            users.setdefault(name, []).append(node)
+
+    def before(node: Node | None, op: str, count: int = 1, place: int = 0, **attrs: Any) -> Node | None:
+        """The maker of a node's input, if it is of that kind and nothing beside `count` inputs reads it."""
+        found = makers.get(node.inputs[place]) if node is not None and len(node.inputs) > place else None
+        if found is None or found.op != op or readers[found.outputs[0]] != count or found.weights:
+            return None
+        return found if all(found.attrs.get(key) == value for key, value in attrs.items()) else None
+
+    def after(node: Node, op: str, shape: tuple[Any, ...]) -> WeightRef | None:
+        """The weight of that shape that the only reader of a node applies."""
+        name = node.outputs[0]
+        reader = users[name][0] if readers.get(name) == 1 and name in users else None
+        ref = reader.weights.get("other") if reader is not None and reader.op == op and not reader.attrs.get("first") else None
+        return ref if ref is not None and ref.apply(draft.stored[ref.name]).shape == shape else None
+    gone: set[str] = set()
+    merged: dict[str, Node] = {}
+    for node in draft.nodes:
+        root = before(node, "Sqrt", place=1) if node.op == "Div" and not node.weights else None
+        shifted = before(root, "Add")
+        variance = before(shifted, "ReduceMean", keepdims=True)
+        centred = before(before(variance, "Pow", scalar=2.0), "Sub", 2)
+        mean = before(centred, "ReduceMean", place=1, keepdims=True)
+        if centred is None or mean is None or variance is None or shifted is None or shifted.attrs.get("scalar") is None \
+                or node.inputs[0] != centred.outputs[0] or mean.inputs[0] != centred.inputs[0] \
+                or mean.attrs["axes"] != variance.attrs["axes"]:
+            continue
+        x, axes = draft.values[mean.inputs[0]], mean.attrs["axes"]
+        assert isinstance(x, Tensor) and x.dims is not None
+        if not axes or axes != tuple(range(axes[0], len(x.dims))):
+            continue
+        last, weights = node, {}
+        for role, op in (("scale", "Mul"), ("bias", "Add")):
+            ref = after(last, op, x.dims[axes[0]:])
+            if ref is not None:
+                gone.add(last.name)
+                last, weights[role] = users[last.outputs[0]][0], ref
+        merged[last.name] = Node("LayerNorm", node.name, mean.inputs, last.outputs,
+                                 {"axis": axes[0], "eps": shifted.attrs["scalar"]}, weights)
+    draft.nodes = [merged.get(node.name, node) for node in draft.nodes if node.name not in gone]
+
+
 def unused_nodes(draft: Draft, outputs: list[str]) -> None:
     """Nodes that no output depends on go: what only shape arithmetic read, for example."""
     needed = set(outputs)
@@ -242,6 +291,7 @@ SIMPLIFICATIONS: dict[str, Callable[[Draft, list[str]], None]] = {
     "bias of convolutions": convolution_bias,
     "padding of windows": padding,
     "x times its Sigmoid": silu,
+    "layer norm of its parts": layer_norm,
     "unused nodes": unused_nodes,
 }
 

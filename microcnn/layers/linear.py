@@ -33,7 +33,7 @@ class Linear(Layer):
 
     op = "Linear"
     trainable = ("weight", "bias")
-    onnx = {"Gemm": {}, "MatMul": {}}
+    onnx = {"Gemm": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:

@@ -6,7 +6,16 @@ import math
 import numpy as np
 
 from tests import oracles
-from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary, walk_windows
+from tests.ops import (
+    walk_elementwise,
+    walk_matmul,
+    walk_movement,
+    walk_normalization,
+    walk_reduction,
+    walk_resize,
+    walk_unary,
+    walk_windows,
+)
 from tests.oracles import ACTIVATIONS
 
 
@@ -191,4 +200,7 @@ OPS = {
     **walk_elementwise.OPS,
     **walk_resize.OPS,
     **walk_windows.OPS,
+    **walk_reduction.OPS,
+    **walk_matmul.OPS,
+    **walk_normalization.OPS,
 }

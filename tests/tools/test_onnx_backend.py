@@ -103,3 +103,15 @@ def test_no_stored_case_gives_a_wrong_answer(corpus):
     assert len(outcomes) == 270
     assert [f"{one.case.name}: {one.reason}" for one in outcomes if one.verdict == "failed"] == []
     assert all(one.reason for one in outcomes if one.verdict == "refused")
+
+
+def test_places_are_integers_and_reductions_may_take_the_batch(rng):
+    x = rng.standard_normal((3, 4, 5)).astype(np.float32)
+    for op, expected in (("ArgMax", x.argmax(1)), ("ArgMin", x.argmin(1))):
+        y, = onnx_backend.run_node(helper.make_node(op, ["x"], ["y"], axis=1, keepdims=0), [x])
+        assert y.dtype == np.int64
+        np.testing.assert_array_equal(y, expected)
+    y, = onnx_backend.run_node(helper.make_node("ReduceMax", ["x"], ["y"], keepdims=0), [x])
+    assert y == x.max() and y.shape == ()
+    with pytest.raises(BackendIsNotSupposedToImplementIt, match=r'input "x" of shape \(2, 0\) is empty'):
+        onnx_backend.run_node(helper.make_node("ReduceSum", ["x"], ["y"]), [np.zeros((2, 0), np.float32)])

@@ -16,7 +16,7 @@ from microcnn.tools.onnx_build import BUILDERS
 from microcnn.tools.onnx_import import load_onnx
 from tests.graph_oracle import evaluate
 from tests.onnx_models import model_of, node, numbers, onnxruntime_outputs, recorded, relative
-from tests.tools import onnx_unary_models
+from tests.tools import onnx_normalization_models, onnx_reduction_models, onnx_unary_models
 
 X = ("N", 3, 9, 7)
 W = {"w": numbers(4, 3, 3, 3), "b": numbers(4)}
@@ -129,6 +129,8 @@ ONE_NODE: dict[str, tuple[Any, tuple[Any, ...], dict[str, np.ndarray], tuple[int
     "upsample_input": (node("Upsample", ["x", "scales"], mode="linear"), X,
                        {"scales": np.array([1, 1, 2, 4], np.float32)}, (9,), ["Resize"]),
     **onnx_unary_models.MODELS,
+    **onnx_reduction_models.MODELS,
+    **onnx_normalization_models.MODELS,
 }
 CASES = [(name, opset) for name, case in ONE_NODE.items() for opset in case[3]]
 
