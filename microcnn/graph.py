@@ -178,6 +178,17 @@ class Graph:
                 shapes[name] = result
         return shapes
 
+    def types(self) -> dict[str, str]:
+        """The declared type of every tensor: its input's, or what its node's attribute dtype says, else its first input's.
+
+        Floating-point numbers are of the network's own dtype, whatever stands here; integers are held as such numbers.
+        """
+        types = {entry.name: entry.dtype for entry in self.inputs}
+        for node in self.nodes:
+            found = node.attrs.get("dtype") or (types[node.inputs[0]] if node.inputs else "float32")
+            types.update(dict.fromkeys(node.outputs, found))
+        return types
+
     def consumers(self) -> dict[str, list[Node]]:
         """Which nodes read each tensor."""
         readers: dict[str, list[Node]] = {}

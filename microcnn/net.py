@@ -12,6 +12,7 @@ from .bound import Bound
 from .errors import CompileError, DataError, TrainingError
 from .feeding import check_data, check_metrics, describe, input_array, several, target_array, weight_array
 from .graph import Graph
+from .integers import INTEGERS, as_integers
 from .losses import CrossEntropyLoss
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Net(Bound):
         if len(self.graph.inputs) != 1 or len(self.graph.outputs) != 1:
             return None
         name, output = self.graph.inputs[0].name, self.graph.outputs[0]
+        if self.types[name] in INTEGERS or self.types[output] in INTEGERS:
+            return None
         loss, tensor = self._losses.get(output, (None, output))
         x_key, t_key = f"input:{name}", f"target:{output}"
         return Single(name, self.shapes[name], output, x_key, t_key, self._slots[x_key], self._slots[f"output:{output}"],
@@ -75,9 +78,10 @@ class Net(Bound):
         """The outputs in inference mode, for any number of samples.
 
         x     one array (N, ...) with the model's own axes, or a dict by input name where there are several
-        out   where to write: an array of the network's dtype and the output's shape, or a dict by output name
-        Returns fresh arrays (or out): one, or a dict by output name where there are several.
-        Raises DataError for inputs that do not fit.
+        out   where to write: an array of the output's shape, or a dict by output name
+        Returns fresh arrays (or out): one, or a dict by output name where there are several; of the network's dtype, or of
+        the integer type that the model declares.
+        Raises DataError for inputs that do not fit, and for integers that the network's dtype does not hold exactly.
         """
         single, samples = self._single, self._fits(x)
         if single is not None and out is None and 0 < samples <= self.batch:
@@ -90,13 +94,17 @@ class Net(Bound):
             return y
         inputs = self._inputs(x)
         samples = next(iter(inputs.values())).shape[0]
-        results = self._results(out, samples)
+        asked = self._results(out, samples)
+        results = self._written(asked)
         if out is not None:       # what one batch writes may not be what the next one reads
             inputs = {name: array.copy() if any(np.may_share_memory(array, result) for result in results.values()) else array
                       for name, array in inputs.items()}
         with self._lock, threads.pool_lock(self._lock):
             self._predict(inputs, results, samples)
-        return results if len(results) > 1 else results[self.graph.outputs[0]]
+        for name, array in asked.items():
+            if array is not results[name]:
+                as_integers(results[name], name, array)
+        return asked if len(asked) > 1 else asked[self.graph.outputs[0]]
 
     def _fits(self, x: Any) -> int:
         """How many samples x holds, where the network has one input and x is just what the kernels read; else 0."""
@@ -110,7 +118,8 @@ class Net(Bound):
         if self._single is not None and self._fits(x):
             return {self._single.name: x}
         given = several(x, [entry.name for entry in self.graph.inputs], "x")
-        arrays = {name: input_array(array, name, self.shapes[name], self.dtype) for name, array in given.items()}
+        arrays = {name: input_array(array, name, self.shapes[name], self.dtype, self.types[name])
+                  for name, array in given.items()}
         counts = {name: array.shape[0] for name, array in arrays.items()}
         if len(set(counts.values())) > 1:
             raise DataError(f"the inputs have different numbers of samples: {counts}; they must be equal")
@@ -118,16 +127,25 @@ class Net(Bound):
 
     def _results(self, out: Any, samples: int) -> Arrays:
         if out is None:
-            return {name: np.empty((samples, *shape), self.dtype)
+            return {name: np.empty((samples, *shape), self._output_dtype(name))
                     for name, shape in zip(self.graph.outputs, self._output_shapes, strict=True)}
-        given = several(out, self.graph.outputs, "out")
+        given = dict(several(out, self.graph.outputs, "out"))
         for name, array in given.items():
-            shape = (samples, *self.shapes[name])
-            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != self.dtype \
+            shape, dtype = (samples, *self.shapes[name]), self._output_dtype(name)
+            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype \
                     or not array.flags.c_contiguous or not array.flags.writeable:
-                raise DataError(f'out for "{name}" must be a writable, contiguous {self.dtype.name} array of shape {shape}; '
+                raise DataError(f'out for "{name}" must be a writable, contiguous {dtype.name} array of shape {shape}; '
                                 f"it is {describe(array)}")
         return given
+
+    def _output_dtype(self, name: str) -> np.dtype:
+        """What an output comes out as."""
+        return np.dtype(self.types[name]) if self.types[name] in INTEGERS else self.dtype
+
+    def _written(self, results: Arrays) -> Arrays:
+        """What the program writes: the results themselves, but for those that are integers."""
+        return {name: array if array.dtype == self.dtype else np.empty(array.shape, self.dtype)
+                for name, array in results.items()}
 
     def _predict(self, inputs: Arrays, results: Arrays, samples: int) -> None:
         start_of, control = self._entry.start_of, self._control
@@ -354,7 +372,7 @@ class Net(Bound):
         samples = next(iter(inputs.values())).shape[0]
         if samples > self.batch:
             raise DataError(f"x holds {samples} samples; timed_predict takes up to {self.batch}")
-        results = self._results(None, samples)
+        results = self._written(self._results(None, samples))
         with self._lock, threads.pool_lock(self._lock):
             for name, array in inputs.items():
                 self._control[self._slots[f"input:{name}"]] = self._entry.start_of(array)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from microcnn.graph import Graph, Node
-from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary
+from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary, walk_where
 
 Weights = dict[str, np.ndarray]
 
@@ -118,6 +118,7 @@ OPERATIONS: dict[str, Callable[[Node, list[np.ndarray], Weights], np.ndarray]] =
     **walk_unary.OPERATIONS,
     **walk_elementwise.OPERATIONS,
     **walk_resize.OPERATIONS,
+    **walk_where.OPERATIONS,
 }
 
 

@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 from microcnn.errors import CompileError, ModelError, UnsupportedError
 from microcnn.graph import Graph, Input, Node, Source, WeightRef
 
-from . import onnx_elementwise, onnx_layers, onnx_movement, onnx_resize, onnx_shapes, onnx_unary  # noqa: F401  (they register the converters)
+from . import onnx_elementwise, onnx_layers, onnx_movement, onnx_quantize, onnx_resize, onnx_shapes, onnx_unary  # noqa: F401  (they register the converters)
 from .onnx_fold import FOLDABLE, FoldError, constant_value, fold
 from .onnx_read import check_node, live_nodes, opset_of, read_model
 from .onnx_registry import Draft, Op, Refusal, Refused, Undetermined, find_converter

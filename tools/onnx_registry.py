@@ -16,7 +16,9 @@ import onnx
 from onnx import NodeProto
 
 from microcnn.graph import Node
+from microcnn.integers import INTEGERS
 
+from .onnx_integers import TAKE_INTEGERS, WRAPPED
 from .onnx_tensor import attribute_value, from_float
 from .onnx_values import BATCH, Constant, Dim, Tensor, Value, show
 
@@ -162,7 +164,7 @@ class Op:
             self.refuse(f'input {index} ("{self.inputs[index]}") is a constant; expected a tensor')
         if found.dims is None:
             raise Undetermined
-        if found.dtype not in FLOAT_DTYPES:
+        if found.dtype not in FLOAT_DTYPES and not (self.type in TAKE_INTEGERS and found.dtype in INTEGERS):
             self.refuse(f'it computes with the {found.dtype} tensor "{self.inputs[index]}"; only floating point is '
                         "supported")
         wanted = (rank,) if isinstance(rank, int) else rank
@@ -227,12 +229,19 @@ class Op:
         return found
 
     def weight(self, index: int, what: str, shape: tuple[int | None, ...] | None = None) -> Constant | None:
-        """A floating-point constant that a node keeps as a weight; shape: None for sizes of any value."""
+        """A floating-point constant that a node keeps as a weight (or one of integers, for operators that take these).
+
+        shape: None for sizes of any value.
+        """
         found = self.known(index, what)
         if found is None:
             return None
-        if found.array is None or not found.is_float:
+        integers = found.array is not None and found.array.dtype.name in INTEGERS
+        if found.array is None or not (found.is_float or (integers and self.type in TAKE_INTEGERS)):
             self.refuse(f'its {what} ("{self.inputs[index]}") is not a floating-point constant')
+        if integers and found.array.size and max(-int(found.array.min()), int(found.array.max())) > 2**53:
+            self.refuse(f'its {what} ("{self.inputs[index]}") holds integers beyond 2**53; no floating-point number holds '
+                        "these exactly")
         fits = shape is None or (len(shape) == len(found.shape) and all(
             want in (None, have) for want, have in zip(shape, found.shape, strict=True)))
         if not fits:
@@ -273,10 +282,20 @@ class Op:
 
     def emit(self, layer: str, x: Tensor | list[Tensor], dims: tuple[Dim, ...], attrs: dict[str, Any] | None = None,
              weights: dict[str, Constant | None] | None = None, output: str | None = None,
-             suffix: str = "") -> Tensor:
-        """Add a node to the graph. Without `output` it makes the operator's own first result."""
+             suffix: str = "", dtype: str | None = None) -> Tensor:
+        """Add a node to the graph. Without `output` it makes the operator's own first result.
+
+        dtype: of the result, if that is not the first input's. What computes with integers gets a Cast behind it, which wraps
+        its result around.
+        """
         inputs = x if isinstance(x, list) else [x]
-        result = Tensor(output or self.outputs[0], dims, inputs[0].dtype)
+        made, kind = output or self.outputs[0], inputs[0].dtype
+        if dtype is None and made == self.outputs[0] and self.type in WRAPPED and kind in INTEGERS:
+            raw = self.emit(layer, inputs, dims, attrs, weights, f"{made}/unwrapped", suffix)
+            return self.emit("Cast", raw, dims, {}, None, made, "wrap", kind)
+        if dtype is not None:
+            attrs = {**(attrs or {}), "dtype": dtype}
+        result = Tensor(made, dims, dtype or kind)
         kept = {role: found.ref for role, found in (weights or {}).items() if found is not None}
         name = self.draft.free_name(f"{self.name}_{suffix}" if suffix else self.name)
         self.draft.nodes.append(Node(layer, name, tuple(tensor.name for tensor in inputs), (result.name,), attrs or {}, kept))

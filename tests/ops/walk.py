@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from tests import oracles
-from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary
+from tests.ops import walk_elementwise, walk_movement, walk_resize, walk_unary, walk_where
 from tests.oracles import ACTIVATIONS
 
 
@@ -190,4 +190,5 @@ OPS = {
     **walk_unary.OPS,
     **walk_elementwise.OPS,
     **walk_resize.OPS,
+    **walk_where.OPS,
 }
