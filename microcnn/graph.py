@@ -179,13 +179,15 @@ class Graph:
         return shapes
 
     def types(self) -> dict[str, str]:
-        """The declared type of every tensor: its input's, or what its node's attribute dtype says, else its first input's.
+        """The declared type of every tensor: an input's, or what its node's attribute dtype or layer says, or its operand's.
 
         Floating-point numbers are of the network's own dtype, whatever stands here; integers are held as such numbers.
         """
+        from . import layers
         types = {entry.name: entry.dtype for entry in self.inputs}
         for node in self.nodes:
-            found = node.attrs.get("dtype") or (types[node.inputs[0]] if node.inputs else "float32")
+            counts = layers.LAYERS[node.op].integers
+            found = node.attrs.get("dtype") or ("int64" if counts else types[node.inputs[0]])
             types.update(dict.fromkeys(node.outputs, found))
         return types
 

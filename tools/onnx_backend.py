@@ -83,8 +83,9 @@ class MicroCNNRep(BackendRep):
             said = "; ".join(odd) or f"the inputs hold {', '.join(map(_kind, given.values())) or 'nothing'}"
             refusals.insert(0, f"{_title(self.model)}: {said}; only floating-point numbers of 16 to 64 bits and integers of 8 "
                                "to 64 bits are computed")
-        # of several ways, the one whose tensors are tensors says most
-        raise BackendIsNotSupposedToImplementIt(min(refusals, key=lambda text: "is a constant; expected a tensor" in text))
+        # of several ways, one that fails for its tensors being constants, or its constants tensors, says least
+        said_little = ("is a constant; expected a tensor", "computed at run time; only constants")
+        raise BackendIsNotSupposedToImplementIt(min(refusals, key=lambda text: any(part in text for part in said_little)))
 
     def _ways(self, given: dict[str, Any]) -> Iterator[tuple[list[str], bool]]:
         """Which inputs are tensors, the rest being constants, and whether the whole model is one sample; the best first."""

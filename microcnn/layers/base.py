@@ -25,6 +25,7 @@ class Layer(ABC):
     op             its name in Node.op
     trainable      the roles of weights that training may change
     channels_last  whether images must lie N, H, W, C
+    integers       whether its result holds whole numbers, which are int64 where they are an output of the network
     onnx           the ONNX operators that it stands for, as plain data: {operator: {}}. With "versions", the opsets that
                    changed the operator, and "attributes", {ONNX attribute: (attribute, default)}, that is all that
                    import and export need: one tensor in, one of the same shape out. Without, tools/onnx_layers.py or
@@ -34,6 +35,7 @@ class Layer(ABC):
     op: ClassVar[str]
     trainable: ClassVar[tuple[str, ...]] = ()
     channels_last: ClassVar[bool] = False
+    integers: ClassVar[bool] = False
     onnx: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

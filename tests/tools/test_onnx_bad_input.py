@@ -114,9 +114,17 @@ def test_models_that_no_node_can_be_blamed_for():
     model.graph.node[0].domain = "somebody.else"
     with pytest.raises(UnsupportedError, match='operators of the domain "somebody.else"'):
         load_onnx(model)
-    integers = model_of([node("Relu", ["x"])], X, dtype=TensorProto.INT32, opset=14)
+    integers = model_of([node("Sigmoid", ["x"])], X, dtype=TensorProto.INT32, opset=14)
     with pytest.raises(UnsupportedError, match='computes with the int32 tensor "x"'):
         load_onnx(integers)
+    for kind, reason in ((TensorProto.INT4, "it holds int4 values"), (TensorProto.STRING, "it holds object values"),
+                         (TensorProto.BOOL, 'computes with the bool tensor "x"')):
+        with pytest.raises(UnsupportedError, match=reason):
+            load_onnx(model_of([node("Identity", ["x"])], X, dtype=kind, opset=21))
+    bare = model_of([node("Relu", ["x"])], X)
+    bare.graph.input[0].type.tensor_type.elem_type = 77
+    with pytest.raises(ModelError, match=r"no data type that ONNX knows \(77\)"):
+        load_onnx(bare)
 
 
 # Files that are no models

@@ -69,6 +69,8 @@ ONE_NODE: dict[str, tuple[Any, tuple[Any, ...], dict[str, np.ndarray], tuple[int
     "clip_one_attribute": (node("Clip", ["x"], max=0.75), X, {}, (10,), ["Clip"]),
     "clip_inputs": (node("Clip", ["x", "low", "high"]), X,
                     {"low": np.float32(0).reshape(()), "high": np.float32(6).reshape(())}, (11, 12, 13), ["Clip"]),
+    "clip_crossed": (node("Clip", ["x", "low", "high"]), X,
+                     {"low": np.float32(0.5).reshape(()), "high": np.float32(-0.25).reshape(())}, (13,), ["Clip"]),
     "clip_high": (node("Clip", ["x", "", "high"]), X, {"high": np.float32(0.3).reshape(())}, (13,), ["Clip"]),
     "softmax_default": (node("Softmax", ["x"]), X, {}, (7, 11, 12, 13, 17), ["Softmax"]),
     "softmax_axis": (node("Softmax", ["x"], axis=2), X, {}, (11, 13), ["Softmax"]),

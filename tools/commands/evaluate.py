@@ -53,7 +53,7 @@ def _add_common(parser: argparse.ArgumentParser, data: str) -> None:
 def _prepared(args: argparse.Namespace, terminal: Terminal, loss: Any, targets: bool) -> tuple[Any, Any]:
     """The compiled network and the data in its shapes."""
     options.set_threads(args.threads)
-    graph = load_model(args.model)
+    graph = load_model(args.model, args.shape)
     given = input_shapes(graph, args.shape)
     data = load_data(args.data, graph, options.normalization_of(graph, args), targets, given).parts.to_evaluate
     shapes = shapes_for_data(graph, given, data.sample_shape)

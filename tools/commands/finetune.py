@@ -66,7 +66,7 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     options.set_threads(args.threads)
     out = output_path(args)
     optimizer = optimizer_of(args)
-    graph = load_model(args.model)
+    graph = load_model(args.model, args.shape)
     if args.head is not None:
         graph = with_head(graph, args.head, args.seed)
     normalization = options.normalization_of(graph, args)
