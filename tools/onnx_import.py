@@ -129,8 +129,8 @@ class Walk:
                 raise ModelError(f'{self.shown}: input "{entry.name}" has no data type that ONNX knows ({kind.elem_type})')
             dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
             if dtype not in (*FLOAT_DTYPES, *INTEGERS, "bool"):       # masks are looked at where they are used
-                self.draft.refused.append(Refusal(entry.name, "input", self.draft.opset, f"it holds {dtype} values; only floating"
-                                                  "-point numbers of 16 to 64 bits and integers of 8 to 64 bits are computed"))
+                self.draft.refused.append(Refusal(entry.name, "input", self.draft.opset, f"it holds {dtype} values; only "
+                                                  "floating-point numbers and integers of 8 to 64 bits are computed"))
                 self.draft.values[entry.name] = Tensor(entry.name, None)
                 continue
             self.draft.values[entry.name] = Tensor(entry.name, tuple(dims), dtype)

@@ -167,6 +167,9 @@ class Op:
         if found.dtype not in FLOAT_DTYPES and not (self.type in TAKE_INTEGERS and found.dtype in INTEGERS):
             self.refuse(f'it computes with the {found.dtype} tensor "{self.inputs[index]}"; only floating point is '
                         "supported")
+        if found.dtype in INTEGERS and not self._takes(index, found.dtype):
+            self.refuse(f'it reads the {found.dtype} tensor "{self.inputs[index]}", which ONNX\'s {self.type} of this opset '
+                        "does not take")
         wanted = (rank,) if isinstance(rank, int) else rank
         if wanted is not None and len(found.dims) not in wanted:
             self.refuse(f'"{self.inputs[index]}" has {len(found.dims)} axes; only '
@@ -174,6 +177,11 @@ class Op:
         if not found.dims or found.dims[0] != BATCH:
             self.refuse(f'axis 0 of "{self.inputs[index]}" is not the batch')
         return found
+
+    def _takes(self, index: int, dtype: str) -> bool:
+        """Whether ONNX lets an input of this operator have this type."""
+        formal = onnx.defs.get_schema(self.type, max_inclusive_version=self.opset, domain="").inputs
+        return f"tensor({dtype})" in formal[min(index, len(formal) - 1)].types
 
     def dims(self, index: int = 0) -> tuple[Dim, ...]:
         """The dimensions of an input that is computed at run time, the batch first."""
