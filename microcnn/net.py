@@ -24,7 +24,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Single:
-    """The only input of a network with one output, and where their addresses stand. labels: its loss takes classes (N,)."""
+    """The only input of a network with one output, and where their addresses stand.
+
+    labels: its loss takes classes (N,). x_dtype: of arrays that need no check. plain: neither x nor y holds integers.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -35,6 +38,8 @@ class Single:
     y_slot: int
     t_slot: int
     labels: bool
+    x_dtype: np.dtype
+    plain: bool
 
 
 class Net(Bound):
@@ -65,12 +70,14 @@ class Net(Bound):
         if len(self.graph.inputs) != 1 or len(self.graph.outputs) != 1:
             return None
         name, output = self.graph.inputs[0].name, self.graph.outputs[0]
-        if self.types[name] in INTEGERS or self.types[output] in INTEGERS:
+        x_dtype = np.dtype(self.types[name]) if self.types[name] in INTEGERS else self.dtype
+        if x_dtype.kind != "f" and x_dtype.itemsize > 2:       # some of its numbers may not be exact
             return None
         loss, tensor = self._losses.get(output, (None, output))
         x_key, t_key = f"input:{name}", f"target:{output}"
         return Single(name, self.shapes[name], output, x_key, t_key, self._slots[x_key], self._slots[f"output:{output}"],
-                      self._slots[t_key], isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1)
+                      self._slots[t_key], isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1,
+                      x_dtype, x_dtype == self._output_dtype(output) == self.dtype)
 
     # Prediction.
 
@@ -87,11 +94,13 @@ class Net(Bound):
         if single is not None and out is None and 0 < samples <= self.batch:
             # the shortest way, for which a small network's user waits
             y = np.empty((samples, *self._output_shapes[0]), self.dtype)
+            if not single.plain:
+                x = x.astype(self.dtype, copy=False)
             with self._lock, threads.pool_lock(self._lock):
                 self._control[single.x_slot] = self._entry.start_of(x)
                 self._control[single.y_slot] = self._entry.start_of(y)
                 self._run("predict", samples)
-            return y
+            return y if single.plain else self._in_type(single.output, y)
         inputs = self._inputs(x)
         samples = next(iter(inputs.values())).shape[0]
         asked = self._results(out, samples)
@@ -109,14 +118,14 @@ class Net(Bound):
     def _fits(self, x: Any) -> int:
         """How many samples x holds, where the network has one input and x is just what the kernels read; else 0."""
         single = self._single
-        if single is not None and type(x) is np.ndarray and x.dtype == self.dtype and x.shape[1:] == single.shape \
+        if single is not None and type(x) is np.ndarray and x.dtype == single.x_dtype and x.shape[1:] == single.shape \
                 and x.flags.c_contiguous:
             return x.shape[0]
         return 0
 
     def _inputs(self, x: Any) -> Arrays:
         if self._single is not None and self._fits(x):
-            return {self._single.name: x}
+            return {self._single.name: x.astype(self.dtype, copy=False)}
         given = several(x, [entry.name for entry in self.graph.inputs], "x")
         arrays = {name: input_array(array, name, self.shapes[name], self.dtype, self.types[name])
                   for name, array in given.items()}
@@ -141,6 +150,11 @@ class Net(Bound):
     def _output_dtype(self, name: str) -> np.dtype:
         """What an output comes out as."""
         return np.dtype(self.types[name]) if self.types[name] in INTEGERS else self.dtype
+
+    def _in_type(self, name: str, array: np.ndarray) -> np.ndarray:
+        """An output as the model declares it. Raises DataError for integers that are not exact."""
+        dtype = self._output_dtype(name)
+        return array if dtype == self.dtype else as_integers(array, name, np.empty(array.shape, dtype))
 
     def _written(self, results: Arrays) -> Arrays:
         """What the program writes: the results themselves, but for those that are integers."""
@@ -171,7 +185,7 @@ class Net(Bound):
         if "train" not in self._programs:
             raise CompileError(self._missing("train_step"))
         single, samples = self._single, self._fits(x)
-        if single is not None and single.labels and sample_weight is None and 0 < samples <= self.batch \
+        if single is not None and single.labels and single.plain and sample_weight is None and 0 < samples <= self.batch \
                 and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == (samples,) and t.flags.c_contiguous:
             with self._lock, threads.pool_lock(self._lock):      # the shortest way, as in predict
                 control = self._control

@@ -56,12 +56,10 @@ def _parameters(op: Op, zero: Constant | None) -> dict[str, object]:
         op.refuse(f"its scale has the shape {scale.shape} and its zero point {getattr(points, 'shape', '?')}; only one number "
                   "for all, or one for each place of an axis, is supported")
     dims, axis = op.dims(), 0
-    if scale.size > 1 or (scale.ndim == 1 and len(dims) == 1 + op.draft.whole):
+    if scale.size > 1:
         axis = op.axis(op.attribute("axis", 1))
         if isinstance(dims[axis], int) and dims[axis] != scale.size:
             op.refuse(f"its scale has {scale.size} numbers; axis {op.attribute('axis', 1)} has {dims[axis]} places")
-    if scale.size == 1:
-        axis = 0
     return {"axis": axis, "scale": tuple(map(float, scale.reshape(-1))), "zero_point": tuple(map(int, points.reshape(-1)))}
 
 

@@ -81,7 +81,7 @@ def run_evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
                  + (f", top {args.top_k} {result[f'top_{args.top_k}']:.2%}" if args.top_k else ""))
     if args.confusion:
         show_confusion(result["confusion"], net.graph.meta.get("labels"), terminal)
-    options.note_raw(data, terminal)
+    options.note_raw(data, terminal, net.graph)
     return 0
 
 

@@ -95,7 +95,7 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
                         seed=args.seed, patience=args.patience, min_delta=args.min_delta)
     save_model(net, out)
     report(history, out, terminal)
-    options.note_raw(training, terminal)
+    options.note_raw(training, terminal, graph)
     if options.normalization_of(load_model(out), None) != normalization:
         terminal.warn(f"{out} does not hold this normalisation, because its metadata stays as it was; give the same "
                       "--scale, --mean and --std when it runs, or write a .mcnn file")
