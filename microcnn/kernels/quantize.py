@@ -19,18 +19,19 @@ from .vector import (
 )
 
 CHUNK = 8192
-QUANTIZE, DEQUANTIZE = range(2)
+QUANTIZE, DEQUANTIZE, THERE_AND_BACK = range(3)
 
 
 @helper
 def _value(x, scale, zero, kind, low, high, like):
-    """One vector, quantized or back."""
+    """One vector, quantized, or back, or both."""
     if kind == DEQUANTIZE:
         return vector_mul(vector_sub(x, zero), scale)
     real = like.dtype.type
     # the zero point is added to what was rounded: an odd one would turn the rounding of halves
     whole = vector_add(vector_rint(vector_div(x, scale)), zero)
-    return vector_min(vector_max(whole, vector_of(like, real(low))), vector_of(like, real(high)))
+    whole = vector_min(vector_max(whole, vector_of(like, real(low))), vector_of(like, real(high)))
+    return whole if kind == QUANTIZE else vector_mul(vector_sub(whole, zero), scale)
 
 
 @helper
@@ -54,7 +55,7 @@ def _chunk(x, scale, zero, y, chunk, C, inner, kind, low, high):
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def quantize_linear(x, scale, zero, C, inner, kind, low, high, threads, y):
-    """x / scale, rounded to the even of two, plus zero, between low and high; or the way back, (x - zero) scale.
+    """x / scale, rounded to the even of two, plus zero, between low and high; the way back, (x - zero) scale; or both.
 
     Shapes   x, y (outer, C, inner), flat; scale, zero (C,); y may be x
     Writes   y (overwritten)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..plan import Schedule
 
 # As kernels/quantize.py numbers them.
-QUANTIZE, DEQUANTIZE = range(2)
+QUANTIZE, DEQUANTIZE, THERE_AND_BACK = range(3)
 
 
 class DequantizeLinear(Layer):
@@ -63,7 +63,7 @@ class DequantizeLinear(Layer):
         low, high = cls.limits(node)
         s.row("quantize.linear", x=x.buffer, scale=s.store.constant(f"{node.name}.scale", scale),
               zero=s.store.constant(f"{node.name}.zero_point", zero), y=y.buffer, outer=x.numbers // (C * inner), C=C,
-              inner=inner, kind=cls.kind, low=low, high=high)
+              inner=inner, kind=cls.kind if step.output == node.outputs[0] else THERE_AND_BACK, low=low, high=high)
 
     @classmethod
     def limits(cls, node: Node) -> tuple[float, float]:
@@ -74,7 +74,8 @@ class DequantizeLinear(Layer):
 class QuantizeLinear(DequantizeLinear):
     """ONNX QuantizeLinear: x / scale, rounded to the nearest integer (the even one of two), plus the zero point, within dtype.
 
-    Attributes as DequantizeLinear's; dtype is an integer type of 8 or 16 bits.
+    Attributes as DequantizeLinear's; dtype is an integer type of 8 or 16 bits. Where the way back alone reads the result, both
+    are one step.
     Raises   ModelError: another dtype; CompileError: a gradient, for none passes
     """
 

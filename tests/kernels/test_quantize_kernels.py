@@ -24,9 +24,12 @@ def test_quantize_and_back(outer, C, inner, batch, dtype):
         run("quantize.linear", batch, threads, dtype, x=x.copy(), y=y, kind=0, low=-128.0, high=127.0, **fields)
         found.append(y)
         np.testing.assert_array_equal(y, expected)
-    back = expected.copy()
-    run("quantize.linear", batch, 1, dtype, x=back, y="x", kind=1, low=0.0, high=0.0, **fields)
     assert found[0].tobytes() == found[1].tobytes()
+    back, both = expected.copy(), x.copy()
+    run("quantize.linear", batch, 1, dtype, x=back, y="x", kind=1, low=0.0, high=0.0, **fields)
+    np.testing.assert_array_equal(back, (expected - per_row[1]) * per_row[0])
+    run("quantize.linear", batch, 1, dtype, x=both, y="x", kind=2, low=-128.0, high=127.0, **fields)
+    np.testing.assert_array_equal(both, back)
 
 
 @DTYPES

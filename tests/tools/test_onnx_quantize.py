@@ -111,6 +111,21 @@ def test_a_quantized_convolution(dtype, channels_last, tmp_path):
     assert [info.layer for info, _ in net.timed_predict(x[:2])].count("quantize") == 1
 
 
+def test_there_and_back_is_one_step():
+    steps = {"s": np.float32(0.25), "z": np.uint8(9), "t": np.float32(0.5)}
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], ["q"], name="quantize"),
+             *(node("DequantizeLinear", ["q", "s", "z"], [one], name=one) for one in "abc"), node("Add", ["a", "b"], ["d"]),
+             node("Mul", ["c", "d"], ["e"]), node("QuantizeLinear", ["e", "t", "z"], ["r"], name="again"),
+             node("DequantizeLinear", ["r", "s", "z"], name="otherwise")]
+    tiny = model(nodes, ("float32", ["N", 3, 40]), ("float32", ["N", 3, 40]), steps)
+    net = mc.load_onnx(tiny).compile(batch=2)
+    assert [one.op for one in net.graph.nodes].count("DequantizeLinear") == 2
+    x = halves(2, 3, 40)
+    kinds = [info.layer for info, _ in net.timed_predict(x) if info.kernel == "quantize.linear"]
+    assert kinds == ["quantize", "again", "otherwise"]
+    np.testing.assert_array_equal(net.predict(x), onnxruntime_outputs(tiny, {"x": x})["y"])
+
+
 def test_integers_in_are_checked():
     net = mc.load_onnx(quantized_convolution()).compile()
     x = np.zeros((1, 3, 8, 10))
