@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives: {module: names}. A name written "public=own" is called otherwise at home.
 _PUBLIC = {
+    "augment": "Augment",
     "build": "GraphBuilder Sequential",
     "checkpoint": "load=load_graph",
     "data": "Dataset Normalization",
@@ -25,10 +26,10 @@ _PUBLIC = {
     "schedule": "CosineAnnealingLR ExponentialLR MultiStepLR OneCycleLR StepLR",
     "specs_movement": ("CircularPad2d Concat ConstantPad2d PixelShuffle PixelUnshuffle ReflectionPad2d ReplicationPad2d "
                        "ZeroPad2d"),
-    "specs_activation": ("CELU ELU GELU Hardsigmoid Hardswish LeakyReLU LogSoftmax "
-                         "Mish PReLU SELU SiLU Softplus Softsign"),
-    "specs": ("Add AvgPool2d BatchNorm2d Clip Conv2d Div Dropout Flatten GlobalAvgPool2d Linear MaxPool2d Maximum Minimum Mul "
-              "Pow ReLU ReLU6 Reshape Sigmoid Softmax Sub Tanh Upsample"),
+    "specs": "AvgPool2d BatchNorm2d Conv2d Dropout Flatten GlobalAvgPool2d Linear MaxPool2d Reshape Upsample",
+    "specs_activation": ("CELU Clip ELU GELU Hardsigmoid Hardswish LeakyReLU LogSoftmax Mish PReLU ReLU ReLU6 SELU SiLU "
+                         "Sigmoid Softmax Softplus Softsign Tanh"),
+    "specs_elementwise": "Add Div Maximum Minimum Mul Pow Sub",
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
@@ -39,6 +40,7 @@ _HOMES = {pair.partition("=")[0]: (module, pair.rpartition("=")[2])
           for module, pairs in _PUBLIC.items() for pair in pairs.split()}
 
 if TYPE_CHECKING:   # the same table for editors and type checkers; a test compares the two
+    from .augment import Augment as Augment
     from .build import GraphBuilder as GraphBuilder, Sequential as Sequential
     from .checkpoint import load_graph as load  # noqa: F401
     from .data import Dataset as Dataset, Normalization as Normalization
@@ -71,28 +73,15 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         StepLR as StepLR,
     )
     from .specs import (
-        Add as Add,
         AvgPool2d as AvgPool2d,
         BatchNorm2d as BatchNorm2d,
-        Clip as Clip,
         Conv2d as Conv2d,
-        Div as Div,
         Dropout as Dropout,
         Flatten as Flatten,
         GlobalAvgPool2d as GlobalAvgPool2d,
         Linear as Linear,
-        Maximum as Maximum,
         MaxPool2d as MaxPool2d,
-        Minimum as Minimum,
-        Mul as Mul,
-        Pow as Pow,
-        ReLU as ReLU,
-        ReLU6 as ReLU6,
         Reshape as Reshape,
-        Sigmoid as Sigmoid,
-        Softmax as Softmax,
-        Sub as Sub,
-        Tanh as Tanh,
         Upsample as Upsample,
     )
     from .specs_activation import (
@@ -100,15 +89,30 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         ELU as ELU,
         GELU as GELU,
         SELU as SELU,
+        Clip as Clip,
         Hardsigmoid as Hardsigmoid,
         Hardswish as Hardswish,
         LeakyReLU as LeakyReLU,
         LogSoftmax as LogSoftmax,
         Mish as Mish,
         PReLU as PReLU,
+        ReLU as ReLU,
+        ReLU6 as ReLU6,
+        Sigmoid as Sigmoid,
         SiLU as SiLU,
+        Softmax as Softmax,
         Softplus as Softplus,
         Softsign as Softsign,
+        Tanh as Tanh,
+    )
+    from .specs_elementwise import (
+        Add as Add,
+        Div as Div,
+        Maximum as Maximum,
+        Minimum as Minimum,
+        Mul as Mul,
+        Pow as Pow,
+        Sub as Sub,
     )
     from .specs_movement import (
         CircularPad2d as CircularPad2d,

@@ -82,7 +82,7 @@ class Bound(Planned):
         for parameter in self._store.parameters.values():
             self._write(parameter, self.graph.weights[parameter.name])
         for buffer, array in self._store.constants.values():
-            self._arena[buffer.offset:buffer.offset + buffer.bytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            buffer.fill(self._arena, array)
 
     def _numbers(self, buffer: Buffer) -> np.ndarray:
         """A lasting buffer of the arena as a flat array of the network's dtype."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 import re
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import layers
+from .augment import Augment
 from .errors import CompileError
 from .graph import Graph, WeightRef
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss, Loss, resolve_loss
@@ -160,3 +162,20 @@ def fold_batchnorm(graph: Graph) -> Graph:
             nodes.append(node)
     folded.nodes = nodes
     return folded
+
+
+def resolve_augment(augment: Any, losses: dict[str, tuple[Any, str]], shapes: dict[str, tuple[int, ...]], factors: Any,
+                  optimizer: Any) -> Augment | None:
+    """What compile was given as augment. Raises CompileError where it makes no sense."""
+    if augment is None:
+        return None
+    if not isinstance(augment, Augment):
+        raise CompileError(f"augment is {augment!r}; expected None or mc.Augment(...)")
+    if not losses or not factors or optimizer is None:
+        raise CompileError("augment changes the samples of training steps, but nothing trains; give train, loss and optimizer "
+                           "too, or leave it out")
+    images = [name for name, (_, tensor) in losses.items() if math.prod(shapes[tensor][1:]) > 1]
+    if augment.moves and images:
+        raise CompileError("augment moves the pixels of the input, but not those of the targets of output "
+                           f'"{images[0]}", shape {shapes[images[0]]} for one sample; leave out shift, flip and crop')
+    return augment

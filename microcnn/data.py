@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -120,6 +120,37 @@ class Dataset:
         if self.y is not None and len(self.y) != len(self.x):
             raise DataError(f"{name}: x has {len(self.x)} samples, y has {len(self.y)}; give one target per sample")
         self.rows: np.ndarray | None = None
+
+    @classmethod
+    def collect(cls, source: Iterable[Any], batched: bool | None = None, normalization: Normalization | None = None,
+                name: str = "data") -> Dataset:
+        """The samples that an iterable gives, gathered in memory as they are stored there.
+
+        source   of pairs (x, y), one sample each or a batch, as a list, a generator or a PyTorch DataLoader gives them; of
+                 arrays x alone where there are no targets
+        batched  whether what it gives are batches; None: where y is an array of one axis or more whose length is that of x
+
+        Raises DataError where it is no iterable, gives nothing, or samples of different shapes.
+        """
+        if isinstance(source, (str, bytes, Mapping)) or not isinstance(source, Iterable):
+            raise DataError(f"{name}: {type(source).__name__} is no iterable of samples; give pairs (x, y), or a Dataset")
+        xs, ys = [], []
+        for number, item in enumerate(source):
+            pair = isinstance(item, (tuple, list)) and len(item) == 2
+            if isinstance(item, (tuple, list)) and not pair:
+                raise DataError(f"{name}: item {number} has {len(item)} parts; expected (x, y), or x alone")
+            x, y = (_part(name, number, part) for part in (item if pair else (item, None)))
+            if batched is None:
+                batched = y is not None and y.ndim > 0 and x.ndim > 1 and len(y) == len(x)
+            xs.append(x if batched else x[None])
+            if y is not None:
+                ys.append(y if batched else y[None])
+        if not xs:
+            raise DataError(f"{name}: the iterable gave nothing; an iterator that was used up cannot be used again: give a "
+                            "list, or make a new one")
+        if ys and len(ys) != len(xs):
+            raise DataError(f"{name}: {len(ys)} of {len(xs)} items have targets; give all of them one, or none")
+        return cls(_joined(name, "x", xs), _joined(name, "y", ys) if ys else None, normalization, name)
 
     def __len__(self) -> int:
         return len(self.x) if self.rows is None else len(self.rows)
@@ -252,6 +283,25 @@ class Dataset:
         hint = f"; they seem to count from {first}: use y - {first}" if 0 < first and last - first < classes else ""
         raise DataError(f"{self.name}: label {y[where]} (sample {where[0]}) is out of range; the model has {classes} "
                         f"classes, so labels run from 0 to {classes - 1}{hint}")
+
+
+def _part(owner: str, number: int, part: Any) -> Any:
+    """An item's x or y as an array; None stays. Raises DataError."""
+    if part is None:
+        return None
+    try:
+        return np.asarray(part)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{owner}: item {number} is no array of numbers: {error}") from None
+
+
+def _joined(owner: str, name: str, parts: list[np.ndarray]) -> np.ndarray:
+    """Batches put together. Raises DataError where their samples differ in shape."""
+    shapes = {part.shape[1:] for part in parts}
+    if len(shapes) > 1:
+        raise DataError(f"{owner}: {name} comes in different shapes, {', '.join(map(str, sorted(shapes)))}; give all samples "
+                        "the same")
+    return np.concatenate(parts)
 
 
 def _checked(owner: str, name: str, values: Any) -> np.ndarray:

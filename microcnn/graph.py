@@ -230,7 +230,8 @@ class Graph:
 
     def compile(self, batch: int = 1, train: Any = None, loss: Any = None, optimizer: Any = None, bn: str = "frozen",
                 dtype: str = "float32", budget: int | str | None = None,
-                input_shapes: dict[str, tuple[int, ...]] | None = None, manual: bool = False, seed: int = 0) -> Net:
+                input_shapes: dict[str, tuple[int, ...]] | None = None, manual: bool = False, seed: int = 0,
+                augment: Any = None) -> Net:
         """Fix every size and plan the memory: a network that runs and trains. See microcnn.net.Net.
 
         batch        samples that the buffers hold; train_step and forward take up to that many
@@ -243,13 +244,14 @@ class Graph:
         budget       the arena without the parameters may take at most this (bytes, or "256KB"), or compile refuses
         input_shapes sizes of one sample for the inputs whose sizes the model leaves open
         manual       plan forward/backward/update now rather than at first use
-        seed         of dropout
+        seed         of dropout and augment
+        augment      mc.Augment(...): how the samples of training steps are changed at random
 
         Raises CompileError for arguments that do not fit the model.
         """
         from .net import Net
         return Net(self, batch=batch, train=train, loss=loss, optimizer=optimizer, bn=bn, dtype=dtype, budget=budget,
-                   input_shapes=input_shapes, manual=manual, seed=seed)
+                   input_shapes=input_shapes, manual=manual, seed=seed, augment=augment)
 
     def save(self, path: Any) -> None:
         """Write the graph as a .mcnn file, atomically. Raises FileError."""

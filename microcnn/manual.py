@@ -37,9 +37,17 @@ class Manual:
                 schedule.updates.ready(schedule.store.parameters[name], buffer)
             schedule.updates.finish()
         schedule.finish()
-        begin = net._control_bytes
-        self.bytes = place(schedule.buffers, begin)
+        at = net._control_bytes
+        own_constants = list(net._store.constants.values())[net._constants_placed:]
+        for buffer, _ in own_constants:     # those that only this program needs
+            buffer.offset = at
+            at += buffer.size
+        self._transient = at     # where what lasts ends
+        self.bytes = place(schedule.buffers, at)
         self._arena = net._allocate(self.bytes)
+        for buffer, array in own_constants:
+            buffer.fill(self._arena, array)
+        self._own = {id(buffer) for buffer in schedule.buffers} | {id(buffer) for buffer, _ in own_constants}
         self._gradients = dict(schedule.weight_gradients)
         self._build(schedule, after_forward, after_backward)
         self._samples = 0
@@ -78,10 +86,9 @@ class Manual:
         net, entry = self.net, self.net._entry
         here, there = entry.start_of(self._arena), net._base
         base = min(here, there)
-        own = set(map(id, schedule.buffers))
 
         def offset_of(buffer: Buffer) -> int:
-            return buffer.offset + (here if id(buffer) in own else there) - base
+            return buffer.offset + (here if id(buffer) in self._own else there) - base
         arena = self._arena if base == here else net._arena
         self._control = arena[:net._control_bytes].view(np.int64)
         self._control_numbers = arena[:net._control_bytes].view(np.float64)

@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 ALIGNMENT = 64
 
 # What a buffer is for: each is one line of the report.
@@ -33,6 +35,10 @@ class Buffer:
     def size(self) -> int:
         """Bytes, rounded up to the alignment."""
         return -(-self.bytes // ALIGNMENT) * ALIGNMENT
+
+    def fill(self, arena: np.ndarray, array: np.ndarray) -> None:
+        """Write an array of as many bytes into the arena."""
+        arena[self.offset:self.offset + self.bytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
     def touch(self, row: int) -> None:
         """Extend the lifetime to a row."""

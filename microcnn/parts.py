@@ -1,11 +1,13 @@
 """What a schedule is made of: tensors and their gradients, weights, rows; and the store of weights that programs share."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from .augment import Augment
 from .errors import CompileError
 from .graph import Graph, WeightRef
 from .layout import Layout
@@ -38,6 +40,23 @@ class Gradient:
 
 
 @dataclass(eq=False)
+class Winners:
+    """The gradient of what a max pooling reads, not yet put where it belongs: dy at the winner of each window.
+
+    fields: of the pooling's rows. clamped: the maxima, where they were clamped to low..high. spread: adds the rows that make
+    it a gradient like any other.
+    """
+
+    dy: Gradient
+    indices: Buffer
+    clamped: Buffer | None
+    fields: dict[str, int]
+    low: float
+    high: float
+    spread: Callable[[], None]
+
+
+@dataclass(eq=False)
 class Parameter:
     """A weight in the arena. chain leads from the stored array to how it lies in memory."""
 
@@ -61,11 +80,12 @@ class Row:
 
 @dataclass
 class Training:
-    """What trains and how: the rates by weight name, the loss per output, the optimizer."""
+    """What trains and how: the rates by weight name, the loss per output, the optimizer, what happens to the images."""
 
     factors: dict[str, float] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
     optimizer: Any = None
+    augment: Augment | None = None
 
 
 class Store:

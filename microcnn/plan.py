@@ -7,15 +7,17 @@ free for the next one. What it is made of, and the store of weights, is in parts
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from . import layers
+from .doors import rows_in, rows_out
 from .fusion import Step, fuse
 from .graph import Graph, Node, WeightRef
 from .layers.activation import CLAMP
 from .layers.update import Updates
 from .layout import Layout, pad5, strides_between
 from .memory import Buffer
-from .parts import Field, Gradient, Row, Store, Training, Value
+from .parts import Field, Gradient, Row, Store, Training, Value, Winners
 
 
 class Schedule:
@@ -39,6 +41,7 @@ class Schedule:
         self.tape: list[tuple[Node | None, Callable[[], None]]] = []
         self.accepted: list[tuple[Node | None, Callable[[], None]]] = []
         self.gradients: dict[str, Gradient] = {}
+        self.winners: dict[str, Winners] = {}
         self.weight_gradients: dict[str, Buffer] = {}
         self.pending: dict[str, int] = {}
         self.updates = Updates(self)
@@ -230,7 +233,13 @@ class Schedule:
 
     def gradient(self, tensor: str) -> Gradient | None:
         """The complete gradient of a tensor, None where nothing reached it. The caller releases it."""
+        if tensor in self.winners:
+            self.winners.pop(tensor).spread()
         return self.gradients.pop(tensor, None)
+
+    def pooled(self, tensor: str, **winners: Any) -> None:
+        """The gradient of a tensor that only a max pooling reads, as the winners (parts.Winners) that it may be made from."""
+        self.winners[tensor] = Winners(**winners)
 
     def new_gradient(self, tensor: str) -> Gradient:
         """A buffer for a gradient of that tensor, which is not yet the tensor's own."""
@@ -303,16 +312,7 @@ class Schedule:
 
     def run_forward(self) -> None:
         """The doors in, and every step."""
-        for entry in self.graph.inputs:
-            self.node = None
-            self.phase = "layout"
-            shape = self.shapes[entry.name]
-            layout = self._input_layout(entry.name, shape)
-            value = self.make(entry.name, layout)
-            self.row("layout.input", y=value.buffer, slot=self.slots[f"input:{entry.name}"],
-                     **pad5(*strides_between(Layout.plain(shape), layout)))
-            if self.mode in ("train", "evaluate"):
-                self.row("loss.check_input", x=value.buffer, size=value.numbers)
+        rows_in(self)
         self.phase = "forward"
         if self.live:
             for node in self.graph.nodes:
@@ -346,19 +346,9 @@ class Schedule:
         """Batch norm goes into the convolution's weights where it runs on fixed statistics and no gradient passes."""
         return not self.live or (self.bn != "batch" and bn.outputs[0] not in self.needs)
 
-    def _input_layout(self, tensor: str, shape: tuple[int, ...]) -> Layout:
-        """Channels last where what reads the input wants them so."""
-        readers = self.graph.consumers().get(tensor, [])
-        wanted = any(layers.LAYERS[node.op].channels_last for node in readers) and len(shape) == 3
-        return Layout.channels_last(shape) if wanted else Layout.plain(shape)
-
     def run_outputs(self) -> None:
         """The doors out: each output into the caller's array."""
-        self.phase, self.node = "layout", None
-        for name in self.graph.outputs:
-            value = self.values[name]
-            self.row("layout.output", x=value.buffer, slot=self.slots[f"output:{name}"],
-                     **pad5(*strides_between(value.layout, Layout.plain(value.layout.shape))))
+        rows_out(self)
 
     def run_losses(self, gradient: bool) -> None:
         """The losses, and with gradient what they give back to their outputs."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import layers, threads
-from .choices import fold_batchnorm, parse_budget, resolve_losses, resolve_train
+from .choices import fold_batchnorm, parse_budget, resolve_augment, resolve_losses, resolve_train
 from .errors import CompileError
 from .graph import Graph, size_of
 from .memory import KINDS, Buffer, LayerMemory, Memory, lower_bound, place
@@ -26,7 +26,7 @@ class Planned:
 
     def __init__(self, graph: Graph, *, batch: int = 1, train: Any = None, loss: Any = None, optimizer: Any = None,
                  bn: str = "frozen", dtype: str = "float32", budget: Any = None,
-                 input_shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0):
+                 input_shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, augment: Any = None):
         check_arguments(batch, bn, dtype, seed)
         limit = parse_budget(budget)
         self.graph = graph if bn != "fold" else fold_batchnorm(graph)
@@ -40,7 +40,8 @@ class Planned:
         from .parts import Store, Training
         self._entry = entry
         self._slots = self._assign_slots()
-        self._training: Training = Training(self._factors, dict(self._losses), self.optimizer)
+        self._training: Training = Training(self._factors, dict(self._losses), self.optimizer,
+                                            resolve_augment(augment, self._losses, self.shapes, self._factors, self.optimizer))
         self._store = Store(self.graph, self.dtype.itemsize)
         self._planned = self._schedules()
         if self.optimizer is not None:
@@ -96,6 +97,7 @@ class Planned:
         parameters = [p.buffer for p in self._store.parameters.values()]
         states = [buffer for buffers in self._store.states.values() for buffer in buffers]
         constants = [buffer for buffer, _ in self._store.constants.values()]
+        self._constants_placed = len(constants)
         at = self._control_bytes
         for buffer in parameters + states + constants:
             buffer.offset = at

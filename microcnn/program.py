@@ -181,8 +181,6 @@ class Program:
 
     def set_field(self, kernel: str, field: str, value: int, where: tuple[str, int]) -> None:
         """Change a field in the rows of a kernel in which another field has a certain value."""
-        if kernel not in ENTRIES:
-            return
         fields = ENTRIES[kernel].fields
         place, test = fields.index(field), fields.index(where[0])
         for start, info in zip(self._starts, self.infos, strict=True):

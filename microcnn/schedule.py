@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -23,12 +24,12 @@ def cosine(step: int, steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class EpochSchedule:
+class EpochSchedule(ABC):
     """The base of schedules that are told in epochs: factor(step, steps, epoch_steps), the last the steps of an epoch."""
 
+    @abstractmethod
     def factor(self, step: int, steps: int, epoch_steps: int) -> float:
         """What the base rate is multiplied by at a step, counted from 0."""
-        raise NotImplementedError
 
     def _number(self, name: str, expected: str, low: float, high: float = math.inf, above: bool = False) -> None:
         value = getattr(self, name)

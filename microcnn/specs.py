@@ -17,6 +17,8 @@ from .errors import ModelError
 
 Size = int | tuple[int, int]
 Shape = tuple[int, ...]
+# (operation, attributes, weights by PyTorch's name)
+Described = tuple[str, dict[str, Any], dict[str, np.ndarray]]
 
 
 def _pair(value: Any, owner: str, name: str, least: int = 1) -> tuple[int, int]:
@@ -48,6 +50,20 @@ def count_of(value: Any, owner: str, name: str) -> int:
     return int(value)
 
 
+def number_of(value: Any, owner: str, name: str, otherwise: str = "") -> float:
+    """A real number. Raises ModelError that names the owner, the argument and what else is expected."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise ModelError(f"{owner}: {name} is {value!r}; expected a number{otherwise}")
+    return float(value)
+
+
+def axis_of(value: Any, owner: str) -> int:
+    """An axis, of which the batch is 0. Raises ModelError that names the owner."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ModelError(f"{owner}: dim is {value!r}; expected the number of an axis, of which the batch is 0")
+    return int(value)
+
+
 @dataclass
 class LayerSpec(ABC):
     """The base of all layers.
@@ -60,11 +76,22 @@ class LayerSpec(ABC):
     roles: ClassVar[dict[str, str]] = {"weight": "weight", "bias": "bias"}
 
     @abstractmethod
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         """(operation, attributes, weights by PyTorch's name) for an input of that shape (one sample).
 
         Raises ModelError for arguments that are not valid, or do not fit the input.
         """
+
+
+@dataclass
+class PlainSpec(LayerSpec):
+    """The base of layers that take no arguments. op: the operation that it becomes."""
+
+    op: ClassVar[str]
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        return self.op, {}, {}
 
 
 def _channels(shape: Shape, owner: str) -> int:
@@ -91,7 +118,7 @@ class Conv2d(LayerSpec):
     bias: bool = True
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         C, K, groups = _channels(shape, "Conv2d"), count_of(self.out_channels, "Conv2d", "out_channels"), self.groups
         R, S = _pair(self.kernel_size, "Conv2d", "kernel_size")
         count_of(groups, "Conv2d", "groups")
@@ -117,7 +144,7 @@ class Linear(LayerSpec):
     bias: bool = True
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         K = count_of(self.out_features, "Linear", "out_features")
         if not shape:
             raise ModelError("Linear: the input is one number a sample; expected at least one axis beside the batch")
@@ -143,13 +170,14 @@ class BatchNorm2d(LayerSpec):
     momentum: float = 0.1
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         if not shape:
             raise ModelError("BatchNorm2d: the input is one number a sample; expected (channels,) or (channels, height, width)")
         C = shape[0]
         weights = {"weight": np.ones(C, np.float32), "bias": np.zeros(C, np.float32),
                    "running_mean": np.zeros(C, np.float32), "running_var": np.ones(C, np.float32)}
-        return "BatchNorm2d", {"eps": float(self.eps), "momentum": 1.0 - float(self.momentum)}, weights
+        return "BatchNorm2d", {"eps": number_of(self.eps, "BatchNorm2d", "eps"),
+                               "momentum": 1.0 - number_of(self.momentum, "BatchNorm2d", "momentum")}, weights
 
 
 @dataclass
@@ -164,7 +192,7 @@ class MaxPool2d(LayerSpec):
     ceil_mode: bool = False
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         kernel = _pair(self.kernel_size, "MaxPool2d", "kernel_size")
         stride = kernel if self.stride is None else _pair(self.stride, "MaxPool2d", "stride")
         return "MaxPool2d", {"kernel": kernel, "stride": stride, "pads": _pads(self.padding, "MaxPool2d"),
@@ -183,7 +211,7 @@ class AvgPool2d(LayerSpec):
     count_include_pad: bool = True
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         kernel = _pair(self.kernel_size, "AvgPool2d", "kernel_size")
         stride = kernel if self.stride is None else _pair(self.stride, "AvgPool2d", "stride")
         return "AvgPool2d", {"kernel": kernel, "stride": stride, "pads": _pads(self.padding, "AvgPool2d"),
@@ -191,81 +219,11 @@ class AvgPool2d(LayerSpec):
 
 
 @dataclass
-class GlobalAvgPool2d(LayerSpec):
+class GlobalAvgPool2d(PlainSpec):
     """The mean over height and width: (C, H, W) -> (C, 1, 1), as torch.nn.AdaptiveAvgPool2d(1)."""
 
     short: ClassVar[str] = "gap"
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-        return "GlobalAvgPool2d", {}, {}
-
-
-@dataclass
-class ReLU(LayerSpec):
-    """torch.nn.ReLU: max(x, 0)."""
-
-    short: ClassVar[str] = "relu"
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-        return "Relu", {}, {}
-
-
-@dataclass
-class Clip(LayerSpec):
-    """min(max(x, low), high); torch.nn.Hardtanh with other defaults."""
-
-    short: ClassVar[str] = "clip"
-    low: float = -math.inf
-    high: float = math.inf
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-        return "Clip", {"low": float(self.low), "high": float(self.high)}, {}
-
-
-@dataclass
-class ReLU6(Clip):
-    """torch.nn.ReLU6: min(max(x, 0), 6)."""
-
-    short: ClassVar[str] = "relu6"
-    low: float = 0.0
-    high: float = 6.0
-
-
-@dataclass
-class Sigmoid(LayerSpec):
-    """torch.nn.Sigmoid: 1 / (1 + exp(-x))."""
-
-    short: ClassVar[str] = "sigmoid"
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-        return "Sigmoid", {}, {}
-
-
-@dataclass
-class Tanh(LayerSpec):
-    """torch.nn.Tanh."""
-
-    short: ClassVar[str] = "tanh"
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-        return "Tanh", {}, {}
-
-
-@dataclass
-class Softmax(LayerSpec):
-    """torch.nn.Softmax; dim counts the batch as 0."""
-
-    short: ClassVar[str] = "softmax"
-    dim: int = 1
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-        return "Softmax", {"axis": int(self.dim), "flatten": False}, {}
+    op: ClassVar[str] = "GlobalAvgPool2d"
 
 
 @dataclass
@@ -275,7 +233,7 @@ class Flatten(LayerSpec):
     short: ClassVar[str] = "flatten"
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         return "Flatten", {"axis": 1}, {}
 
 
@@ -287,8 +245,11 @@ class Reshape(LayerSpec):
     shape: Sequence[int]
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-        return "Reshape", {"shape": tuple(int(n) for n in self.shape)}, {}
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        sizes = self.shape if isinstance(self.shape, (tuple, list)) else (None,)
+        if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) for n in sizes):
+            raise ModelError(f"Reshape: shape is {self.shape!r}; expected integers, such as (16, -1)")
+        return "Reshape", {"shape": tuple(int(n) for n in sizes)}, {}
 
 
 @dataclass
@@ -305,7 +266,7 @@ class Upsample(LayerSpec):
     align_corners: bool | None = None
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         _channels(shape, "Upsample")
         modes = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}
         if self.mode not in modes:
@@ -340,84 +301,8 @@ class Dropout(LayerSpec):
     p: float = 0.5
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-        return "Dropout", {"p": float(self.p)}, {}
-
-
-@dataclass
-class _Function(LayerSpec):
-    """A function of two tensors, or of one and a number; with first the number is the first operand. Broadcasts."""
-
-    op: ClassVar[str] = ""
-    value: float | None = None
-    first: bool = False
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-        if self.value is None:
-            return self.op, {}, {}
-        if isinstance(self.value, bool) or not isinstance(self.value, (int, float, np.number)):
-            raise ModelError(f"{type(self).__name__}: value is {self.value!r}; expected a number, or None for two tensors")
-        return self.op, {"scalar": float(self.value), **({"first": True} if self.first else {})}, {}
-
-
-@dataclass
-class Add(LayerSpec):
-    """The sum of two tensors, with broadcasting."""
-
-    short: ClassVar[str] = "add"
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-        return "Add", {}, {}
-
-
-@dataclass
-class Sub(_Function):
-    """torch.sub: a - b of two tensors, with broadcasting; with a value x - value, with first value - x."""
-
-    short: ClassVar[str] = "sub"
-    op: ClassVar[str] = "Sub"
-
-
-@dataclass
-class Mul(_Function):
-    """torch.mul: a * b of two tensors, with broadcasting; with a value x * value."""
-
-    short: ClassVar[str] = "mul"
-    op: ClassVar[str] = "Mul"
-
-
-@dataclass
-class Div(_Function):
-    """torch.div: a / b of two tensors, with broadcasting; with a value x / value, with first value / x."""
-
-    short: ClassVar[str] = "div"
-    op: ClassVar[str] = "Div"
-
-
-@dataclass
-class Pow(_Function):
-    """torch.pow: a ** b of two tensors, with broadcasting; with a value x ** value, with first value ** x."""
-
-    short: ClassVar[str] = "pow"
-    op: ClassVar[str] = "Pow"
-
-
-@dataclass
-class Maximum(_Function):
-    """torch.maximum of two tensors, with broadcasting; with a value the larger of x and that."""
-
-    short: ClassVar[str] = "maximum"
-    op: ClassVar[str] = "Max"
-
-
-@dataclass
-class Minimum(_Function):
-    """torch.minimum of two tensors, with broadcasting; with a value the smaller of x and that."""
-
-    short: ClassVar[str] = "minimum"
-    op: ClassVar[str] = "Min"
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        return "Dropout", {"p": number_of(self.p, "Dropout", "p")}, {}
 
 
 def _uniform(rng: np.random.Generator, bound: float, shape: Shape) -> np.ndarray:

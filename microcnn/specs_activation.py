@@ -1,15 +1,72 @@
 """The activations that networks are built of in Python, with PyTorch's names and keywords; see specs.py."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from .errors import ModelError
-from .specs import LayerSpec, Shape, count_of
+from .specs import Described, LayerSpec, PlainSpec, Shape, axis_of, count_of, number_of
 
-Parts = tuple[str, dict[str, Any], dict[str, np.ndarray]]
+
+@dataclass
+class ReLU(PlainSpec):
+    """torch.nn.ReLU: max(x, 0)."""
+
+    short: ClassVar[str] = "relu"
+    op: ClassVar[str] = "Relu"
+
+
+@dataclass
+class Clip(LayerSpec):
+    """min(max(x, low), high); torch.nn.Hardtanh with other defaults."""
+
+    short: ClassVar[str] = "clip"
+    low: float = -math.inf
+    high: float = math.inf
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        return "Clip", {"low": number_of(self.low, "Clip", "low"), "high": number_of(self.high, "Clip", "high")}, {}
+
+
+@dataclass
+class ReLU6(Clip):
+    """torch.nn.ReLU6: min(max(x, 0), 6)."""
+
+    short: ClassVar[str] = "relu6"
+    low: float = 0.0
+    high: float = 6.0
+
+
+@dataclass
+class Sigmoid(PlainSpec):
+    """torch.nn.Sigmoid: 1 / (1 + exp(-x))."""
+
+    short: ClassVar[str] = "sigmoid"
+    op: ClassVar[str] = "Sigmoid"
+
+
+@dataclass
+class Tanh(PlainSpec):
+    """torch.nn.Tanh."""
+
+    short: ClassVar[str] = "tanh"
+    op: ClassVar[str] = "Tanh"
+
+
+@dataclass
+class Softmax(LayerSpec):
+    """torch.nn.Softmax; dim counts the batch as 0."""
+
+    short: ClassVar[str] = "softmax"
+    dim: int = 1
+    name: str | None = None
+
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        return "Softmax", {"axis": axis_of(self.dim, "Softmax"), "flatten": False}, {}
 
 
 @dataclass
@@ -25,13 +82,13 @@ class PReLU(LayerSpec):
     init: float = 0.25
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         count = count_of(self.num_parameters, "PReLU", "num_parameters")
         if count != 1 and (not shape or shape[0] != count):
             raise ModelError(f"PReLU: num_parameters (={count}) does not fit an input of shape {shape} for one sample; use 1 "
                              "or its first axis")
         stored = (count, *(1,) * (len(shape) - 1)) if count != 1 else (1,)
-        return "PRelu", {}, {"weight": np.full(stored, self.init, np.float32)}
+        return "PRelu", {}, {"weight": np.full(stored, number_of(self.init, "PReLU", "init"), np.float32)}
 
 
 @dataclass
@@ -42,7 +99,7 @@ class GELU(LayerSpec):
     approximate: str = "none"
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         if self.approximate not in ("none", "tanh"):
             raise ModelError(f'GELU: approximate is {self.approximate!r}; expected "none" or "tanh"')
         return "Gelu", {"approximate": self.approximate}, {}
@@ -56,8 +113,8 @@ class LeakyReLU(LayerSpec):
     negative_slope: float = 0.01
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
-        return "LeakyRelu", {"alpha": float(self.negative_slope)}, {}
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        return "LeakyRelu", {"alpha": number_of(self.negative_slope, "LeakyReLU", "negative_slope")}, {}
 
 
 @dataclass
@@ -68,8 +125,8 @@ class ELU(LayerSpec):
     alpha: float = 1.0
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
-        return "Elu", {"alpha": float(self.alpha)}, {}
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        return "Elu", {"alpha": number_of(self.alpha, "ELU", "alpha")}, {}
 
 
 @dataclass
@@ -79,7 +136,7 @@ class SELU(LayerSpec):
     short: ClassVar[str] = "selu"
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         return "Selu", {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}, {}
 
 
@@ -91,8 +148,8 @@ class CELU(LayerSpec):
     alpha: float = 1.0
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
-        return "Celu", {"alpha": float(self.alpha)}, {}
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        return "Celu", {"alpha": number_of(self.alpha, "CELU", "alpha")}, {}
 
 
 @dataclass
@@ -102,19 +159,16 @@ class Hardsigmoid(LayerSpec):
     short: ClassVar[str] = "hardsigmoid"
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         return "HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, {}
 
 
 @dataclass
-class Hardswish(LayerSpec):
+class Hardswish(PlainSpec):
     """torch.nn.Hardswish: x times Hardsigmoid."""
 
     short: ClassVar[str] = "hardswish"
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
-        return "HardSwish", {}, {}
+    op: ClassVar[str] = "HardSwish"
 
 
 @dataclass
@@ -124,41 +178,32 @@ class SiLU(LayerSpec):
     short: ClassVar[str] = "silu"
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         return "Swish", {"alpha": 1.0}, {}
 
 
 @dataclass
-class Softplus(LayerSpec):
+class Softplus(PlainSpec):
     """torch.nn.Softplus: log(1 + exp(x)), with beta 1 and without a threshold."""
 
     short: ClassVar[str] = "softplus"
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
-        return "Softplus", {}, {}
+    op: ClassVar[str] = "Softplus"
 
 
 @dataclass
-class Softsign(LayerSpec):
+class Softsign(PlainSpec):
     """torch.nn.Softsign: x / (1 + |x|)."""
 
     short: ClassVar[str] = "softsign"
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
-        return "Softsign", {}, {}
+    op: ClassVar[str] = "Softsign"
 
 
 @dataclass
-class Mish(LayerSpec):
+class Mish(PlainSpec):
     """torch.nn.Mish: x tanh(softplus(x))."""
 
     short: ClassVar[str] = "mish"
-    name: str | None = None
-
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
-        return "Mish", {}, {}
+    op: ClassVar[str] = "Mish"
 
 
 @dataclass
@@ -169,5 +214,5 @@ class LogSoftmax(LayerSpec):
     dim: int = 1
     name: str | None = None
 
-    def node(self, shape: Shape, rng: np.random.Generator) -> Parts:
-        return "LogSoftmax", {"axis": int(self.dim), "flatten": False}, {}
+    def node(self, shape: Shape, rng: np.random.Generator) -> Described:
+        return "LogSoftmax", {"axis": axis_of(self.dim, "LogSoftmax"), "flatten": False}, {}

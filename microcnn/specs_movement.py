@@ -7,9 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .errors import ModelError
-from .specs import LayerSpec, Shape, count_of
-
-Described = tuple[str, dict[str, Any], dict[str, np.ndarray]]
+from .specs import Described, LayerSpec, Shape, axis_of, count_of, number_of
 
 
 def _frame(value: Any, owner: str, shape: Shape) -> tuple[int, ...]:
@@ -36,7 +34,7 @@ class ConstantPad2d(LayerSpec):
 
     def node(self, shape: Shape, rng: np.random.Generator) -> Described:
         pads = _frame(self.padding, type(self).__name__, shape)
-        return "Pad", {"pads": pads, "mode": self.mode, "value": float(self.value)}, {}
+        return "Pad", {"pads": pads, "mode": self.mode, "value": number_of(self.value, type(self).__name__, "value")}, {}
 
 
 @dataclass
@@ -113,4 +111,4 @@ class Concat(LayerSpec):
     name: str | None = None
 
     def node(self, shape: Shape, rng: np.random.Generator) -> Described:
-        return "Concat", {"axis": int(self.dim)}, {}
+        return "Concat", {"axis": axis_of(self.dim, "Concat")}, {}

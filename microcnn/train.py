@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -290,13 +290,14 @@ class _Fit:
             self.on_epoch(record)
 
 
-def fit(net: Net, train: Dataset, validation: Dataset | None = None, epochs: int = 10,
+def fit(net: Net, train: Dataset | Iterable[Any], validation: Dataset | Iterable[Any] | None = None, epochs: int = 10,
         schedule: str | Schedule | EpochSchedule = "constant", seed: int = 0,
         on_progress: Callable[[Progress], None] | None = None, on_epoch: Callable[[Epoch], None] | None = None,
         patience: int | None = None, min_delta: float = 0.0) -> History:
     """Train a network on a data set and leave it with the best weights.
 
-    train, validation  data; a missing axis of size 1 is added, class numbers are checked (Dataset.matched)
+    train, validation  data: a Dataset, or any iterable of pairs (x, y), samples or batches, which is gathered in memory
+                       (Dataset.collect). A missing axis of size 1 is added, class numbers are checked (Dataset.matched)
     schedule           of the factor on net.lr: "constant", "cosine", "step:10", "milestones:30+60", "exponential:0.9",
                        "one-cycle"; mc.StepLR and its like, whose arguments the names take too ("cosine:warmup=1,floor=0.01");
                        or a function (step, steps) -> factor
@@ -325,6 +326,9 @@ def fit(net: Net, train: Dataset, validation: Dataset | None = None, epochs: int
         raise CompileError(f"min_delta is {min_delta!r}; expected a finite number, 0 or more, such as 0.001")
     if patience is not None and validation is None:
         raise CompileError("patience needs validation data, which fit was not given")
+    train = train if isinstance(train, Dataset) else Dataset.collect(train, name="training data")
+    if validation is not None and not isinstance(validation, Dataset):
+        validation = Dataset.collect(validation, name="validation data")
     if train.y is None or (validation is not None and validation.y is None):
         raise CompileError("fit needs targets, but the data has none; give y with x")
     train = matched(net, train)

@@ -209,12 +209,14 @@ def test_weights_too_large_for_the_dtype(net):
             lambda: net.set_parameters({"linear1.bias": np.full(3, 1e300)}))
 
 
-@pytest.mark.parametrize("lr", [-0.1, np.nan, np.inf, "fast", None, True])
+@pytest.mark.parametrize("lr", [-0.1, np.nan, np.inf, 10**400, "fast", None, True])
 def test_learning_rates(net, lr):
     def call():
         net.lr = lr
     refused(net, mc.CompileError, r"lr is .*; expected a finite number, 0 or more", call)
     assert net.lr == 0.1
+    with pytest.raises(mc.CompileError, match="lr is "):
+        mc.SGD(lr=lr)
 
 
 ARGUMENTS = [

@@ -284,3 +284,39 @@ def test_splits_that_make_no_sense():
             Dataset(images()).split(part)
     with pytest.raises(DataError, match="1 sample cannot be split"):
         Dataset(images(1)).split()
+
+
+def pairs(count=6, shape=(2, 3)):
+    rng = np.random.default_rng(0)
+    return [(rng.integers(0, 255, shape).astype(np.uint8), int(label)) for label in rng.integers(0, 3, count)]
+
+
+def test_samples_of_any_iterable():
+    samples = pairs()
+    for source in (samples, tuple(samples), iter(samples), (item for item in samples)):
+        data = Dataset.collect(source)
+        assert data.x.dtype == np.uint8 and data.x.shape == (6, 2, 3)
+        assert data.y.tolist() == [label for _, label in samples]
+
+
+def test_batches_of_any_iterable():
+    x, y = np.arange(42, dtype=np.float32).reshape(7, 2, 3), np.arange(7)
+    data = Dataset.collect((x[i:i + 3], y[i:i + 3]) for i in range(0, 7, 3))
+    np.testing.assert_array_equal(data.x, x)
+    np.testing.assert_array_equal(data.y, y)
+    alone = Dataset.collect((x[i:i + 3] for i in range(0, 7, 3)), batched=True)
+    np.testing.assert_array_equal(alone.x, x)
+    assert alone.y is None
+    pictures = Dataset.collect([(row, row * 2) for row in x], batched=False)
+    np.testing.assert_array_equal(pictures.y, x * 2)
+
+
+@pytest.mark.parametrize("source, message", [
+    (3, "int is no iterable of samples"), ("folder", "str is no iterable"), ({"x": 1}, "dict is no iterable"),
+    ([], "the iterable gave nothing"), ([(np.zeros(3), 1, 2)], "item 0 has 3 parts"),
+    ([(np.zeros((2, 3)), 0), (np.zeros((3, 2)), 1)], r"x comes in different shapes, \(2, 3\), \(3, 2\)"),
+    ([(np.zeros((2, 3)), 0), np.zeros((2, 3))], "1 of 2 items have targets"),
+    ([([[1, 2], [3]], 0)], "item 0 is no array of numbers"), ([("a", 0), ("b", 1)], "x has dtype")])
+def test_iterables_that_are_no_data(source, message):
+    with pytest.raises(DataError, match=message):
+        Dataset.collect(source)

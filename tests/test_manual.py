@@ -86,3 +86,17 @@ def test_the_order_of_forward_backward_gradients_update():
         net.backward(np.ones((4, 3)))
     net.gradients()
     net.update()
+
+
+@pytest.mark.parametrize("layers", [[mc.Upsample(scale_factor=3, mode="bilinear")], [mc.ReflectionPad2d(1)]],
+                         ids=["resize", "gather"])
+def test_tables_that_only_backward_reads(layers):
+    """A network compiled for prediction has no place for them: they lie with the second program."""
+    net = mc.Sequential(layers, input_shape=(2, 3, 4)).graph().compile(batch=2, dtype="float64")
+    x = np.random.default_rng(3).standard_normal((2, 2, 3, 4))
+    y = net.forward(x)
+    dy = np.random.default_rng(4).standard_normal(y.shape)
+    dx = net.backward(dy)
+    change = np.random.default_rng(5).standard_normal(x.shape)     # both are linear: <dy, f(v)> = <dx, v>
+    np.testing.assert_allclose((dx * change).sum(), (dy * (net.predict(x + change) - net.predict(x))).sum(), rtol=1e-9)
+    assert (net.predict(x) == y).all()

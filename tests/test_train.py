@@ -361,3 +361,16 @@ def test_a_real_network_learns_the_same_weights_every_time():
         fit(net, train, epochs=3)
     for name, array in runs[0].items():
         assert array.tobytes() == net.parameters()[name].tobytes(), name
+
+
+def test_any_iterable_trains():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((20, 6)).astype("f"), rng.integers(0, 3, 20)
+    weights = []
+    for train in (Dataset(x, y), list(zip(x, y, strict=True)), ((x[i:i + 8], y[i:i + 8]) for i in range(0, 20, 8))):
+        net = LinearClassifier(6, 3)
+        fit(net, train, iter([(x[:4], y[:4])]), epochs=2)
+        weights.append(net.weight)
+    assert (weights[0] == weights[1]).all() and (weights[0] == weights[2]).all()
+    with pytest.raises(DataError, match="validation data: the iterable gave nothing"):
+        fit(LinearClassifier(6, 3), Dataset(x, y), iter([]))

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 REDRAW = 0.1   # seconds between two pictures of a moving bar
+# Seconds between two lines about long work where no bar moves, and until the first.
+REPORT, FIRST_REPORT = 30.0, 3.0
 
 
 def bytes_text(size: float) -> str:
@@ -132,12 +134,13 @@ class Terminal:
 
 
 class Progress:
-    """A bar that moves on standard error while someone watches, and says nothing where nobody does."""
+    """A bar that moves on standard error while someone watches; elsewhere a line now and then about what takes long."""
 
     def __init__(self, terminal: Terminal, total: int, label: str):
         self.terminal, self.total, self.label = terminal, max(1, total), label
         self.watched = terminal.err.isatty() and os.environ.get("TERM") != "dumb"
         self._drawn, self._width = 0.0, 0
+        self._report_at = time.monotonic() + FIRST_REPORT
         self._rich: Any = None
         self._task: Any = None
 
@@ -156,7 +159,12 @@ class Progress:
     def show(self, done: int, note: str = "", label: str | None = None) -> None:
         """Move the bar; cheap enough to be called every step."""
         now = time.monotonic()
-        if not self.watched or (now - self._drawn < REDRAW and done < self.total):
+        if not self.watched:
+            if now >= self._report_at:
+                self._report_at = now + REPORT
+                print(f"microcnn: {label or self.label}: {note}", file=self.terminal.err, flush=True)
+            return
+        if now - self._drawn < REDRAW and done < self.total:
             return
         self._drawn, self.label = now, label or self.label
         if self._rich is not None:

@@ -54,6 +54,17 @@ def _add_run(x, x_at, y, y_at, count):
 
 
 @helper
+def put_image(sums, image, H, W, C, pad_top, pad_left, columns, n, accumulate, dx):
+    """Sample n of dx (= or +=) the inside of a padded image of so many columns."""
+    for h in range(H):
+        begin, to = image + ((pad_top + h) * columns + pad_left) * C, (n * H + h) * W * C
+        if accumulate:
+            _add_run(sums, begin, dx, to, W * C)
+        else:
+            copy_run(sums, begin, dx, to, W * C)
+
+
+@helper
 def _samples(chunk, chunks, dy, packed, dy_table, s_table, sums, batch, H, W, C, OH, OW, K, R, S, w_row, dilation_h, pad_top,
              pad_left, rows, columns, accumulate, dx):
     """The samples of one chunk, one after the other, in the chunk's padded image."""
@@ -64,12 +75,7 @@ def _samples(chunk, chunks, dy, packed, dy_table, s_table, sums, batch, H, W, C,
         for r in range(R):
             _window_row(dy, n * OH * OW * K, dy_table, OH * OW, K, packed, r * K * w_row, w_row, sums,
                         image + r * dilation_h * columns * C, s_table, S * C)
-        for h in range(H):
-            begin, to = image + ((pad_top + h) * columns + pad_left) * C, (n * H + h) * W * C
-            if accumulate:
-                _add_run(sums, begin, dx, to, W * C)
-            else:
-                copy_run(sums, begin, dx, to, W * C)
+        put_image(sums, image, H, W, C, pad_top, pad_left, columns, n, accumulate, dx)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")

@@ -209,12 +209,36 @@ def put(value, y, at, count):
 
 
 @helper
-def _broadcast_job(a, b, y, job, segments, rows_per_job, rows, dims, a_strides, b_strides, kind, low, high):
+def rows_of(dims):
+    """How many rows there are."""
+    return dims[0] * dims[1] * dims[2] * dims[3] * dims[4]
+
+
+@helper
+def _grouping(dims):
+    """(rows of a job, segments of a row): short rows go together, long ones are cut."""
+    return max(1, CHUNK // dims[5]), (dims[5] + CHUNK - 1) // CHUNK
+
+
+@helper
+def jobs_of(dims):
+    """How many jobs take all rows."""
+    together, segments = _grouping(dims)
+    return (rows_of(dims) + together - 1) // together * segments
+
+
+@helper
+def part_of(job, dims):
+    """(first row, end of the rows, first number in a row, end of the numbers) of a job."""
+    together, segments = _grouping(dims)
+    first, begin = job // segments * together, job % segments * CHUNK
+    return first, min(rows_of(dims), first + together), begin, min(dims[5], begin + CHUNK)
+
+
+@helper
+def _broadcast_job(a, b, y, job, dims, a_strides, b_strides, kind, low, high):
     """One segment of some neighbouring rows."""
-    first = job // segments * rows_per_job
-    last = min(rows, first + rows_per_job)
-    begin = job % segments * CHUNK
-    end = min(dims[5], begin + CHUNK)
+    first, last, begin, end = part_of(job, dims)
     step = row_width(y, a_strides[5], b_strides[5])
     place = place_of(first, dims)
     for row in range(first, last):
@@ -236,17 +260,14 @@ def combine_strided(a, b, dims, a_strides, b_strides, kind, low, high, threads, 
     Threads  one iteration per group of rows (or segment of a long row), each owns its part of y
     Source   as combine_same_shape, multidirectional broadcasting; innermost strides 1 and 0 take vectors, others one number
     """
-    rows = dims[0] * dims[1] * dims[2] * dims[3] * dims[4]
-    segments = (dims[5] + CHUNK - 1) // CHUNK
-    rows_per_job = max(1, CHUNK // dims[5])
-    jobs = (rows + rows_per_job - 1) // rows_per_job * segments
+    jobs = jobs_of(dims)
     if threads > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)
-            _broadcast_job(a, b, y, job, segments, rows_per_job, rows, dims, a_strides, b_strides, kind, low, high)
+            _broadcast_job(a, b, y, job, dims, a_strides, b_strides, kind, low, high)
     else:
         for job in range(jobs):
-            _broadcast_job(a, b, y, job, segments, rows_per_job, rows, dims, a_strides, b_strides, kind, low, high)
+            _broadcast_job(a, b, y, job, dims, a_strides, b_strides, kind, low, high)
 
 
 @entry("a< b< y> d0 d1 d2 d3 d4 a_batch a0 a1 a2 a3 a4 b_batch b0 b1 b2 b3 b4 kind low high")
@@ -255,7 +276,7 @@ def combine_broadcast(arena, row, batch):
     dims = (batch, row.d0, row.d1, row.d2, row.d3, row.d4)
     a_strides = (row.a_batch, row.a0, row.a1, row.a2, row.a3, row.a4)
     b_strides = (row.b_batch, row.b0, row.b1, row.b2, row.b3, row.b4)
-    size = batch * row.d0 * row.d1 * row.d2 * row.d3 * row.d4
+    size = rows_of(dims) * dims[5]
     combine_strided(view(arena, row.a, extent(dims, a_strides)), view(arena, row.b, extent(dims, b_strides)), dims,
                     a_strides, b_strides, row.kind, number(row.low), number(row.high),
                     threads_for(arena, work_of(row.kind, size)), view(arena, row.y, size))

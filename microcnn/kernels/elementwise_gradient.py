@@ -5,7 +5,6 @@ import numpy as np
 from .cache import helper
 from .elementwise import (
     ADD,
-    CHUNK,
     CUBE,
     DIV,
     FLOOR_MOD,
@@ -20,11 +19,14 @@ from .elementwise import (
     SUB,
     extent,
     fetch,
+    jobs_of,
     next_place,
+    part_of,
     place_of,
     put,
     row_at,
     row_width,
+    rows_of,
     work_of,
 )
 from .entry import entry, fields_of, threads_for, view
@@ -140,13 +142,9 @@ def _fetch_if(given, a, at, stride, count, like):
 
 
 @helper
-def _gradient_job(dy, a, b, dx, job, segments, rows_per_job, rows, dims, a_strides, b_strides, given, kind, second,
-                  accumulate):
+def _gradient_job(dy, a, b, dx, job, dims, a_strides, b_strides, given, kind, second, accumulate):
     """One segment of some neighbouring rows."""
-    first = job // segments * rows_per_job
-    last = min(rows, first + rows_per_job)
-    begin = job % segments * CHUNK
-    end = min(dims[5], begin + CHUNK)
+    first, last, begin, end = part_of(job, dims)
     step = row_width(dx, a_strides[5], b_strides[5])
     place = place_of(first, dims)
     for row in range(first, last):
@@ -171,19 +169,14 @@ def gradient_strided(dy, a, b, dims, a_strides, b_strides, given, kind, second, 
     Threads  one iteration per group of rows (or segment of a long row), each owns its part of dx
     Source   the derivative by the first operand, or by the second; ties and powers of 0 as PyTorch
     """
-    rows = dims[0] * dims[1] * dims[2] * dims[3] * dims[4]
-    segments = (dims[5] + CHUNK - 1) // CHUNK
-    rows_per_job = max(1, CHUNK // dims[5])
-    jobs = (rows + rows_per_job - 1) // rows_per_job * segments
+    jobs = jobs_of(dims)
     if threads > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)
-            _gradient_job(dy, a, b, dx, job, segments, rows_per_job, rows, dims, a_strides, b_strides, given, kind, second,
-                          accumulate)
+            _gradient_job(dy, a, b, dx, job, dims, a_strides, b_strides, given, kind, second, accumulate)
     else:
         for job in range(jobs):
-            _gradient_job(dy, a, b, dx, job, segments, rows_per_job, rows, dims, a_strides, b_strides, given, kind, second,
-                          accumulate)
+            _gradient_job(dy, a, b, dx, job, dims, a_strides, b_strides, given, kind, second, accumulate)
 
 
 @helper
@@ -204,7 +197,7 @@ def gradient(arena, row, batch):
     dims = (batch, row.d0, row.d1, row.d2, row.d3, row.d4)
     a_strides = (row.a_batch, row.a0, row.a1, row.a2, row.a3, row.a4)
     b_strides = (row.b_batch, row.b0, row.b1, row.b2, row.b3, row.b4)
-    size = batch * row.d0 * row.d1 * row.d2 * row.d3 * row.d4
+    size = rows_of(dims) * dims[5]
     gradient_strided(view(arena, row.dy, size), view(arena, row.a, _span(row.a, dims, a_strides)),
                      view(arena, row.b, _span(row.b, dims, b_strides)), dims, a_strides, b_strides, _given(row.a, row.b),
                      row.kind, row.second, row.accumulate, threads_for(arena, work_of(row.kind, size)),
@@ -226,11 +219,6 @@ def _repeated(dims, strides):
 
 
 @helper
-def _product(dims):
-    return dims[0] * dims[1] * dims[2] * dims[3] * dims[4]
-
-
-@helper
 def _reduce_job(dy, a, b, dx, job, blocks, width, dims, strides, a_strides, b_strides, given, kind, second, accumulate):
     """One vector of dx (one number where the innermost axis repeats), summed over everything that repeats it."""
     dy_strides = (dims[1] * dims[2] * dims[3] * dims[4] * dims[5], dims[2] * dims[3] * dims[4] * dims[5],
@@ -244,7 +232,7 @@ def _reduce_job(dy, a, b, dx, job, blocks, width, dims, strides, a_strides, b_st
     zero = vector_of(dy, dy.dtype.type(0))
     total, part, additions = zero, zero, 0
     place = (0, 0, 0, 0, 0)
-    for _ in range(_product(repeated)):
+    for _ in range(rows_of(repeated)):
         at = start + row_at(place, dy_strides)
         a_at, b_at = a_start + row_at(place, a_strides), b_start + row_at(place, b_strides)
         for i in range(begin, end, step):
@@ -287,7 +275,7 @@ def sum_strided(dy, a, b, dims, strides, a_strides, b_strides, given, kind, seco
     else:
         width = row_width(dy, max(a_strides[5], b_strides[5]), strides[5])
     blocks = (dims[5] + width - 1) // width
-    jobs = _product(_kept(dims, strides)) * blocks
+    jobs = rows_of(_kept(dims, strides)) * blocks
     if threads > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)
@@ -307,7 +295,7 @@ def reduce_broadcast(arena, row, batch):
     strides = (row.batch_stride, row.s0, row.s1, row.s2, row.s3, row.s4)
     a_strides = (row.a_batch, row.a0, row.a1, row.a2, row.a3, row.a4)
     b_strides = (row.b_batch, row.b0, row.b1, row.b2, row.b3, row.b4)
-    dy_size = batch * row.d0 * row.d1 * row.d2 * row.d3 * row.d4
+    dy_size = rows_of(dims) * dims[5]
     size = row.size * (batch if row.batch_stride else 1)
     sum_strided(view(arena, row.dy, dy_size), view(arena, row.a, _span(row.a, dims, a_strides)),
                 view(arena, row.b, _span(row.b, dims, b_strides)), dims, strides, a_strides, b_strides,

@@ -168,6 +168,25 @@ def tile_fma_tail(typing_context, tile, a, rows, a_offset, b, b_offset, count):
     return _fma(tile, a, rows, b, count)
 
 
+@intrinsic
+def tile_fma_rows(typing_context, tile, value, b, rows, b_offset):
+    """tile[i, :] += value * b[rows[i] + b_offset : ... + nv * lanes]"""
+    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
+        return None
+    signature = tile(tile, tile.dtype, b, rows, types.intp)
+
+    def codegen(context, builder, sig, args):
+        total, scalar, b_array, row_offsets, b_off = args
+        start = _row_starts(context, builder, sig.args[2], b_array, row_offsets, b_off)
+        factor = splat(builder, scalar, lanes_of(tile.dtype))
+        for i in range(tile.mr):
+            for j, column in enumerate(_columns(builder, start(i), tile)):
+                k = i * tile.nv + j
+                total = builder.insert_value(total, multiply_add(builder, factor, column, builder.extract_value(total, k)), k)
+        return total
+    return signature, codegen
+
+
 def _each_row(builder, tile, count, body):
     """body(i) for the rows below count."""
     for i in range(tile.mr):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from ..errors import ModelError
 from ..layout import Layout
 from .base import Layer, Shape, expect_image, expect_inputs
+from .conv2d_scatter import scatter_pays, scatter_rows
+from .conv2d_winners import winners_input_rows, winners_pay, winners_serve, winners_weight_row
 from .linear import bias_gradient, linear_backward, linear_rows
 from .windows import Pads, Phase, output_hw, phases, resolve_pads
 
@@ -234,6 +236,19 @@ def band_plan(s: Schedule, H: int, W: int, C: int, R: int, S: int, sides: dict[s
 def backward(s: Schedule, step: Step, g: Geometry, x: Value, y: Value) -> None:
     """dX, dW, dB of a step, and dY to the residual."""
     node = step.node
+    winners = s.winners.get(step.output)
+    if winners is not None and s.trains(node, "weight") and winners_serve(s, step, g, winners):
+        weights, inputs = winners_pay(s, g, winners, s.needs_gradient(x.name))
+    else:
+        weights, inputs = False, False
+    if winners is not None and weights:
+        winners_weight_row(s, node, g, x, winners)
+    if winners is not None and inputs:
+        winners_input_rows(s, g, s.weight(node, "weight", WEIGHT_STEPS), x, winners)
+    if winners is not None and weights and (inputs or not s.needs_gradient(x.name)):
+        s.release(s.winners.pop(step.output).dy)
+        finish_weight(s, node)
+        return
     dy = s.through_clamp(step, y)
     if dy is None:
         return
@@ -242,10 +257,11 @@ def backward(s: Schedule, step: Step, g: Geometry, x: Value, y: Value) -> None:
     if g.pointwise:
         linear_backward(s, node, g.H * g.W, g.C, g.K, x, dy)
     else:
-        bias_gradient(s, node, g.OH * g.OW, g.K, dy)
-        if s.trains(node, "weight"):
+        if not weights:
+            bias_gradient(s, node, g.OH * g.OW, g.K, dy)
+        if s.trains(node, "weight") and not weights:
             weight_gradient(s, node, g, x, dy)
-        if s.needs_gradient(x.name):
+        if s.needs_gradient(x.name) and not inputs:
             input_gradient(s, node, g, x, dy)
         finish_weight(s, node)
     s.release(dy)
@@ -325,30 +341,6 @@ def input_gradient(s: Schedule, node: Node, g: Geometry, x: Value, dy: Gradient)
                 depthwise_phase(s, g, weight, dy, target, added, down, across, R, S, sides, grid, bounds)
             else:
                 dense_phase(s, g, weight, dy, target, added, down, across, R, S, sides, grid, bounds)
-
-
-def scatter_pays(s: Schedule, g: Geometry) -> bool:
-    """Whether few channels would leave so many lanes of the forward kernel empty that adding windows up is cheaper."""
-    if g.G != 1 or g.dilation[1] != 1 or g.OH * g.OW > 4096:
-        return False
-    gathered = g.H * g.W * g.R * g.S * math.ceil(g.C / s.lanes) / (g.stride[0] * g.stride[1])
-    scattered = g.OH * g.OW * g.R * math.ceil(g.S * g.C / s.lanes)
-    return scattered * 1.5 < gathered
-
-
-def scatter_rows(s: Schedule, g: Geometry, weight: Buffer | None, dy: Gradient, target: Buffer, accumulate: int) -> None:
-    """dX as the sum of windows: the weights turned once, then every output pixel adds its window."""
-    w_row = math.ceil(g.S * g.C / s.lanes) * s.lanes
-    packed = s.scratch(g.R * g.K * w_row * s.itemsize, "packed")
-    s.row("conv2d_scatter.turn", weight=weight, packed=packed, R=g.R, SC=g.S * g.C, K=g.K, w_row=w_row)
-    rows = max((g.OH - 1) * g.stride[0] + (g.R - 1) * g.dilation[0] + 1, g.pads[0] + g.H)
-    columns = max((g.OW - 1) * g.stride[1] + g.S, g.pads[1] + g.W)
-    chunks = min(s.batch, CHUNKS)
-    s.row("conv2d_scatter.backward_input", dy=dy.buffer, packed=packed, dx=target,
-          tables=s.scratch(16 * g.OH * g.OW, "tables"), sums=s.scratch(chunks * rows * columns * g.C * s.itemsize, "sums"),
-          H=g.H, W=g.W, C=g.C, OH=g.OH, OW=g.OW, K=g.K, R=g.R, S=g.S, w_row=w_row, stride_h=g.stride[0],
-          stride_w=g.stride[1], dilation_h=g.dilation[0], pad_top=g.pads[0], pad_left=g.pads[1], rows=rows, columns=columns,
-          chunks=chunks, accumulate=accumulate)
 
 
 def depthwise_phase(s: Schedule, g: Geometry, weight: Buffer | None, dy: Gradient, target: Buffer, added: Buffer | None,

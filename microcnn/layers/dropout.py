@@ -20,7 +20,7 @@ class Dropout(Layer):
     """
 
     op = "Dropout"
-    onnx = {"Dropout": {"since": 1}}
+    onnx = {"Dropout": {}}
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:

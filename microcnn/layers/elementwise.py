@@ -109,83 +109,26 @@ class Elementwise(Layer):
         kind = cls.kind
         if kind == POW and not node.attrs.get("first"):
             kind = POWERS.get(node.attrs.get("scalar"), POW)     # type: ignore[arg-type]
+        if kind == MOD and node.attrs.get("floor"):
+            kind = FLOOR_MOD
         Function(s, step, kind).rows()
 
 
-class Add(Elementwise):
-    """ONNX Add: a + b."""
-
-    op = "Add"
-    kind = ADD
-    trainable = ("other",)
-    onnx = {"Add": {"since": 7}}
-
-
-class Sub(Elementwise):
-    """ONNX Sub: a - b."""
-
-    op = "Sub"
-    kind = SUB
-    trainable = ("other",)
-    onnx = {"Sub": {"since": 7}}
-
-
-class Mul(Elementwise):
-    """ONNX Mul: a * b."""
-
-    op = "Mul"
-    kind = MUL
-    trainable = ("other",)
-    onnx = {"Mul": {"since": 7}}
-
-
-class Div(Elementwise):
-    """ONNX Div of floating-point numbers: a / b."""
-
-    op = "Div"
-    kind = DIV
-    trainable = ("other",)
-    onnx = {"Div": {"since": 7}}
-
-
-class Pow(Elementwise):
-    """ONNX Pow: a ** b. The exponents 2, 3, 0.5, -0.5 and -1 as scalar are made of products and roots.
-
-    Gradients are PyTorch's: an exponent of 0 gives a none, a base of 0 the exponent none if that is not negative.
-    """
-
-    op = "Pow"
-    kind = POW
-    trainable = ("other",)
-    onnx = {"Pow": {"since": 7}}
-
-
-class Max(Elementwise):
-    """ONNX Max of two: the larger number, NaN if one is NaN. Equal numbers get half the gradient each."""
-
-    op = "Max"
-    kind = MAX
-    onnx = {"Max": {"since": 8}}
-
-
-class Min(Elementwise):
-    """ONNX Min of two: the smaller number, NaN if one is NaN. Equal numbers get half the gradient each."""
-
-    op = "Min"
-    kind = MIN
-    onnx = {"Min": {"since": 8}}
-
-
-class Mod(Elementwise):
-    """ONNX Mod: the remainder of a / b with the sign of a, or (attribute floor) with that of b."""
-
-    op = "Mod"
-    kind = MOD
-    onnx = {"Mod": {"since": 10}}
-
-    @classmethod
-    def forward(cls, s: Schedule, step: Step) -> None:
-        Function(s, step, FLOOR_MOD if step.node.attrs.get("floor") else MOD).rows()
+# (operation, kind, the roles that may train, what it computes)
+_FUNCTIONS = (
+    ("Add", ADD, ("other",), "a + b"),
+    ("Sub", SUB, ("other",), "a - b"),
+    ("Mul", MUL, ("other",), "a * b"),
+    ("Div", DIV, ("other",), "a / b"),
+    ("Pow", POW, ("other",), "a ** b. The exponents 2, 3, 0.5, -0.5 and -1 as scalar are made of products and roots. Gradients "
+     "are PyTorch's: an exponent of 0 gives a none, a base of 0 the exponent none if that is not negative"),
+    ("Max", MAX, (), "the larger number, NaN if one is NaN. Equal numbers get half the gradient each"),
+    ("Min", MIN, (), "the smaller number, NaN if one is NaN. Equal numbers get half the gradient each"),
+    ("Mod", MOD, (), "the remainder of a / b with the sign of a, or (attribute floor) with that of b"),
+)
+for _op, _kind, _roles, _text in _FUNCTIONS:
+    type(_op, (Elementwise,), {"__doc__": f"ONNX {_op}: {_text}.", "__module__": __name__, "op": _op, "kind": _kind,
+                               "trainable": _roles, "onnx": {_op: {}}})
 
 
 class Function:

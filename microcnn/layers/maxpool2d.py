@@ -44,11 +44,25 @@ class MaxPool2d(Layer):
         if step.clamps:
             s.keep(y)
 
+        clamped = y.buffer if step.clamps else None
+
         def backward() -> None:
             dy = s.gradient(step.output)
-            if dy is not None:
+            if dy is None:
+                return
+
+            def spread() -> None:
+                before, s.node = s.node, step.node
                 target, accumulate = s.dx(x.name)
-                s.row("maxpool2d.backward", indices=indices, y=y.buffer if step.clamps else None, dy=dy.buffer, dx=target,
-                      accumulate=accumulate, **fields, **bounds)
+                s.row("maxpool2d.backward", indices=indices, y=clamped, dy=dy.buffer, dx=target, accumulate=accumulate,
+                      **fields, **bounds)
                 s.release(dy)
+                s.node = before
+            assert indices is not None
+            # what made x, and nothing else, comes next: it may do without the zeros between the winners
+            if x.shared:
+                spread()
+            else:
+                s.pooled(x.name, dy=dy, indices=indices, clamped=clamped, fields=fields, low=step.low, high=step.high,
+                         spread=spread)
         s.backward(backward)

@@ -302,10 +302,6 @@ def gather_along(s: Schedule, x: Value, axis: int, table: np.ndarray, name: str)
         s.needs.add(name)
     order = s.store.constant(f"{name}.places", table.astype(np.int64))
     starts = s.store.constant(f"{name}.starts", np.arange(count + 1, dtype=np.int64))
-    # backward's tables too: a network may be asked for gradients when its arena is already laid out
-    users = s.store.constant(f"{name}.users", np.argsort(table, kind="stable").astype(np.int64))
-    user_starts = s.store.constant(f"{name}.user_starts", np.concatenate(
-        [[0], np.cumsum(np.bincount(table, minlength=size))]).astype(np.int64))
     s.row("movement.gather", x=x.buffer, order=order, starts=starts, y=y.buffer, outer=outer, size=size, count=count,
           inner=inner, entries=count, accumulate=0)
 
@@ -313,6 +309,9 @@ def gather_along(s: Schedule, x: Value, axis: int, table: np.ndarray, name: str)
         dy = s.gradient(name)
         if dy is None:
             return
+        users = s.store.constant(f"{name}.users", np.argsort(table, kind="stable").astype(np.int64))
+        user_starts = s.store.constant(f"{name}.user_starts", np.concatenate(
+            [[0], np.cumsum(np.bincount(table, minlength=size))]).astype(np.int64))
         dx, accumulate = s.dx(x.name)
         s.row("movement.gather", x=dy.buffer, order=users, starts=user_starts, y=dx, outer=outer, size=count, count=size,
               inner=inner, entries=count, accumulate=accumulate)

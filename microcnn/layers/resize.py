@@ -101,41 +101,39 @@ class Resize(Layer):
         x = s.value(step.node.inputs[0])
         attrs, axes = plan(step.node, x.layout.shape)
         tables = {i: table_of(attrs, axis) for i, axis in axes.items()}
-        todo = [(i, axis) for i, axis in ordered(axes) if not tables[i].is_identity(axis.length)]
-        if not todo:
+        axes_left = [(i, axis) for i, axis in ordered(axes) if not tables[i].is_identity(axis.length)]
+        if not axes_left:
             s.alias(step.output, x, x.layout)
             if s.needs_gradient(x.name):
                 s.backward(lambda: s.pass_on(step.output, x.name))
             return
         x = before = separate(s, x)
         passes = []
-        for i, axis in todo:
+        for i, axis in axes_left:
             name = f"{step.node.name}.axis{i}"
             place = before.layout.axes[i][0]
             dims = list(before.layout.dims)
             dims[place] = axis.size
-            after = s.make(step.output if i == todo[-1][0] else f"{step.output}@{name}",
+            after = s.make(step.output if i == axes_left[-1][0] else f"{step.output}@{name}",
                            Layout(tuple(dims), before.layout.axes))
             shared = {"outer": math.prod(dims[:place]), "inner": math.prod(dims[place + 1:])}
             s.row("resize.forward", x=before.buffer, y=after.buffer, length=axis.length, positions=axis.size,
                   fill=float(attrs["extrapolation_value"]), **shared, **stored(s, name, tables[i]))
-            # stored in every program: constants have to be known before the first one runs, and backward may come later
-            back = stored(s, f"{name}.back", tables[i].transposed(axis.length))
-            passes.append((before, axis, {**shared, **back}))
+            passes.append((before, axis, name, tables[i], shared))
             before = after
 
         def backward() -> None:
             dy = s.gradient(step.output)
             if dy is None:
                 return
-            for source, axis, fields in reversed(passes):
+            for source, axis, name, table, shared in reversed(passes):
                 if source is x:
                     target, accumulate = s.dx(x.name)
                 else:
                     inner = s.new_gradient(source.name)
                     target, accumulate = inner.buffer, 0
                 s.row("resize.backward", dy=dy.buffer, dx=target, length=axis.size, positions=axis.length,
-                      accumulate=accumulate, **fields)
+                      accumulate=accumulate, **shared, **stored(s, f"{name}.back", table.transposed(axis.length)))
                 s.release(dy)
                 if source is not x:
                     dy = inner

@@ -205,129 +205,25 @@ class Gelu(Unary):
         apply(s, step, GELU if step.node.attrs["approximate"] == "none" else GELU_TANH, INPUT)
 
 
-class Softplus(Unary):
-    """ONNX Softplus: log(1 + exp(x))."""
-
-    op = "Softplus"
-    kind, keeps = SOFTPLUS, OUTPUT
-    onnx = {"Softplus": {"versions": (1, 22)}}
-
-
-class Softsign(Unary):
-    """ONNX Softsign: x / (1 + |x|)."""
-
-    op = "Softsign"
-    kind, keeps = SOFTSIGN, OUTPUT
-    onnx = {"Softsign": {"versions": (1, 22)}}
-
-
-class Mish(Unary):
-    """ONNX Mish: x tanh(log(1 + exp(x)))."""
-
-    op = "Mish"
-    kind = MISH
-    onnx = {"Mish": {}}
-
-
-class Neg(Unary):
-    """ONNX Neg: -x."""
-
-    op = "Neg"
-    kind, keeps = NEG, NOTHING
-    onnx = {"Neg": {"versions": (6, 13)}}
-
-
-class Abs(Unary):
-    """ONNX Abs: |x|; at 0 the derivative is 0."""
-
-    op = "Abs"
-    kind = ABS
-    onnx = {"Abs": {"versions": (6, 13)}}
-
-
-class Sqrt(Unary):
-    """ONNX Sqrt: the square root."""
-
-    op = "Sqrt"
-    kind, keeps = SQRT, OUTPUT
-    onnx = {"Sqrt": {"versions": (6, 13)}}
-
-
-class Exp(Unary):
-    """ONNX Exp: exp(x)."""
-
-    op = "Exp"
-    kind, keeps = EXP, OUTPUT
-    onnx = {"Exp": {"versions": (6, 13)}}
-
-
-class Log(Unary):
-    """ONNX Log: the natural logarithm."""
-
-    op = "Log"
-    kind = LOG
-    onnx = {"Log": {"versions": (6, 13)}}
-
-
-class Reciprocal(Unary):
-    """ONNX Reciprocal: 1 / x."""
-
-    op = "Reciprocal"
-    kind, keeps = RECIPROCAL, OUTPUT
-    onnx = {"Reciprocal": {"versions": (6, 13)}}
-
-
-class Erf(Unary):
-    """ONNX Erf: the error function."""
-
-    op = "Erf"
-    kind = ERF
-    onnx = {"Erf": {"versions": (9, 13)}}
-
-
-class Sin(Unary):
-    """ONNX Sin: the sine."""
-
-    op = "Sin"
-    kind = SIN
-    onnx = {"Sin": {"versions": (7, 22)}}
-
-
-class Cos(Unary):
-    """ONNX Cos: the cosine."""
-
-    op = "Cos"
-    kind = COS
-    onnx = {"Cos": {"versions": (7, 22)}}
-
-
-class Sign(Unary):
-    """ONNX Sign: -1, 0 or 1; the gradient is 0."""
-
-    op = "Sign"
-    kind, keeps = SIGN, NOTHING
-    onnx = {"Sign": {"versions": (9, 13)}}
-
-
-class Ceil(Unary):
-    """ONNX Ceil: the least integer that is not below; the gradient is 0."""
-
-    op = "Ceil"
-    kind, keeps = CEIL, NOTHING
-    onnx = {"Ceil": {"versions": (6, 13)}}
-
-
-class Floor(Unary):
-    """ONNX Floor: the greatest integer that is not above; the gradient is 0."""
-
-    op = "Floor"
-    kind, keeps = FLOOR, NOTHING
-    onnx = {"Floor": {"versions": (6, 13)}}
-
-
-class Round(Unary):
-    """ONNX Round: the nearest integer, the even one of two; the gradient is 0."""
-
-    op = "Round"
-    kind, keeps = ROUND, NOTHING
-    onnx = {"Round": {"versions": (11, 22)}}
+# The functions without attributes: (operation, kind, what backward reads, ONNX's versions, what it computes).
+_FUNCTIONS = (
+    ("Softplus", SOFTPLUS, OUTPUT, (1, 22), "log(1 + exp(x))"),
+    ("Softsign", SOFTSIGN, OUTPUT, (1, 22), "x / (1 + |x|)"),
+    ("Mish", MISH, INPUT, (), "x tanh(log(1 + exp(x)))"),
+    ("Neg", NEG, NOTHING, (6, 13), "-x"),
+    ("Abs", ABS, INPUT, (6, 13), "|x|; at 0 the derivative is 0"),
+    ("Sqrt", SQRT, OUTPUT, (6, 13), "the square root"),
+    ("Exp", EXP, OUTPUT, (6, 13), "exp(x)"),
+    ("Log", LOG, INPUT, (6, 13), "the natural logarithm"),
+    ("Reciprocal", RECIPROCAL, OUTPUT, (6, 13), "1 / x"),
+    ("Erf", ERF, INPUT, (9, 13), "the error function"),
+    ("Sin", SIN, INPUT, (7, 22), "the sine"),
+    ("Cos", COS, INPUT, (7, 22), "the cosine"),
+    ("Sign", SIGN, NOTHING, (9, 13), "-1, 0 or 1; the gradient is 0"),
+    ("Ceil", CEIL, NOTHING, (6, 13), "the least integer that is not below; the gradient is 0"),
+    ("Floor", FLOOR, NOTHING, (6, 13), "the greatest integer that is not above; the gradient is 0"),
+    ("Round", ROUND, NOTHING, (11, 22), "the nearest integer, the even one of two; the gradient is 0"),
+)
+for _op, _kind, _keeps, _versions, _text in _FUNCTIONS:
+    type(_op, (Unary,), {"__doc__": f"ONNX {_op}: {_text}.", "__module__": __name__, "op": _op, "kind": _kind, "keeps": _keeps,
+                         "onnx": {_op: {"versions": _versions} if _versions else {}}})

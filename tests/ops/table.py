@@ -120,12 +120,13 @@ def close(actual, expected, tolerance, what):
 def poison(net):
     """NaN into all memory that a run must write before it reads it: all but weights, optimizer state and constants."""
     store = net._store
-    lasting = [p.buffer for p in store.parameters.values()] + [buffer for buffer, _ in store.constants.values()]
+    lasting = [p.buffer for p in store.parameters.values()] + [
+        buffer for buffer, _ in list(store.constants.values())[:net._constants_placed]]
     lasting += [buffer for buffers in store.states.values() for buffer in buffers]
     net._arena[max([buffer.offset + buffer.size for buffer in lasting], default=net._control_bytes):] = 0xFF
     net._prepared = None
     if net._manual is not None:
-        net._manual._arena[net._control_bytes:] = 0xFF
+        net._manual._arena[net._manual._transient:] = 0xFF
 
 
 def random_dy(net, samples):

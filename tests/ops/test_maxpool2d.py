@@ -68,7 +68,7 @@ def test_with_the_activation_before_it(case, check):
 
 
 def test_the_activation_costs_no_row_of_its_own():
-    graph = built((2, 8, 8), mc.Conv2d(3, 3), mc.ReLU(), mc.MaxPool2d(2), mc.Flatten(), mc.Linear(2))
+    graph = built((2, 8, 8), mc.Conv2d(64, 3, dilation=(1, 2)), mc.ReLU(), mc.MaxPool2d(2), mc.Flatten(), mc.Linear(2))
     net = graph.compile(train="all", loss="mse", optimizer=mc.SGD())
     schedule = net.schedule("train")
     schedule.run_forward()

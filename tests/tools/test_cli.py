@@ -8,19 +8,7 @@ import pytest
 import microcnn as mc
 from microcnn.tools import cli
 
-from .command_line import run, small_graph, start, stripes, write_data
-
-
-@pytest.fixture
-def model(tmp_path):
-    path = tmp_path / "small.mcnn"
-    small_graph().save(path)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path):
-    return write_data(tmp_path / "data.npz")
+from .command_line import run, small_graph, start, stripes
 
 
 @pytest.fixture
@@ -89,8 +77,8 @@ BAD = [
     ("finetune", "small.mcnn --data data.npz --momentum 0.9", "--momentum belongs to sgd"),
     ("finetune", "small.mcnn --data data.npz --loss hinge", "hinge"),
     ("finetune", "small.mcnn --data data.npz --test large.npz", "samples have shape (9, 9)"),
-    ("finetune", "small.mcnn --data data.npz --batch 16000000", "Use a smaller batch"),
-    ("finetune", "small.mcnn --data data.npz --batch 99999999", "batch is 99999999"),
+    ("warmup", "small.mcnn --train --batch 16000000", "Use a smaller batch"),
+    ("warmup", "small.mcnn --batch 99999999", "batch is 99999999"),
     ("convert", "small.mcnn small.txt", "ends in .onnx or .mcnn"),
     ("convert", "small.mcnn small.mcnn", "is the model itself"),
     ("convert", "missing.onnx small.mcnn", "no such file"),

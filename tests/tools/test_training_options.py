@@ -6,19 +6,7 @@ import pytest
 
 from microcnn.tools.commands.evaluate import show_confusion
 
-from .command_line import run, small_graph, write_data
-
-
-@pytest.fixture
-def model(tmp_path):
-    path = tmp_path / "small.mcnn"
-    small_graph().save(path)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path):
-    return write_data(tmp_path / "data.npz")
+from .command_line import run
 
 
 def test_a_schedule_patience_and_clipping(capsys, tmp_path, model, data):
@@ -36,6 +24,13 @@ def test_a_schedule_patience_and_clipping(capsys, tmp_path, model, data):
 def test_options_that_make_no_sense(capsys, model, data, options, text):
     code, _, err = run(capsys, "finetune", model, "--data", data, *options.split())
     assert code == 2 and text in err
+
+
+def test_a_batch_is_no_larger_than_the_data(capsys, tmp_path, model, data):
+    code, text, err = run(capsys, "finetune", model, "--data", data, "--batch", "16000000", "--epochs", "1", "--out",
+                          tmp_path / "tuned.mcnn")
+    assert code == 0, err
+    assert "1 epochs, batch 48, adam" in text
 
 
 def test_metrics(capsys, model, data):

@@ -46,6 +46,9 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--schedule", metavar="NAME", type=options.schedule, default="cosine",
                        help="of the learning rate: constant, cosine, cosine:warmup=1,floor=0.01, step:10,gamma=0.1, "
                        "milestones:30+60, exponential:0.9, one-cycle; numbers of epochs (cosine)")
+    group.add_argument("--augment", metavar="HOW", type=options.augmentation,
+                       help="random changes of the training images, such as shift=2,flip,crop=0.8,brightness=0.2,noise=0.05; "
+                       "the last two in the numbers that the network sees (none)")
     group.add_argument("--patience", metavar="N", type=options.whole(),
                        help="stop after N epochs without progress in validation (off)")
     group.add_argument("--min-delta", metavar="D", type=options.real(least=0), default=0.0,
@@ -79,8 +82,9 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     sizes = graph.shapes(shapes)
     loss = default_loss(sizes, graph.outputs) if args.loss == "auto" else args.loss
     graph.meta.update(normalization.to_meta())
-    net, _ = compile_shown(graph, terminal, batch=args.batch, train=args.train, loss=loss, optimizer=optimizer,
-                           bn=args.bn, dtype=args.dtype, input_shapes=shapes, seed=args.seed)
+    net, _ = compile_shown(graph, terminal, batch=min(args.batch, len(training)), train=args.train, loss=loss,
+                           optimizer=optimizer, bn=args.bn, dtype=args.dtype, input_shapes=shapes, seed=args.seed,
+                           augment=args.augment)
     input_name = graph.inputs[0].name
     fits = (sizes[input_name], sizes[graph.outputs[0]], net.loss, input_name)
     training, validation = training.matched(*fits), validation.matched(*fits)
@@ -88,8 +92,8 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     terminal.say(f"{args.model}: training {what_trains(args.train)} on {len(training):,} samples, validating on "
                  f"{len(validation):,}")
     terminal.heading("Memory, known before the first step")
-    show_memory(terminal, {f"{what_trains(args.train)}, batch {args.batch}": net.memory})
-    terminal.heading(f"{args.epochs} epochs, batch {args.batch}, {args.optimizer}, learning rate {args.lr:g}, "
+    show_memory(terminal, {f"{what_trains(args.train)}, batch {net.batch}": net.memory})
+    terminal.heading(f"{args.epochs} epochs, batch {net.batch}, {args.optimizer}, learning rate {args.lr:g}, "
                      f"{args.schedule}")
     history = fit_shown(net, training, validation, terminal, train.fit, epochs=args.epochs, schedule=args.schedule,
                         seed=args.seed, patience=args.patience, min_delta=args.min_delta)

@@ -90,6 +90,16 @@ def schedule(text: str) -> str:
     return text
 
 
+def augmentation(text: str) -> Any:
+    """Random changes of the training images, as microcnn.augment reads them."""
+    from microcnn.augment import parse_augment
+    from microcnn.errors import CompileError
+    try:
+        return parse_augment(text)
+    except CompileError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Declare MODEL."""
     parser.add_argument("model", metavar="MODEL", help="an .onnx or .mcnn file")
