@@ -137,6 +137,17 @@ def test_images_of_bytes_train_behind_a_cast():
     assert net.backward(np.ones_like(y)).shape == x.shape
 
 
+def test_integers_through_the_manual_programs():
+    tiny = model([node("Transpose", ["x"], ["t"], perm=[0, 2, 1]), node("Relu", ["t"])], {"x": ("int8", ["N", 3, 5])},
+                 ("int8", ["N", 5, 3]))
+    net = mc.load_onnx(tiny).compile(batch=2)
+    x = some("int8", (2, 3, 5))
+    y = net.forward(x)
+    assert y.dtype == np.int8
+    np.testing.assert_array_equal(y, np.maximum(x.transpose(0, 2, 1), 0))
+    np.testing.assert_array_equal(net.backward(np.ones((2, 5, 3), np.float32)), (x > 0).astype(np.float32))
+
+
 def test_what_would_not_be_exact_is_refused():
     product = model([node("Mul", ["x", "x"])], {"x": ("int32", ["N", 2])}, ("int32", ["N", 2]))
     net = mc.load_onnx(product).compile(dtype="float64")
