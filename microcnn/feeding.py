@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .errors import CompileError, DataError
+from .integers import INTEGERS, check_integers
 from .losses import CrossEntropyLoss, Loss
 
 Shape = tuple[int, ...]
@@ -50,8 +51,8 @@ def require_finite(array: np.ndarray, what: str) -> None:
         raise DataError(f"{what} holds {array[where]} at {where}; expected finite numbers")
 
 
-def input_array(given: Any, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """x for one input, (N, *shape), contiguous and of the network's dtype."""
+def input_array(given: Any, name: str, shape: Shape, dtype: np.dtype, declared: str = "float32") -> np.ndarray:
+    """x for one input, (N, *shape), contiguous and of the network's dtype. declared: the model's type for it."""
     array = numbers(given, f'input "{name}"')
     if array.shape[1:] != shape or array.ndim != len(shape) + 1:
         expected = "(N, " + ", ".join(map(str, shape)) + ")"
@@ -63,6 +64,8 @@ def input_array(given: Any, name: str, shape: Shape, dtype: np.dtype) -> np.ndar
         raise DataError(f'input "{name}" has shape {array.shape}; expected {expected}{hint}')
     if array.shape[0] == 0:
         raise DataError(f'input "{name}" holds no samples')
+    if declared in INTEGERS:
+        check_integers(array, declared, dtype, name)
     return _converted(array, dtype)
 
 

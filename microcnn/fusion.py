@@ -1,4 +1,5 @@
-"""Which neighbouring nodes run as one step: batch norm folded in, a residual added, the result clamped, in one store."""
+"""Which neighbouring nodes run as one step: batch norm folded in, a residual added, the result clamped, in one store;
+quantizing and the way back."""
 from __future__ import annotations
 
 import math
@@ -46,6 +47,11 @@ def bounds_of(clamp: Node) -> tuple[float, float]:
     return (0.0, math.inf) if clamp.op == "Relu" else (clamp.attrs["low"], clamp.attrs["high"])
 
 
+def same_steps(node: Node, other: Node) -> bool:
+    """Whether two nodes quantize alike."""
+    return all(node.attrs[name] == other.attrs[name] for name in ("axis", "scale", "zero_point"))
+
+
 def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
          wanted: set[str]) -> list[Step]:
     """The steps in an order in which every step's inputs are made before it.
@@ -70,6 +76,9 @@ def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
             step.low, step.high = bounds_of(before)
             return step
         follower = only_reader(step.output)
+        if node.op == "QuantizeLinear" and follower and follower.op == "DequantizeLinear" and same_steps(node, follower):
+            step.output = follower.outputs[0]
+            return step
         if node.op in CONVOLUTIONS and follower and follower.op == "BatchNorm2d" and may_fold(node, follower):
             step.bn, step.output = follower, follower.outputs[0]
             follower = only_reader(step.output)

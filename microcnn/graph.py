@@ -178,6 +178,19 @@ class Graph:
                 shapes[name] = result
         return shapes
 
+    def types(self) -> dict[str, str]:
+        """The declared type of every tensor: an input's, or what its node's attribute dtype or layer says, or its operand's.
+
+        Floating-point numbers are of the network's own dtype, whatever stands here; integers are held as such numbers.
+        """
+        from . import layers
+        types = {entry.name: entry.dtype for entry in self.inputs}
+        for node in self.nodes:
+            counts = layers.LAYERS[node.op].integers
+            found = node.attrs.get("dtype") or ("int64" if counts else types[node.inputs[0]])
+            types.update(dict.fromkeys(node.outputs, found))
+        return types
+
     def consumers(self) -> dict[str, list[Node]]:
         """Which nodes read each tensor."""
         readers: dict[str, list[Node]] = {}

@@ -119,7 +119,7 @@ class Manual:
                             f"compile(batch={samples})")
         for name, array in inputs.items():
             require_finite(array, f'input "{name}"')
-        results = net._results(None, samples)
+        results = net._written(net._results(None, samples))
         for kind, arrays in (("input", inputs), ("output", results)):
             for name, array in arrays.items():
                 self._control[net._slots[f"{kind}:{name}"]] = net._entry.start_of(array)
@@ -130,7 +130,8 @@ class Manual:
         self._run(self._forward, samples, self._forwards)
         self._samples = samples
         self._has_gradients = False
-        return net._handed_out(results)
+        results = {name: net._in_type(name, array) for name, array in results.items()}
+        return results if len(results) > 1 else results[net.graph.outputs[0]]
 
     def backward(self, dy: Any) -> Any:
         net = self.net

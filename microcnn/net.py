@@ -12,6 +12,7 @@ from .bound import Bound
 from .errors import CompileError, DataError, TrainingError
 from .feeding import check_data, check_metrics, describe, input_array, several, target_array, weight_array
 from .graph import Graph
+from .integers import INTEGERS, as_integers
 from .losses import CrossEntropyLoss
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Single:
-    """The only input of a network with one output, and where their addresses stand. labels: its loss takes classes (N,)."""
+    """The only input of a network with one output, and where their addresses stand.
+
+    labels: its loss takes classes (N,). x_dtype: of arrays that need no check. plain: neither x nor y holds integers.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -34,6 +38,8 @@ class Single:
     y_slot: int
     t_slot: int
     labels: bool
+    x_dtype: np.dtype
+    plain: bool
 
 
 class Net(Bound):
@@ -64,10 +70,14 @@ class Net(Bound):
         if len(self.graph.inputs) != 1 or len(self.graph.outputs) != 1:
             return None
         name, output = self.graph.inputs[0].name, self.graph.outputs[0]
+        x_dtype = np.dtype(self.types[name]) if self.types[name] in INTEGERS else self.dtype
+        if x_dtype.kind != "f" and x_dtype.itemsize > 2:       # some of its numbers may not be exact
+            return None
         loss, tensor = self._losses.get(output, (None, output))
         x_key, t_key = f"input:{name}", f"target:{output}"
         return Single(name, self.shapes[name], output, x_key, t_key, self._slots[x_key], self._slots[f"output:{output}"],
-                      self._slots[t_key], isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1)
+                      self._slots[t_key], isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1,
+                      x_dtype, x_dtype == self._output_dtype(output) == self.dtype)
 
     # Prediction.
 
@@ -75,42 +85,50 @@ class Net(Bound):
         """The outputs in inference mode, for any number of samples.
 
         x     one array (N, ...) with the model's own axes, or a dict by input name where there are several
-        out   where to write: an array of the network's dtype and the output's shape, or a dict by output name
-        Returns fresh arrays (or out): one, or a dict by output name where there are several; int64 for what ArgMax makes.
-        Raises DataError for inputs that do not fit.
+        out   where to write: an array of the output's shape, or a dict by output name
+        Returns fresh arrays (or out): one, or a dict by output name where there are several; of the network's dtype, or of
+        the integer type that the model declares.
+        Raises DataError for inputs that do not fit, and for integers that the network's dtype does not hold exactly.
         """
         single, samples = self._single, self._fits(x)
-        if single is not None and out is None and 0 < samples <= self.batch and not self._integers:
+        if single is not None and out is None and 0 < samples <= self.batch:
             # the shortest way, for which a small network's user waits
             y = np.empty((samples, *self._output_shapes[0]), self.dtype)
+            if not single.plain:
+                x = x.astype(self.dtype, copy=False)
             with self._lock, threads.pool_lock(self._lock):
                 self._control[single.x_slot] = self._entry.start_of(x)
                 self._control[single.y_slot] = self._entry.start_of(y)
                 self._run("predict", samples)
-            return y
+            return y if single.plain else self._in_type(single.output, y)
         inputs = self._inputs(x)
         samples = next(iter(inputs.values())).shape[0]
-        results = self._results(out, samples)
+        asked = self._results(out, samples)
+        results = self._written(asked)
         if out is not None:       # what one batch writes may not be what the next one reads
             inputs = {name: array.copy() if any(np.may_share_memory(array, result) for result in results.values()) else array
                       for name, array in inputs.items()}
         with self._lock, threads.pool_lock(self._lock):
             self._predict(inputs, results, samples)
-        return self._handed_out(results, out is None)
+        for name, array in asked.items():
+            if array is not results[name]:
+                as_integers(results[name], name, array)
+        return asked if len(asked) > 1 else asked[self.graph.outputs[0]]
 
     def _fits(self, x: Any) -> int:
         """How many samples x holds, where the network has one input and x is just what the kernels read; else 0."""
         single = self._single
-        if single is not None and type(x) is np.ndarray and x.dtype == self.dtype and x.shape[1:] == single.shape \
+        if single is not None and type(x) is np.ndarray and x.dtype == single.x_dtype and x.shape[1:] == single.shape \
                 and x.flags.c_contiguous:
             return x.shape[0]
         return 0
 
     def _inputs(self, x: Any) -> Arrays:
         if self._single is not None and self._fits(x):
-            return {self._single.name: x}
+            return {self._single.name: x.astype(self.dtype, copy=False)}
         given = several(x, [entry.name for entry in self.graph.inputs], "x")
-        arrays = {name: input_array(array, name, self.shapes[name], self.dtype) for name, array in given.items()}
+        arrays = {name: input_array(array, name, self.shapes[name], self.dtype, self.types[name])
+                  for name, array in given.items()}
         counts = {name: array.shape[0] for name, array in arrays.items()}
         if len(set(counts.values())) > 1:
             raise DataError(f"the inputs have different numbers of samples: {counts}; they must be equal")
@@ -118,23 +136,30 @@ class Net(Bound):
 
     def _results(self, out: Any, samples: int) -> Arrays:
         if out is None:
-            return {name: np.empty((samples, *shape), self.dtype)
+            return {name: np.empty((samples, *shape), self._output_dtype(name))
                     for name, shape in zip(self.graph.outputs, self._output_shapes, strict=True)}
-        given = several(out, self.graph.outputs, "out")
+        given = dict(several(out, self.graph.outputs, "out"))
         for name, array in given.items():
-            shape = (samples, *self.shapes[name])
-            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != self.dtype \
+            shape, dtype = (samples, *self.shapes[name]), self._output_dtype(name)
+            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype \
                     or not array.flags.c_contiguous or not array.flags.writeable:
-                raise DataError(f'out for "{name}" must be a writable, contiguous {self.dtype.name} array of shape {shape}; '
+                raise DataError(f'out for "{name}" must be a writable, contiguous {dtype.name} array of shape {shape}; '
                                 f"it is {describe(array)}")
         return given
 
-    def _handed_out(self, results: Arrays, fresh: bool = True) -> Any:
-        """The one result, or all by name; those that hold whole numbers as int64 where their arrays are ours."""
-        if fresh:
-            for name in self._integers:
-                results[name] = results[name].astype(np.int64)
-        return results if len(results) > 1 else results[self.graph.outputs[0]]
+    def _output_dtype(self, name: str) -> np.dtype:
+        """What an output comes out as."""
+        return np.dtype(self.types[name]) if self.types[name] in INTEGERS else self.dtype
+
+    def _in_type(self, name: str, array: np.ndarray) -> np.ndarray:
+        """An output as the model declares it. Raises DataError for integers that are not exact."""
+        dtype = self._output_dtype(name)
+        return array if dtype == self.dtype else as_integers(array, name, np.empty(array.shape, dtype))
+
+    def _written(self, results: Arrays) -> Arrays:
+        """What the program writes: the results themselves, but for those that are integers."""
+        return {name: array if array.dtype == self.dtype else np.empty(array.shape, self.dtype)
+                for name, array in results.items()}
 
     def _predict(self, inputs: Arrays, results: Arrays, samples: int) -> None:
         start_of, control = self._entry.start_of, self._control
@@ -160,7 +185,7 @@ class Net(Bound):
         if "train" not in self._programs:
             raise CompileError(self._missing("train_step"))
         single, samples = self._single, self._fits(x)
-        if single is not None and single.labels and sample_weight is None and 0 < samples <= self.batch \
+        if single is not None and single.labels and single.plain and sample_weight is None and 0 < samples <= self.batch \
                 and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == (samples,) and t.flags.c_contiguous:
             with self._lock, threads.pool_lock(self._lock):      # the shortest way, as in predict
                 control = self._control
@@ -361,7 +386,7 @@ class Net(Bound):
         samples = next(iter(inputs.values())).shape[0]
         if samples > self.batch:
             raise DataError(f"x holds {samples} samples; timed_predict takes up to {self.batch}")
-        results = self._results(None, samples)
+        results = self._written(self._results(None, samples))
         with self._lock, threads.pool_lock(self._lock):
             for name, array in inputs.items():
                 self._control[self._slots[f"input:{name}"]] = self._entry.start_of(array)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Planned:
     """A graph with the arguments of compile: its memory and its layers' costs are known, it cannot run.
 
-    graph, batch, bn, dtype, optimizer, loss, shapes (of one sample, by tensor), memory, trains, trained: as in Net.
+    graph, batch, bn, dtype, optimizer, loss, shapes (of one sample) and types by tensor, memory, trains, trained: as in Net.
     Raises CompileError for arguments that do not fit the model, and where the budget is too small.
     """
 
@@ -31,7 +31,7 @@ class Planned:
         limit = parse_budget(budget)
         self.graph = graph if bn != "fold" else fold_batchnorm(graph)
         self.batch, self.bn, self.dtype, self._seed = batch, bn, np.dtype(dtype), seed
-        self.shapes = self.graph.shapes(input_shapes)
+        self.shapes, self.types = self.graph.shapes(input_shapes), self.graph.types()
         self.optimizer: Optimizer | None = resolve_optimizer(optimizer)
         self._factors = resolve_train(self.graph, train)
         self._losses = resolve_losses(self.graph, loss, self.shapes)
@@ -40,7 +40,6 @@ class Planned:
         from .parts import Store, Training
         self._entry = entry
         self._slots = self._assign_slots()
-        self._integers = layers.integer_tensors(self.graph) & set(self.graph.outputs)
         self._training: Training = Training(self._factors, dict(self._losses), self.optimizer,
                                             resolve_augment(augment, self._losses, self.shapes, self._factors, self.optimizer))
         self._store = Store(self.graph, self.dtype.itemsize)

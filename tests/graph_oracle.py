@@ -15,6 +15,7 @@ from tests.ops import (
     walk_reduction,
     walk_resize,
     walk_unary,
+    walk_where,
     walk_windows,
 )
 
@@ -134,6 +135,7 @@ OPERATIONS: dict[str, Callable[[Node, list[np.ndarray], Weights], np.ndarray]] =
     **walk_reduction.OPERATIONS,
     **walk_matmul.OPERATIONS,
     **walk_normalization.OPERATIONS,
+    **walk_where.OPERATIONS,
 }
 
 

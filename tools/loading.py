@@ -6,20 +6,35 @@ from pathlib import Path
 from typing import Any
 
 import microcnn as mc
-from microcnn.errors import CompileError, FileError
+from microcnn.errors import CompileError, FileError, UnsupportedError
 
 SUFFIXES = (".onnx", ".mcnn")
 
 
-def load_model(path: Any) -> Any:
-    """The Graph in an .onnx or .mcnn file. Raises FileError and ModelError."""
+Shapes = list[tuple[str | None, tuple[int, ...]]]
+
+
+def load_model(path: Any, shapes: Shapes | None = None) -> Any:
+    """The Graph in an .onnx or .mcnn file. Raises FileError and ModelError.
+
+    shapes: as --shape gives them, for models that can only be understood with their open sizes filled in; a graph of a
+    model that needs no such help keeps them open.
+    """
     path = Path(path)
     check_suffix(path)
     if not path.exists():
         raise FileError(f"{path}: no such file")
     if path.is_dir():
         raise FileError(f"{path}: is a folder; expected an .onnx or .mcnn file")
-    return mc.load(path) if path.suffix.lower() == ".mcnn" else mc.load_onnx(path)
+    if path.suffix.lower() == ".mcnn":
+        return mc.load(path)
+    try:
+        return mc.load_onnx(path)
+    except UnsupportedError:
+        if not shapes:
+            raise
+    from .onnx_read import input_names, read_model
+    return mc.load_onnx(path, input_shapes=_by_name(input_names(read_model(path)[0]), shapes))
 
 
 def save_model(model: Any, path: Any) -> None:
@@ -55,12 +70,14 @@ def check_writable(path: Any) -> None:
         raise FileError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def input_shapes(graph: Any, given: list[tuple[str | None, tuple[int, ...]]]) -> dict[str, tuple[int, ...]] | None:
+def input_shapes(graph: Any, given: Shapes) -> dict[str, tuple[int, ...]] | None:
     """--shape as Graph.compile takes it; a shape without a name is that of the only input. Raises CompileError."""
-    if not given:
-        return None
+    return _by_name([entry.name for entry in graph.inputs], given) if given else None
+
+
+def _by_name(names: list[str], given: Shapes) -> dict[str, tuple[int, ...]]:
+    """Shapes by input name. Raises CompileError for one without a name where there are several inputs."""
     shapes = {}
-    names = [entry.name for entry in graph.inputs]
     for name, sizes in given:
         if name is None:
             if len(names) > 1:

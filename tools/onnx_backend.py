@@ -18,8 +18,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.backend.base import Backend, BackendRep
 from onnx.backend.test.runner import BackendIsNotSupposedToImplementIt
 
-from microcnn.errors import MicroCNNError, UnsupportedError
+from microcnn.errors import DataError, MicroCNNError, UnsupportedError
 from microcnn.graph import Graph
+from microcnn.integers import INTEGERS
 
 from .onnx_import import examine_onnx
 from .onnx_registry import FLOAT_DTYPES
@@ -77,8 +78,14 @@ class MicroCNNRep(BackendRep):
                 return self._results(graph, {name: given[name] for name in moving}, whole)
             except UnsupportedError as error:
                 refusals.append(str(error))
-        raise BackendIsNotSupposedToImplementIt(refusals[0] if refusals else f"{_title(self.model)} has no input of floating-"
-                                                "point numbers; only such tensors are computed")
+        odd = [f'input "{name}" holds {_kind(value)}' for name, value in given.items() if not _is_number(value, "b")]
+        if odd or not refusals:
+            said = "; ".join(odd) or f"the inputs hold {', '.join(map(_kind, given.values())) or 'nothing'}"
+            refusals.insert(0, f"{_title(self.model)}: {said}; only floating-point numbers of 16 to 64 bits and integers of 8 "
+                               "to 64 bits are computed")
+        # of several ways, one that fails for its tensors being constants, or its constants tensors, says least
+        said_little = ("is a constant; expected a tensor", "computed at run time; only constants")
+        raise BackendIsNotSupposedToImplementIt(min(refusals, key=lambda text: any(part in text for part in said_little)))
 
     def _ways(self, given: dict[str, Any]) -> Iterator[tuple[list[str], bool]]:
         """Which inputs are tensors, the rest being constants, and whether the whole model is one sample; the best first."""
@@ -91,8 +98,11 @@ class MicroCNNRep(BackendRep):
                     f'{_title(self.model)}: input "{name}" of shape {np.shape(value)} is empty; only tensors that hold numbers '
                     "are supported")
         floats = [name for name, value in given.items() if np.asarray(value).dtype.name in FLOAT_DTYPES]
-        choices = [floats] + [[name] for name in floats if len(floats) > 1]
-        for moving in filter(None, choices):
+        integers = [name for name, value in given.items() if np.asarray(value).dtype.name in INTEGERS]
+        # operands have one type, that of the first; what else is made of integers are shapes, axes, indices
+        alike = [name for name in integers if given[name].dtype == given[integers[0]].dtype]
+        choices = [floats, *([name] for name in floats), alike, *([name] for name in integers), integers]
+        for moving in (choice for place, choice in enumerate(choices) if choice and choice not in choices[:place]):
             batches = {np.asarray(given[name]).shape[:1] for name in moving}
             if len(batches) == 1 and batches != {()} and batches != {(0,)}:
                 yield moving, False
@@ -116,14 +126,18 @@ class MicroCNNRep(BackendRep):
 
     def _results(self, graph: Graph, moving: dict[str, Any], whole: bool) -> tuple[np.ndarray, ...]:
         arrays = {name: np.asarray(array)[None] if whole else np.asarray(array) for name, array in moving.items()}
-        double = any(array.dtype == np.float64 for array in arrays.values())
+        double = any(array.dtype == np.float64 or array.dtype.name in INTEGERS for array in arrays.values())
         dtype = "float64" if double else "float32"
         batch = next(iter(arrays.values())).shape[0]
         try:
             net = graph.compile(batch=batch, dtype=dtype)
         except MicroCNNError as error:
             raise UnsupportedError(f"{_title(self.model)}: {error}") from error
-        found = net.predict({name: array.astype(dtype) for name, array in arrays.items()})
+        try:
+            found = net.predict({name: array if array.dtype.name in INTEGERS else array.astype(dtype)
+                                 for name, array in arrays.items()})
+        except DataError as error:
+            raise UnsupportedError(f"{_title(self.model)}: {error}") from error
         named = found if isinstance(found, dict) else {graph.outputs[0]: found}
         return tuple(_as_declared(named[entry.name][0] if whole else named[entry.name], entry)
                      for entry in self.model.graph.output)
@@ -132,6 +146,17 @@ class MicroCNNRep(BackendRep):
 def as_array(value: Any) -> Any:
     """A tensor as a numpy array, whatever form it is in; anything else as it is."""
     return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
+
+
+def _kind(value: Any) -> str:
+    """What an input is, for messages."""
+    return f"{np.asarray(value).dtype} numbers" if _is_number(value) else str(np.asarray(value).dtype)
+
+
+def _is_number(value: Any, also: str = "") -> bool:
+    """Whether an input is of a type that is computed with; also: kinds of types that are let pass."""
+    dtype = np.asarray(value).dtype
+    return dtype.name in (*FLOAT_DTYPES, *INTEGERS) or dtype.kind in also
 
 
 def _info(name: str, array: np.ndarray) -> onnx.ValueInfoProto:

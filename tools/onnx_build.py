@@ -11,7 +11,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from microcnn.errors import CompileError, ModelError
 from microcnn.graph import Graph, Node, WeightRef
-from microcnn.layers import LAYERS, integer_tensors
+from microcnn.integers import INTEGERS
+from microcnn.layers import LAYERS
 from microcnn.layers.elementwise import Elementwise
 
 OPSET = 17
@@ -60,9 +61,10 @@ class Build:
             entry.name, helper.np_dtype_to_tensor_dtype(np.dtype(entry.dtype)),
             [BATCH_NAME, *(f"{entry.name}_{axis}" if n is None else n for axis, n in enumerate(entry.shape, 1))])
             for entry in self.graph.inputs]
-        integers = integer_tensors(self.graph)
-        outputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(
-            np.dtype(np.int64) if name in integers else self.dtype), self._output_dims(name)) for name in self.graph.outputs]
+        types = self.graph.types()
+        outputs = [helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(np.dtype(types[name]) if types[name] in INTEGERS else self.dtype),
+            self._output_dims(name)) for name in self.graph.outputs]
         used = {ref.name for node in self.graph.nodes for ref in node.weights.values()}
         tensors = [numpy_helper.from_array(np.ascontiguousarray(array, self.dtype).reshape(array.shape), name)
                    for name, array in self.graph.weights.items() if name in used]
@@ -213,7 +215,13 @@ def elementwise(build: Build, node: Node) -> None:
         constant = build.constant(f"{node.name}.scalar", np.asarray(node.attrs["scalar"], build.dtype))
     if constant:
         operands.insert(0 if node.attrs.get("first") else 1, constant)
-    attributes: dict[str, Any] = {"fmod": 1} if node.op == "Mod" else {}
+    if node.attrs.get("floor") and build.graph.types()[node.inputs[0]] not in INTEGERS:     # opset 17 has it of integers
+        turns = [build.add("Div", node, operands, build.free(f"{node.name}/quotient"), "/quotient")]
+        turns = [build.add("Floor", node, turns, build.free(f"{node.name}/turns"), "/turns")]
+        whole = build.add("Mul", node, [*turns, operands[1]], build.free(f"{node.name}/whole"), "/whole")
+        build.add("Sub", node, [operands[0], whole])
+        return
+    attributes: dict[str, Any] = {"fmod": int(not node.attrs.get("floor"))} if node.op == "Mod" else {}
     build.add(node.op, node, operands, **attributes)
 
 

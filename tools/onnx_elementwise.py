@@ -32,9 +32,7 @@ def power(op: Op) -> None:
 
 @converter("Mod", 10, 13, 28)
 def remainder(op: Op) -> None:
-    if not op.attribute("fmod", 0):
-        op.refuse("fmod is 0; only fmod 1, the remainder with the sign of the dividend, is supported")
-    combine(op, "Mod", _operand(op, 0), _operand(op, 1))
+    combine(op, "Mod", _operand(op, 0), _operand(op, 1), attrs={} if op.attribute("fmod", 0) else {"floor": True})
 
 
 @converter("Max", 6, 8, 12, 13)
@@ -90,12 +88,12 @@ def _is_literal(op: Op, found: Constant) -> bool:
 
 
 def combine(op: Op, layer: str, first: Tensor | Constant, second: Tensor | Constant, output: str | None = None,
-            suffix: str = "") -> Tensor:
+            suffix: str = "", attrs: dict[str, Any] | None = None) -> Tensor:
     """Add the node of a function of two, broadcast as ONNX says; the batch has to stay axis 0. Constants become weights."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         a, b = op.aligned(first, second)
         assert a.dims is not None and b.dims is not None
-        return op.emit(layer, [a, b], broadcast(op, a.dims, b.dims), output=output, suffix=suffix)
+        return op.emit(layer, [a, b], broadcast(op, a.dims, b.dims), attrs, output=output, suffix=suffix)
     x, constant = (first, second) if isinstance(first, Tensor) else (second, first)
     if not isinstance(x, Tensor) or not isinstance(constant, Constant):
         op.refuse("none of its inputs is computed at run time")
@@ -103,16 +101,16 @@ def combine(op: Op, layer: str, first: Tensor | Constant, second: Tensor | Const
         assert x.dims is not None
         bounds = (_number(constant), float("inf")) if layer == "Max" else (float("-inf"), _number(constant))
         return op.emit("Clip", x, x.dims, dict(zip(("low", "high"), bounds, strict=True)), output=output, suffix=suffix)
-    attrs: dict[str, Any] = {"first": True} if isinstance(first, Constant) and layer not in COMMUTING else {}
+    attrs = {**(attrs or {}), **({"first": True} if isinstance(first, Constant) and layer not in COMMUTING else {})}
     if _is_literal(op, constant):
         assert x.dims is not None
         return op.emit(layer, x, x.dims, {**attrs, "scalar": _number(constant)}, output=output, suffix=suffix)
-    x = _widened(op, x, constant, output or op.outputs[0])
+    x = widened(op, x, constant, output or op.outputs[0])
     assert x.dims is not None
     return op.emit(layer, x, broadcast(op, x.dims, constant.shape), attrs, {"other": constant}, output, suffix)
 
 
-def _widened(op: Op, x: Tensor, constant: Constant, output: str) -> Tensor:
+def widened(op: Op, x: Tensor, constant: Constant, output: str) -> Tensor:
     """The tensor with as many axes as the constant. Refuses constants that would meet the batch."""
     dims, shape = x.dims or (), constant.shape
     if op.draft.whole:

@@ -17,7 +17,7 @@ from microcnn.files import atomic_write
 from microcnn.graph import Graph, WeightRef
 from microcnn.heads import is_resized
 
-from . import onnx_resize, onnx_unary  # noqa: F401  (they register how layers are written)
+from . import onnx_quantize, onnx_resize, onnx_unary  # noqa: F401  (they register how layers are written)
 from .onnx_build import build_model
 from .onnx_fold import FoldError, constant_value, fold
 from .onnx_import import load_onnx

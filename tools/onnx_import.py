@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, ValueInfoProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from microcnn.errors import CompileError, ModelError, UnsupportedError
 from microcnn.graph import Graph, Input, Node, Source, WeightRef
+from microcnn.integers import INTEGERS
 
 from . import (  # noqa: F401  (they register the converters)
     onnx_elementwise,
@@ -24,6 +25,7 @@ from . import (  # noqa: F401  (they register the converters)
     onnx_matmul,
     onnx_movement,
     onnx_normalization,
+    onnx_quantize,
     onnx_reduction,
     onnx_resize,
     onnx_shapes,
@@ -32,9 +34,9 @@ from . import (  # noqa: F401  (they register the converters)
 )
 from .onnx_fold import FOLDABLE, FoldError, constant_value, fold
 from .onnx_read import check_node, live_nodes, names_read, opset_of, read_model
-from .onnx_registry import Draft, Op, Refusal, Refused, Undetermined, find_converter
+from .onnx_registry import FLOAT_DTYPES, Draft, Op, Refusal, Refused, Undetermined, find_converter
 from .onnx_simplify import simplify
-from .onnx_tensor import BITS, FLOATS, data_field, from_float, take_data, to_array
+from .onnx_tensor import FLOATS, data_field, from_float, take_data, to_array
 from .onnx_values import BATCH, PROBES, Constant, Dim, Tensor, constant, open_dim
 
 NEWEST = onnx.defs.onnx_opset_version()
@@ -135,9 +137,14 @@ class Walk:
                 count += n is None
             if self.draft.batch is None and not self.draft.whole:
                 self.draft.batch = found[0]
-            if kind.elem_type not in BITS:
-                raise ModelError(f'{self.shown}: input "{entry.name}" has no numeric data type')
+            if kind.elem_type == TensorProto.UNDEFINED or kind.elem_type not in TensorProto.DataType.values():
+                raise ModelError(f'{self.shown}: input "{entry.name}" has no data type that ONNX knows ({kind.elem_type})')
             dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+            if dtype not in (*FLOAT_DTYPES, *INTEGERS, "bool"):       # masks are looked at where they are used
+                self.draft.refused.append(Refusal(entry.name, "input", self.draft.opset, f"it holds {dtype} values; only "
+                                                  "floating-point numbers and integers of 8 to 64 bits are computed"))
+                self.draft.values[entry.name] = Tensor(entry.name, None)
+                continue
             self.draft.values[entry.name] = Tensor(entry.name, tuple(dims), dtype)
             shown_dtype = "float32" if dtype == "bfloat16" else dtype
             declared.append(_Declared(Input(entry.name, tuple(sample), shown_dtype), tuple(dims)))
@@ -284,9 +291,12 @@ class Walk:
     def check_outputs(self) -> None:
         """Refuse outputs that are no tensors of the graph."""
         for output in self.model.graph.output:
-            if not isinstance(self.draft.values.get(output.name), Tensor):
+            found = self.draft.values.get(output.name)
+            if not isinstance(found, Tensor):
                 self.draft.refused.append(Refusal(output.name, "output", self.draft.opset,
                                                   "it does not depend on any input; it is a constant"))
+            elif found.dtype == "bool":
+                self.draft.refused.append(Refusal(output.name, "output", self.draft.opset, "it holds bool values"))
 
     def finish(self) -> Graph:
         """The graph of a model of which everything could be converted."""

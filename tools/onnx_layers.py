@@ -48,7 +48,8 @@ def clip(op: Op) -> None:
     x = op.tensor()
     low = op.scalar(1, "min", op.attribute("min", float("-inf")))
     high = op.scalar(2, "max", op.attribute("max", float("inf")))
-    op.emit("Clip", x, op.dims(), {"low": float(low), "high": float(high)})
+    # where the bounds are the wrong way round, the upper one is what counts
+    op.emit("Clip", x, op.dims(), {"low": min(float(low), float(high)), "high": float(high)})
 
 
 @converter("Softmax", 1, 11, 13)

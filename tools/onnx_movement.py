@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from onnx import TensorProto, helper
 
+from microcnn.integers import INTEGERS
+
 from .onnx_registry import FLOAT_DTYPES, Op, converter
 from .onnx_values import BATCH, Constant, Dim, Tensor, each, show
 
@@ -237,7 +239,7 @@ def space_to_depth(op: Op) -> None:
 
 @converter("Cast", 6, 9, 19, 28, *REARRANGING)
 def cast(op: Op) -> None:
-    """Gone: all numbers are of the network's own dtype."""
+    """Gone between floating-point types: all numbers are of the network's own dtype."""
     to = op.attribute("to")
     _as_dtype(op, helper.tensor_dtype_to_np_dtype(to).name if to in TensorProto.DataType.values() and to else str(to))
 
@@ -257,11 +259,9 @@ def cast_like(op: Op) -> None:
 
 def _as_dtype(op: Op, dtype: str) -> None:
     x = op.tensor()
-    if x.dtype not in FLOAT_DTYPES:
-        if not dtype.startswith("int"):
-            op.refuse(f"it turns whole numbers into {dtype}; only int32 and int64 are supported")
-        op.draft.values[op.outputs[0]] = x
+    if dtype in FLOAT_DTYPES and x.dtype in FLOAT_DTYPES:
+        op.draft.values[op.outputs[0]] = Tensor(x.name, x.dims, dtype)
         return
-    if dtype not in FLOAT_DTYPES:
-        op.refuse(f"it turns floating-point numbers into {dtype}; only {', '.join(FLOAT_DTYPES)} are supported")
-    op.draft.values[op.outputs[0]] = Tensor(x.name, x.dims, dtype)
+    if dtype not in (*FLOAT_DTYPES, *INTEGERS):
+        op.refuse(f"it turns {x.dtype} numbers into {dtype}; only {', '.join((*FLOAT_DTYPES, *INTEGERS))} are supported")
+    op.emit("Cast", x, op.dims(), dtype="float32" if dtype == "bfloat16" else dtype)

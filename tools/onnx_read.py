@@ -75,6 +75,12 @@ def opset_of(model: ModelProto) -> int:
     return version
 
 
+def input_names(model: ModelProto) -> list[str]:
+    """The model's real inputs: old files list initializers among them, too."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    return [entry.name for entry in model.graph.input if entry.name not in held]
+
+
 def tensors_of(graph: GraphProto) -> Iterator[tuple[TensorProto, str]]:
     """Every tensor that a graph holds, with a name for messages."""
     for tensor in graph.initializer:

@@ -16,15 +16,15 @@ import onnx
 from onnx import NodeProto
 
 from microcnn.graph import Node
+from microcnn.integers import INTEGERS
 
+from .onnx_integers import TAKE_INTEGERS, WRAPPED
 from .onnx_tensor import attribute_value, from_float
 from .onnx_values import BATCH, Constant, Dim, Tensor, Value, show
 
 Converter = Callable[["Op"], None]
 CONVERTERS: dict[tuple[str, int], Converter] = {}
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
-# Operators that take whole numbers (places of extremes) as they take any others.
-CARRYING = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Cast")
 
 
 def converter(operator: str, *since: int) -> Callable[[Converter], Converter]:
@@ -110,10 +110,6 @@ class Draft:
     names: set[str] = field(default_factory=set)
     refused: list[Refusal] = field(default_factory=list)
 
-    def makes(self, tensor: Tensor) -> bool:
-        """Whether a node of the graph makes a tensor: then it is of the network's own numbers, whatever its dtype."""
-        return any(tensor.name in node.outputs for node in self.nodes)
-
     def free_name(self, wanted: str) -> str:
         """A node name that no other node has."""
         name, number = wanted, 1
@@ -170,9 +166,12 @@ class Op:
             self.refuse(f'input {index} ("{self.inputs[index]}") is a constant; expected a tensor')
         if found.dims is None:
             raise Undetermined
-        if found.dtype not in FLOAT_DTYPES and not (self.type in CARRYING and self.draft.makes(found)):
+        if found.dtype not in FLOAT_DTYPES and not (self.type in TAKE_INTEGERS and found.dtype in INTEGERS):
             self.refuse(f'it computes with the {found.dtype} tensor "{self.inputs[index]}"; only floating point is '
                         "supported")
+        if found.dtype in INTEGERS and not self._takes(index, found.dtype):
+            self.refuse(f'it reads the {found.dtype} tensor "{self.inputs[index]}", which ONNX\'s {self.type} of this opset '
+                        "does not take")
         wanted = (rank,) if isinstance(rank, int) else rank
         if wanted is not None and len(found.dims) not in wanted:
             self.refuse(f'"{self.inputs[index]}" has {len(found.dims)} axes; only '
@@ -180,6 +179,11 @@ class Op:
         if not found.dims or found.dims[0] != BATCH:
             self.refuse(f'axis 0 of "{self.inputs[index]}" is not the batch')
         return found
+
+    def _takes(self, index: int, dtype: str) -> bool:
+        """Whether ONNX lets an input of this operator have this type."""
+        formal = onnx.defs.get_schema(self.type, max_inclusive_version=self.opset, domain="").inputs
+        return f"tensor({dtype})" in formal[min(index, len(formal) - 1)].types
 
     def dims(self, index: int = 0) -> tuple[Dim, ...]:
         """The dimensions of an input that is computed at run time, the batch first."""
@@ -235,12 +239,19 @@ class Op:
         return found
 
     def weight(self, index: int, what: str, shape: tuple[int | None, ...] | None = None) -> Constant | None:
-        """A floating-point constant that a node keeps as a weight; shape: None for sizes of any value."""
+        """A floating-point constant that a node keeps as a weight (or one of integers, for operators that take these).
+
+        shape: None for sizes of any value.
+        """
         found = self.known(index, what)
         if found is None:
             return None
-        if found.array is None or not found.is_float:
+        integers = found.array is not None and found.array.dtype.name in INTEGERS
+        if found.array is None or not (found.is_float or (integers and self.type in TAKE_INTEGERS)):
             self.refuse(f'its {what} ("{self.inputs[index]}") is not a floating-point constant')
+        if integers and found.array.size and max(-int(found.array.min()), int(found.array.max())) > 2**53:
+            self.refuse(f'its {what} ("{self.inputs[index]}") holds integers beyond 2**53; no floating-point number holds '
+                        "these exactly")
         fits = shape is None or (len(shape) == len(found.shape) and all(
             want in (None, have) for want, have in zip(shape, found.shape, strict=True)))
         if not fits:
@@ -281,10 +292,20 @@ class Op:
 
     def emit(self, layer: str, x: Tensor | list[Tensor], dims: tuple[Dim, ...], attrs: dict[str, Any] | None = None,
              weights: dict[str, Constant | None] | None = None, output: str | None = None,
-             suffix: str = "") -> Tensor:
-        """Add a node to the graph. Without `output` it makes the operator's own first result."""
+             suffix: str = "", dtype: str | None = None) -> Tensor:
+        """Add a node to the graph. Without `output` it makes the operator's own first result.
+
+        dtype: of the result, if that is not the first input's. What computes with integers gets a Cast behind it, which wraps
+        its result around.
+        """
         inputs = x if isinstance(x, list) else [x]
-        result = Tensor(output or self.outputs[0], dims, inputs[0].dtype)
+        made, kind = output or self.outputs[0], inputs[0].dtype
+        if dtype is None and made == self.outputs[0] and self.type in WRAPPED and kind in INTEGERS:
+            raw = self.emit(layer, inputs, dims, attrs, weights, f"{made}/unwrapped", suffix)
+            return self.emit("Cast", raw, dims, {}, None, made, "wrap", kind)
+        if dtype is not None:
+            attrs = {**(attrs or {}), "dtype": dtype}
+        result = Tensor(made, dims, dtype or kind)
         kept = {role: found.ref for role, found in (weights or {}).items() if found is not None}
         name = self.draft.free_name(f"{self.name}_{suffix}" if suffix else self.name)
         self.draft.nodes.append(Node(layer, name, tuple(tensor.name for tensor in inputs), (result.name,), attrs or {}, kept))

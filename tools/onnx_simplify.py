@@ -274,6 +274,22 @@ def layer_norm(draft: Draft, outputs: list[str]) -> None:
     draft.nodes = [merged.get(node.name, node) for node in draft.nodes if node.name not in gone]
 
 
+def dequantized_once(draft: Draft, outputs: list[str]) -> None:
+    """Files dequantize a tensor anew for each of its readers: one node is enough."""
+    found: dict[Any, str] = {}
+    same: dict[str, str] = {}
+    nodes = []
+    for node in draft.nodes:
+        node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
+        if node.op == "DequantizeLinear" and node.outputs[0] not in outputs:
+            first = found.setdefault((node.inputs, tuple(sorted(node.attrs.items()))), node.outputs[0])
+            if first != node.outputs[0]:
+                same[node.outputs[0]] = first
+                continue
+        nodes.append(node)
+    draft.nodes = nodes
+
+
 def unused_nodes(draft: Draft, outputs: list[str]) -> None:
     """Nodes that no output depends on go: what only shape arithmetic read, for example."""
     needed = set(outputs)
@@ -292,6 +308,7 @@ SIMPLIFICATIONS: dict[str, Callable[[Draft, list[str]], None]] = {
     "padding of windows": padding,
     "x times its Sigmoid": silu,
     "layer norm of its parts": layer_norm,
+    "dequantized once": dequantized_once,
     "unused nodes": unused_nodes,
 }
 

@@ -209,7 +209,7 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
         graph = model
         if not hasattr(graph, "nodes"):
             from .loading import load_model
-            graph = load_model(model)
+            graph = load_model(model, list((input_shapes or {}).items()))
         if train is not None and loss == "auto":
             loss = default_loss(graph.shapes(input_shapes), graph.outputs)
         if train is not None and optimizer is None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from microcnn.integers import INTEGERS
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -23,7 +25,8 @@ def example(graph: Any, batch: int, loss: Any = None, dtype: str = "float32", in
     """
     rng = np.random.default_rng(0)
     shapes = graph.shapes(input_shapes)
-    x = {entry.name: rng.standard_normal((batch, *shapes[entry.name])).astype(dtype) for entry in graph.inputs}
+    x = {entry.name: rng.integers(0, 100, (batch, *shapes[entry.name])).astype(entry.dtype) if entry.dtype in INTEGERS
+         else rng.standard_normal((batch, *shapes[entry.name])).astype(dtype) for entry in graph.inputs}
     t: dict[str, Any] = {}
     for name in graph.outputs:
         kind = loss.get(name) if isinstance(loss, dict) else loss

@@ -5,6 +5,7 @@ import numpy as np
 from .cache import helper
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
+from .special import vector_expm1
 from .vector import (
     vector_add,
     vector_div,
@@ -23,6 +24,7 @@ from .vector import (
 
 CLAMP, SIGMOID, TANH = range(3)
 CHUNK = 8192
+FAR = 22.0
 
 
 @helper
@@ -34,8 +36,10 @@ def _activate(x, kind, low, high, like):
     one = vector_of(like, real(1))
     if kind == SIGMOID:
         return vector_div(one, vector_add(one, vector_exp(vector_sub(vector_of(like, real(0)), x))))
-    # tanh(x) = 1 - 2 / (exp(2 x) + 1), exact at both ends
-    return vector_sub(one, vector_div(vector_of(like, real(2)), vector_add(vector_exp(vector_add(x, x)), one)))
+    # tanh(x) = e / (e + 2) with e = exp(2 x) - 1, to its own accuracy also near 0; 1 to the last bit from FAR on
+    x = vector_min(vector_max(x, vector_of(like, real(-FAR))), vector_of(like, real(FAR)))
+    e = vector_expm1(vector_add(x, x), like)
+    return vector_div(e, vector_add(e, vector_of(like, real(2))))
 
 
 @helper

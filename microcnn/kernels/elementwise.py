@@ -20,10 +20,12 @@ from .vector import (
     vector_store_first,
     vector_sub,
     vector_where_beats,
+    vector_where_greater,
 )
 
-# The last five are powers with a constant exponent: of a alone.
+# The five after MOD are powers with a constant exponent: of a alone. 13 and 14 are gradients' own.
 ADD, SUB, MUL, DIV, MAX, MIN, POW, MOD, SQUARE, CUBE, ROOT, INVERSE_ROOT, INVERSE = range(13)
+FLOOR_MOD = 15
 CHUNK = 8192
 
 
@@ -62,6 +64,10 @@ def _function(a, b, kind, like):
         return vector_pow(a, b)
     if kind == MOD:
         return vector_fmod(a, b)
+    if kind == FLOOR_MOD:
+        rest = vector_fmod(a, b)
+        zero = vector_of(like, like.dtype.type(0))
+        return vector_where_greater(zero, vector_mul(rest, b), vector_add(rest, b), rest)
     return _power(a, kind, like)
 
 
@@ -93,7 +99,7 @@ def combine_same_shape(a, b, kind, low, high, threads, y):
     Shapes   a, b, y (any), flat; y may be a or b
     Writes   y (overwritten)
     Threads  one iteration per chunk of 8,192 numbers, each owns its part of y
-    Source   ONNX Add-14, Sub-14, Mul-14, Div-14, Max-13, Min-13, Pow-15, Mod-13 (fmod), with a Relu or Clip that follows
+    Source   ONNX Add-14, Sub-14, Mul-14, Div-14, Max-13, Min-13, Pow-15, Mod-13, with a Relu or Clip that follows
              fused; a NaN stays a NaN
     """
     chunks = (y.size + CHUNK - 1) // CHUNK
@@ -109,7 +115,7 @@ def combine_same_shape(a, b, kind, low, high, threads, y):
 @helper
 def work_of(kind, size):
     """The work of so many numbers: powers and remainders are calls."""
-    return size * 100 if kind == POW or kind == MOD else size * 4
+    return size * 100 if kind == POW or kind == MOD or kind == FLOOR_MOD else size * 4
 
 
 @entry("a< b< y> size kind low high")

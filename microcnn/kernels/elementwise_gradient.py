@@ -7,6 +7,7 @@ from .elementwise import (
     ADD,
     CUBE,
     DIV,
+    FLOOR_MOD,
     INVERSE_ROOT,
     MAX,
     MIN,
@@ -30,6 +31,7 @@ from .elementwise import (
 )
 from .entry import entry, fields_of, threads_for, view
 from .powers import vector_ln, vector_pow, vector_trunc
+from .special import vector_floor
 from .vector import (
     vector_add,
     vector_div,
@@ -78,7 +80,7 @@ def _of_a(dy, a, b, kind, like):
     """One vector: dy times the derivative by a. Equal numbers share the gradient of their maximum or minimum."""
     real = like.dtype.type
     zero = vector_of(like, real(0))
-    if kind == ADD or kind == SUB or kind == MOD:
+    if kind == ADD or kind == SUB or kind == MOD or kind == FLOOR_MOD:
         return dy
     if kind == MUL:
         return vector_mul(dy, b)
@@ -117,6 +119,8 @@ def _of_b(dy, a, b, kind, like):
         return _share(dy, vector_sub(zero, b), vector_sub(zero, a), like)
     if kind == MOD:
         return vector_sub(zero, vector_mul(dy, vector_trunc(vector_div(a, b))))
+    if kind == FLOOR_MOD:
+        return vector_sub(zero, vector_mul(dy, vector_floor(vector_div(a, b))))
     slope = vector_mul(dy, vector_mul(vector_pow(a, b), vector_ln(a)))
     return vector_where_equal(a, zero, vector_where_greater(zero, b, slope, zero), slope)
 

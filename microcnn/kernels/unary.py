@@ -10,6 +10,7 @@ import numpy as np
 
 from .cache import helper
 from .entry import entry, fields_of, number, threads_for, view
+from .powers import vector_trunc
 from .simd import lanes
 from .special import (
     vector_abs,
@@ -43,7 +44,7 @@ from .vector import (
 )
 
 (LEAKY, ELU, ELU_OF_X, THRESHOLD, HARD_SIGMOID, HARD_SWISH, SWISH, GELU, GELU_TANH, SOFTPLUS, SOFTSIGN, MISH, NEG, ABS,
- SQRT, EXP, LOG, RECIPROCAL, ERF, SIN, COS, SIGN, CEIL, FLOOR, ROUND) = range(25)
+ SQRT, EXP, LOG, RECIPROCAL, ERF, SIN, COS, SIGN, CEIL, FLOOR, ROUND, INTEGER) = range(26)
 CHUNK = 8192
 # where the smooth functions below are 0 or the identity to the last bit, in float64 too
 FAR, MISH_FAR = 64.0, 20.0
@@ -78,6 +79,21 @@ def _smooth(x, kind, a, like):
     power = vector_exp(vector_min(x, vector_of(like, real(MISH_FAR))))
     n = vector_mul(power, vector_add(power, two))
     return vector_mul(x, vector_div(n, vector_add(n, two)))
+
+
+@helper
+def _integer(x, low, count, most, like):
+    """One vector: x without its fraction, modulo count into low .. low + count - 1; NaN where that cannot be exact.
+
+    most: the largest number up to which every integer is one of the dtype's.
+    """
+    x = vector_trunc(x)
+    raw = vector_sub(x, vector_mul(count, vector_floor(vector_div(vector_sub(x, low), count))))
+    # where the quotient was rounded up to a whole number, or down below one
+    value = vector_where_greater(low, raw, vector_add(raw, count), raw)
+    value = vector_where_greater(vector_add(low, count), value, value, vector_sub(value, count))
+    bad = vector_of(like, like.dtype.type(np.nan))
+    return vector_where_greater(vector_max(vector_abs(x), vector_abs(raw)), most, bad, value)
 
 
 @helper
@@ -127,6 +143,8 @@ def _function(x, kind, a, b, c, like):
         return vector_floor(x)
     if kind == ROUND:
         return vector_rint(x)
+    if kind == INTEGER:
+        return _integer(x, first, second, vector_of(like, real(c)), like)
     return _smooth(x, kind, a, like)
 
 

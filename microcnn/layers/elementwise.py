@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 # As kernels/elementwise.py numbers them.
 ADD, SUB, MUL, DIV, MAX, MIN, POW, MOD, SQUARE, CUBE, ROOT, INVERSE_ROOT, INVERSE = range(13)
+WHERE, WHERE_NOT, FLOOR_MOD = 13, 14, 15
 # Powers that need no call, by exponent.
 POWERS = {2.0: SQUARE, 3.0: CUBE, 0.5: ROOT, -0.5: INVERSE_ROOT, -1.0: INVERSE}
 # Which operands the gradient of the first and of the second needs: bit 0 the first, bit 1 the second.
 NEEDS = {ADD: (0, 0), SUB: (0, 0), MUL: (2, 1), DIV: (2, 3), MAX: (3, 3), MIN: (3, 3), POW: (3, 3), MOD: (0, 3),
-         **dict.fromkeys(POWERS.values(), (1, 0))}
+         FLOOR_MOD: (0, 3), **dict.fromkeys(POWERS.values(), (1, 0))}
 # Those whose gradient is dy itself.
-PASSES = {(ADD, 0), (ADD, 1), (SUB, 0), (MOD, 0)}
+PASSES = {(ADD, 0), (ADD, 1), (SUB, 0), (MOD, 0), (FLOOR_MOD, 0)}
 
 
 def against_batch(node: Node, weight: Shape, rank: int) -> Shape:
@@ -108,6 +109,8 @@ class Elementwise(Layer):
         kind = cls.kind
         if kind == POW and not node.attrs.get("first"):
             kind = POWERS.get(node.attrs.get("scalar"), POW)     # type: ignore[arg-type]
+        if kind == MOD and node.attrs.get("floor"):
+            kind = FLOOR_MOD
         Function(s, step, kind).rows()
 
 
@@ -121,7 +124,7 @@ _FUNCTIONS = (
      "are PyTorch's: an exponent of 0 gives a none, a base of 0 the exponent none if that is not negative"),
     ("Max", MAX, (), "the larger number, NaN if one is NaN. Equal numbers get half the gradient each"),
     ("Min", MIN, (), "the smaller number, NaN if one is NaN. Equal numbers get half the gradient each"),
-    ("Mod", MOD, (), "with fmod=1: the remainder of a / b with the sign of a"),
+    ("Mod", MOD, (), "the remainder of a / b with the sign of a, or (attribute floor) with that of b"),
 )
 for _op, _kind, _roles, _text in _FUNCTIONS:
     type(_op, (Elementwise,), {"__doc__": f"ONNX {_op}: {_text}.", "__module__": __name__, "op": _op, "kind": _kind,
@@ -169,12 +172,13 @@ class Function:
 
     def _layout(self) -> Layout:
         """How the result lies: as the first tensor of its shape. Tensors that do not fit that are moved."""
-        a, b = self.operands
-        if a.name and b.name and a.layout.shape == b.layout.shape and not a.layout.same_order(b.layout):
-            self.operands[1] = self._tensor(self.s.moved(self.s.value(b.name), a.layout))
+        first = next((one.layout for one in self.operands if one.name), None)
+        for index, one in enumerate(self.operands):
+            if one.name and first is not None and one.layout.shape == first.shape and not one.layout.same_order(first):
+                self.operands[index] = self._tensor(self.s.moved(self.s.value(one.name), first))
         layout = next((one.layout for one in self.operands if one.layout.shape == self.shape), Layout.plain(self.shape))
         strides = [expanded_strides(one.layout, layout) for one in self.operands]
-        if strides[0] is not None and strides[1] is not None and strides[0][0] == strides[1][0]:
+        if all(one is not None and strides[0] is not None and one[0] == strides[0][0] for one in strides):
             return layout
         for index, one in enumerate(self.operands):
             if one.name:
@@ -185,9 +189,8 @@ class Function:
 
     def _loops(self) -> Shape:
         """The sizes of the loops over one sample; the operands get their strides."""
-        (sizes, a_strides), (_, b_strides) = (expanded_strides(one.layout, self.layout)     # type: ignore[misc]
-                                              for one in self.operands)
-        sizes, *loops = merge_loops(sizes, a_strides, b_strides)
+        found = [expanded_strides(one.layout, self.layout) for one in self.operands]
+        sizes, *loops = merge_loops(found[0][0], *(strides for _, strides in found))     # type: ignore[index, misc]
         if len(sizes) > 5:
             raise ModelError(f'{self.node.op} "{self.node.name}": this broadcast takes {len(sizes)} loops; 5 are supported')
         for one, strides in zip(self.operands, loops, strict=True):

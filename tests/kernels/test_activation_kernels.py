@@ -48,6 +48,14 @@ def test_forward(size, batch, kind, low, high, dtype):
     np.testing.assert_array_equal(in_place, y)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 2e-15)])
+def test_tanh_of_small_numbers(dtype, tolerance):
+    x = (10.0 ** np.linspace(-30, 1, 200) * np.tile([1, -1], 100)).astype(dtype)
+    y = np.zeros_like(x)
+    run("activation.forward", 1, dtype=dtype, x=x, y=y, size=x.size, kind=TANH, low=0.0, high=0.0)
+    np.testing.assert_allclose(y, np.tanh(x.astype(np.float64)), rtol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind, low, high", KINDS)
 def test_special_values(kind, low, high, dtype):

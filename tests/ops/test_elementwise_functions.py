@@ -45,6 +45,7 @@ CONSTANTS = [((3, 4, 5), (3, 1, 1)), ((3, 4, 5), (5,)), ((3, 4, 5), ()), ((17,),
              ((1, 4, 5), (3, 1, 1))]
 CASES = [function(op, a, b) for op in ("Sub", "Mul", "Div", "Max", "Min") for a, b in SHAPES]
 CASES += [function("Pow", a, b) for a, b in SHAPES[:3]] + [function("Mod", (5, 3), (1, 3))]
+CASES += [function("Mod", (5, 3), (1, 3), floor=True), function("Mod", (3, 4, 5), other=(5,), floor=True)]
 CASES += [function(op, shape, other=other) for op in ("Sub", "Mul", "Div") for shape, other in CONSTANTS]
 CASES += [function(op, shape, other=other, first=True) for op in ("Sub", "Div", "Pow") for shape, other in CONSTANTS[:3]]
 CASES += [function(op, (3, 4, 5), other=other) for op in ("Pow", "Max", "Min", "Mod") for other in ((3, 1, 1), (5,))]

@@ -14,6 +14,7 @@ from tests.ops import (
     walk_reduction,
     walk_resize,
     walk_unary,
+    walk_where,
     walk_windows,
 )
 from tests.oracles import ACTIVATIONS
@@ -203,4 +204,5 @@ OPS = {
     **walk_reduction.OPS,
     **walk_matmul.OPS,
     **walk_normalization.OPS,
+    **walk_where.OPS,
 }

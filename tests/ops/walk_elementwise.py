@@ -42,6 +42,14 @@ FUNCTIONS = {
 }
 
 
+FLOOR_MOD = (lambda a, b: a % b, lambda a, b: 1.0, lambda a, b: -float(math.floor(a / b)))
+
+
+def functions_of(node):
+    """What a node computes, and its derivatives."""
+    return FLOOR_MOD if node.attrs.get("floor") else FUNCTIONS[node.op]
+
+
 def operands(node, inputs, weights):
     """(a, b, where the constant is: None, 0 or 1)."""
     constant = weights.get("other")
@@ -65,13 +73,13 @@ def walk(a, b, *functions):
 
 def forward(node, inputs, weights, _):
     a, b, _ = operands(node, inputs, weights)
-    return walk(a, b, FUNCTIONS[node.op][0])[0]
+    return walk(a, b, functions_of(node)[0])[0]
 
 
 def backward(node, inputs, weights, dy, _):
     a, b, constant = operands(node, inputs, weights)
     gradients = []
-    for operand, slope in zip((a, b), walk(a, b, *FUNCTIONS[node.op][1:]), strict=True):
+    for operand, slope in zip((a, b), walk(a, b, *functions_of(node)[1:]), strict=True):
         dx = np.zeros(operand.shape)
         for place in np.ndindex(dy.shape):
             # what the gradient does not reach may be infinite
@@ -90,7 +98,7 @@ NUMPY = {"Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.pow
 
 def operation(node, inputs, weights):
     a, b, _ = operands(node, inputs, weights)
-    return NUMPY[node.op](a, b)
+    return np.mod(a, b) if node.attrs.get("floor") else NUMPY[node.op](a, b)
 
 
 OPS = {op: (forward, backward) for op in FUNCTIONS}

@@ -165,6 +165,33 @@ def test_info_where_sizes_are_open(capsys, tmp_path):
     assert code == 0 and "3 x 5 x 7" in out and "arena" in out
 
 
+def test_info_of_a_quantized_model(capsys, tmp_path):
+    nodes = [mc.graph.Node("QuantizeLinear", "round", ("x",), ("q",), {"axis": 0, "scale": (0.5,), "zero_point": (3,),
+                                                                        "dtype": "uint8"}),
+             mc.graph.Node("Relu", "relu", ("q",), ("y",))]
+    mc.Graph([mc.graph.Input("x", (3, 4))], ["y"], nodes, {}).save(tmp_path / "q.mcnn")
+    code, out, _ = run(capsys, "info", tmp_path / "q.mcnn")
+    assert code == 0 and "3 x 4 uint8" in out and "to run, batch 1" in out
+    code, out, _ = run(capsys, "info", tmp_path / "q.mcnn", "--json")
+    assert json.loads(out)["outputs"] == [{"name": "y", "shape": [3, 4], "dtype": "uint8"}]
+
+
+def test_sizes_that_import_needs(capsys, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, size, "?"])
+            for name, size in (("x", "?"), ("y", None)))
+    nodes = [helper.make_node("Split", ["x"], ["a", "b"], axis=2), helper.make_node("Add", ["a", "b"], ["y"])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 13)],
+                                ir_version=8), tmp_path / "m.onnx")
+    code, out, _ = run(capsys, "info", tmp_path / "m.onnx")
+    assert code == 0 and "whose size is open; give input_shapes" in out
+    code, out, _ = run(capsys, "info", tmp_path / "m.onnx", "--shape", "3,6,5")
+    assert code == 0 and "3 x 3 x 5" in out and "arena" in out
+    code, _, err = run(capsys, "info", tmp_path / "m.onnx", "--shape", "3,7,5")
+    assert code == 0 and not err
+
+
 def test_info_of_a_model_that_cannot_run(capsys, tmp_path):
     onnx = pytest.importorskip("onnx")
     helper = onnx.helper

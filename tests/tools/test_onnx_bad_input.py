@@ -1,6 +1,7 @@
 """Import of what is not supported, not valid, not whole or not ONNX: one clear error each, fast, in little memory."""
 from __future__ import annotations
 
+import contextlib
 import time
 import tracemalloc
 
@@ -9,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from microcnn.errors import FileError, ModelError, UnsupportedError
+from microcnn.errors import FileError, MicroCNNError, ModelError, UnsupportedError
 from microcnn.tools.onnx_import import examine_onnx, load_onnx
 from tests.onnx_models import model_of, node, numbers
 
@@ -112,9 +113,17 @@ def test_models_that_no_node_can_be_blamed_for():
     model.graph.node[0].domain = "somebody.else"
     with pytest.raises(UnsupportedError, match='operators of the domain "somebody.else"'):
         load_onnx(model)
-    integers = model_of([node("Relu", ["x"])], X, dtype=TensorProto.INT32, opset=14)
+    integers = model_of([node("Sigmoid", ["x"])], X, dtype=TensorProto.INT32, opset=14)
     with pytest.raises(UnsupportedError, match='computes with the int32 tensor "x"'):
         load_onnx(integers)
+    for kind, reason in ((TensorProto.INT4, "it holds int4 values"), (TensorProto.STRING, "it holds object values"),
+                         (TensorProto.BOOL, 'computes with the bool tensor "x"')):
+        with pytest.raises(UnsupportedError, match=reason):
+            load_onnx(model_of([node("Identity", ["x"])], X, dtype=kind, opset=21))
+    bare = model_of([node("Relu", ["x"])], X)
+    bare.graph.input[0].type.tensor_type.elem_type = 77
+    with pytest.raises(ModelError, match=r"no data type that ONNX knows \(77\)"):
+        load_onnx(bare)
 
 
 # Files that are no models
@@ -155,6 +164,72 @@ def test_damaged_anywhere_gives_our_own_errors():
             load_onnx(bytes(damaged))
         except (FileError, ModelError):
             pass
+
+
+def damaged(content, rng):
+    """A file cut short, or with some bytes changed, mostly where its structure stands."""
+    if rng.random() < 0.3:
+        return content[:rng.integers(len(content))]
+    changed = bytearray(content)
+    for _ in range(rng.choice([1, 1, 3])):
+        near = min(len(changed), 4000)
+        place = rng.choice([rng.integers(len(changed)), rng.integers(near), -rng.integers(1, near)])
+        changed[place] ^= int(rng.integers(1, 256))
+    return bytes(changed)
+
+
+def test_damaged_models_of_the_corpus_give_our_own_errors_soon(corpus):
+    rng = np.random.default_rng(1)
+    for path in sorted(corpus.glob("models/*/model.onnx")):
+        content = path.read_bytes()
+        for _ in range(40):
+            begin = time.perf_counter()
+            with contextlib.suppress(MicroCNNError):
+                load_onnx(damaged(content, rng)).shapes()
+            assert time.perf_counter() - begin < 5, path
+
+
+STRANGE = [0, 1, -1, 2, -7, 100, 2**31, 2**62, -2**63, 2**63 - 1, 10**12]
+
+
+def mutated(model, rng):
+    """A model whose structure says something strange at one place."""
+    graph, one = model.graph, lambda items: items[rng.integers(len(items))]
+    kind = rng.integers(7)
+    made = [name for node in graph.node for name in node.output] + [tensor.name for tensor in graph.initializer] + [""]
+    node = one(graph.node)
+    if kind == 0 and node.attribute:
+        attribute = one(node.attribute)
+        if attribute.ints:
+            attribute.ints[rng.integers(len(attribute.ints))] = one(STRANGE)
+        else:
+            attribute.i = one(STRANGE)
+    elif kind == 1 and graph.initializer:
+        tensor = one(graph.initializer)
+        tensor.dims[:] = [one(STRANGE) if rng.random() < 0.5 else n for n in tensor.dims]
+    elif kind == 2 and graph.initializer:
+        one(graph.initializer).data_type = int(rng.integers(26))
+    elif kind == 3:
+        for dim in one(graph.input).type.tensor_type.shape.dim:
+            dim.dim_value = one(STRANGE)
+    elif kind == 4 and node.input:
+        node.input[rng.integers(len(node.input))] = one(made)
+    elif kind == 5:
+        node.op_type = one(graph.node).op_type
+    else:
+        model.opset_import[0].version = int(rng.integers(-1, 30))
+    return model
+
+
+def test_strange_models_of_the_corpus_give_our_own_errors_soon(corpus):
+    rng = np.random.default_rng(2)
+    for path in sorted(corpus.glob("models/*/model.onnx")) + sorted(corpus.glob("ops/onnx_node/*/model.onnx"))[::6]:
+        for _ in range(5):
+            model = mutated(onnx.load(path), rng)
+            begin = time.perf_counter()
+            with contextlib.suppress(MicroCNNError):
+                load_onnx(model).shapes()
+            assert time.perf_counter() - begin < 5, path
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -129,7 +129,7 @@ def test_padding_that_others_read_stays():
     (node("Tile", ["x", "r"]), {"r": integers(2, 1, 1, 1)}, "repeat the batch"),
     (node("Expand", ["x", "r"]), {"r": integers(2, 1, 1, 1, 1)}, "has more axes"),
     (node("Gather", ["x", "i"], axis=1), {"i": integers(0, 3)}, "leave the 3 numbers of axis 1"),
-    (node("Cast", ["x"], to=TensorProto.INT64), {}, "into int64; only float16"),
+    (node("Cast", ["x"], to=TensorProto.BOOL), {}, "into bool; only float16"),
     (node("SpaceToDepth", ["x"], blocksize=3), {}, "blocksize 3 and mode 'DCR' do not fit"),
 ])
 def test_what_is_refused(made, weights, text):

@@ -53,7 +53,7 @@ def _add_common(parser: argparse.ArgumentParser, data: str) -> None:
 def _prepared(args: argparse.Namespace, terminal: Terminal, loss: Any, targets: bool) -> tuple[Any, Any]:
     """The compiled network and the data in its shapes."""
     options.set_threads(args.threads)
-    graph = load_model(args.model)
+    graph = load_model(args.model, args.shape)
     given = input_shapes(graph, args.shape)
     data = load_data(args.data, graph, options.normalization_of(graph, args), targets, given).parts.to_evaluate
     shapes = shapes_for_data(graph, given, data.sample_shape)
@@ -81,7 +81,7 @@ def run_evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
                  + (f", top {args.top_k} {result[f'top_{args.top_k}']:.2%}" if args.top_k else ""))
     if args.confusion:
         show_confusion(result["confusion"], net.graph.meta.get("labels"), terminal)
-    options.note_raw(data, terminal)
+    options.note_raw(data, terminal, net.graph)
     return 0
 
 

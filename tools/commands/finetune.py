@@ -69,7 +69,7 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     options.set_threads(args.threads)
     out = output_path(args)
     optimizer = optimizer_of(args)
-    graph = load_model(args.model)
+    graph = load_model(args.model, args.shape)
     if args.head is not None:
         graph = with_head(graph, args.head, args.seed)
     normalization = options.normalization_of(graph, args)
@@ -99,7 +99,7 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
                         seed=args.seed, patience=args.patience, min_delta=args.min_delta)
     save_model(net, out)
     report(history, out, terminal)
-    options.note_raw(training, terminal)
+    options.note_raw(training, terminal, graph)
     if options.normalization_of(load_model(out), None) != normalization:
         terminal.warn(f"{out} does not hold this normalisation, because its metadata stays as it was; give the same "
                       "--scale, --mean and --std when it runs, or write a .mcnn file")

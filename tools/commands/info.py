@@ -7,7 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from microcnn.choices import trainable_weights
 from microcnn.errors import MicroCNNError, UnsupportedError
+from microcnn.integers import INTEGERS
 
 from ..loading import input_shapes, load_model
 from ..memory_table import memory_dict, show_memory
@@ -31,7 +33,7 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 def run_info(args: argparse.Namespace, terminal: Terminal) -> int:
     """Describe the model; what cannot be said is said to be so."""
     try:
-        graph = load_model(args.model)
+        graph = load_model(args.model, args.shape)
     except UnsupportedError as error:
         return _refused(args, terminal, error)
     shapes = input_shapes(graph, args.shape)
@@ -54,19 +56,27 @@ def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, 
             raise
         problems.append(str(error))
         sizes = {}
+    types = graph.types()
     facts: dict[str, Any] = {
         "file": str(args.model), "bytes": Path(args.model).stat().st_size,
         "inputs": [{"name": i.name, "shape": list(sizes.get(i.name, i.shape)), "dtype": i.dtype} for i in graph.inputs],
-        "outputs": [{"name": name, "shape": list(sizes[name]) if name in sizes else None} for name in graph.outputs],
-        "parameters": graph.parameter_count(), "normalisation": {k: graph.meta[k] for k in ("scale", "mean", "std")
+        "outputs": [{"name": name, "shape": list(sizes[name]) if name in sizes else None, "dtype": types[name]}
+                    for name in graph.outputs],
+        "parameters": graph.parameter_count(),
+        "trainable": sum(graph.weights[name].size for name in trainable_weights(graph)),
+        "normalisation": {k: graph.meta[k] for k in ("scale", "mean", "std")
                                                                  if k in graph.meta},
         "layers": [], "macs": None, "memory": {}, "refused": [], "problems": problems, "plans": {}}
     layer_facts: dict[str, Any] = {}
     if sizes:
         from microcnn.planned import Planned
-        run = Planned(graph, batch=args.batch, bn=args.bn, dtype=args.dtype, input_shapes=shapes)
-        layer_facts = run.layer_facts()
-        facts["plans"]["to run"] = run.memory
+        try:
+            run = Planned(graph, batch=args.batch, bn=args.bn, dtype=args.dtype, input_shapes=shapes)
+            layer_facts = run.layer_facts()
+            facts["plans"]["to run"] = run.memory
+        except MicroCNNError as error:
+            problems.append(f"cannot run: {error}")
+    if layer_facts:
         try:
             # what memory it takes does not depend on the loss, and momentum is what most people use
             loss = default_loss(sizes, graph.outputs)
@@ -98,11 +108,12 @@ def shape_text(shape: Any) -> str:
 
 def _show(facts: dict[str, Any], terminal: Terminal, args: argparse.Namespace) -> None:
     terminal.say(f"{facts['file']} ({bytes_text(facts['bytes'])})")
-    rows = [["input", i["name"], shape_text(i["shape"])] for i in facts["inputs"]]
-    rows += [["output", o["name"], shape_text(o["shape"])] for o in facts["outputs"]]
+    rows = [[kind[:-1], one["name"], shape_text(one["shape"]) + (f" {one['dtype']}" if one["dtype"] in INTEGERS else "")]
+            for kind in ("inputs", "outputs") for one in facts[kind]]
     terminal.table(["", "name", "one sample"], rows)
     macs = f", {count_text(facts['macs'])} multiply-adds a sample" if facts["macs"] is not None else ""
-    terminal.say(f"{len(facts['layers'])} layers, {facts['parameters']:,} parameters{macs}")
+    trainable = "" if facts["trainable"] == facts["parameters"] else f" ({facts['trainable']:,} can be trained)"
+    terminal.say(f"{len(facts['layers'])} layers, {facts['parameters']:,} parameters{trainable}{macs}")
     if facts["normalisation"]:
         terminal.say("normalisation: " + ", ".join(f"{key} {value}" for key, value in facts["normalisation"].items()))
     terminal.say()
@@ -129,7 +140,7 @@ def _refused(args: argparse.Namespace, terminal: Terminal, error: UnsupportedErr
     facts: dict[str, Any] = {"file": str(args.model), "bytes": Path(args.model).stat().st_size, "refused": refused}
     if Path(args.model).suffix.lower() == ".onnx":
         import onnx
-        model = onnx.load(args.model)
+        model = onnx.load(args.model, load_external_data=False)
         held = {tensor.name for tensor in model.graph.initializer}
         facts.update(
             opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=None),

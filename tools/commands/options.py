@@ -162,9 +162,10 @@ def set_threads(number: int | None) -> None:
         mc.set_num_threads(number)
 
 
-def note_raw(data: Any, terminal: Any) -> None:
+def note_raw(data: Any, terminal: Any, graph: Any) -> None:
     """Say so where numbers as a camera stores them go into a network as they are: mostly a forgotten --scale."""
-    if data.x.dtype.kind in "iu" and not data.normalization.to_meta():
+    from microcnn.integers import INTEGERS
+    if data.x.dtype.kind in "iu" and not data.normalization.to_meta() and graph.inputs[0].dtype not in INTEGERS:
         terminal.warn(f"the samples are {data.x.dtype} and neither the options nor the model say how to normalise them; if the "
                       "model was trained on other numbers, give --scale, --mean and --std")
 

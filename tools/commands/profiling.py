@@ -35,7 +35,7 @@ def run_profile(args: argparse.Namespace, terminal: Terminal) -> int:
     if args.json:
         check_writable(args.json)
     options.set_threads(max((n for n in args.threads if n is not None), default=None))   # numba cannot get more later
-    graph = load_model(args.model)
+    graph = load_model(args.model, args.shape)
     shapes = input_shapes(graph, args.shape)
     runs: list[Any] = []
     interrupted = False

@@ -33,7 +33,7 @@ def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
     import microcnn as mc
     from microcnn.kernels import cache
     options.set_threads(args.threads)
-    graph = load_model(args.model)
+    graph = load_model(args.model, args.shape)
     shapes = input_shapes(graph, args.shape)
     loss: Any = None
     if args.train is not None:
