@@ -205,14 +205,14 @@ def gradient(arena, row, batch):
 
 
 @helper
-def _kept(dims, strides):
+def kept_axes(dims, strides):
     """The sizes of the axes that an operand has; 1 for those that repeat it."""
     return (dims[0] if strides[0] else 1, dims[1] if strides[1] else 1, dims[2] if strides[2] else 1,
             dims[3] if strides[3] else 1, dims[4] if strides[4] else 1)
 
 
 @helper
-def _repeated(dims, strides):
+def repeated_axes(dims, strides):
     """The sizes of the axes that repeat an operand; 1 for those it has."""
     return (1 if strides[0] else dims[0], 1 if strides[1] else dims[1], 1 if strides[2] else dims[2],
             1 if strides[3] else dims[3], 1 if strides[4] else dims[4])
@@ -223,8 +223,8 @@ def _reduce_job(dy, a, b, dx, job, blocks, width, dims, strides, a_strides, b_st
     """One vector of dx (one number where the innermost axis repeats), summed over everything that repeats it."""
     dy_strides = (dims[1] * dims[2] * dims[3] * dims[4] * dims[5], dims[2] * dims[3] * dims[4] * dims[5],
                   dims[3] * dims[4] * dims[5], dims[4] * dims[5], dims[5])
-    repeated = _repeated(dims, strides)
-    owner = place_of(job // blocks, _kept(dims, strides))
+    repeated = repeated_axes(dims, strides)
+    owner = place_of(job // blocks, kept_axes(dims, strides))
     begin = job % blocks * width
     end = min(dims[5], begin + width)
     step = min(width, row_width(dy, a_strides[5], b_strides[5]))
@@ -275,7 +275,7 @@ def sum_strided(dy, a, b, dims, strides, a_strides, b_strides, given, kind, seco
     else:
         width = row_width(dy, max(a_strides[5], b_strides[5]), strides[5])
     blocks = (dims[5] + width - 1) // width
-    jobs = rows_of(_kept(dims, strides)) * blocks
+    jobs = rows_of(kept_axes(dims, strides)) * blocks
     if threads > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)

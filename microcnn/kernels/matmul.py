@@ -7,8 +7,8 @@ import numba
 import numpy as np
 
 from .cache import helper
-from .elementwise import next_place, place_of, row_at
-from .elementwise_gradient import _kept, _product, _repeated
+from .elementwise import next_place, place_of, row_at, rows_of
+from .elementwise_gradient import kept_axes, repeated_axes
 from .entry import entry, fields_of, threads_for, view
 from .linear import BLOCK, transpose_matrix
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
@@ -69,11 +69,11 @@ def _product_job(job, per_matrix, a, b, y, dims, a_strides, b_strides, y_strides
     """Some rows of one matrix of y: the sum of all products that belong to it."""
     begin = job % per_matrix * ROWS
     end = min(sizes[0], begin + ROWS)
-    repeated = _repeated(dims, y_strides)
-    owner = place_of(job // per_matrix, _kept(dims, y_strides))
+    repeated = repeated_axes(dims, y_strides)
+    owner = place_of(job // per_matrix, kept_axes(dims, y_strides))
     a_start, b_start, y_at = row_at(owner, a_strides), row_at(owner, b_strides), row_at(owner, y_strides)
     place = (0, 0, 0, 0, 0)
-    for i in range(_product(repeated)):
+    for i in range(rows_of(repeated)):
         _add_product(a, a_start + row_at(place, a_strides), b, b_start + row_at(place, b_strides), y, y_at, begin, end, sizes,
                      strides, i == 0 and not accumulate)
         place = next_place(place, repeated)
@@ -91,7 +91,7 @@ def products(a, b, dims, a_strides, b_strides, y_strides, sizes, strides, accumu
     Source   ONNX MatMul-13; dA = dY B^T, dB = A^T dY, summed over what repeats
     """
     per_matrix = (sizes[0] + ROWS - 1) // ROWS
-    jobs = _product(_kept(dims, y_strides)) * per_matrix
+    jobs = rows_of(kept_axes(dims, y_strides)) * per_matrix
     if threads > 1 and jobs > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)
