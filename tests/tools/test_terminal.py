@@ -50,6 +50,16 @@ def test_piped_output_is_plain():
     assert err.getvalue() == ""
 
 
+def test_long_work_that_nobody_watches(monkeypatch):
+    """A line now and then, on standard error."""
+    monkeypatch.setattr("microcnn.tools.terminal.FIRST_REPORT", 0.0)
+    err = io.StringIO()
+    with Terminal(io.StringIO(), err).progress(10, "compiling kernels") as bar:
+        for step in range(10):
+            bar.show(step, f"{step}/10 conv2d.forward")
+    assert err.getvalue() == "microcnn: compiling kernels: 0/10 conv2d.forward\n"
+
+
 @pytest.mark.parametrize("rich", [True, False])
 def test_someone_watches(monkeypatch, rich):
     """A bar on standard error, gone at the end; lines above it stay."""
