@@ -67,7 +67,8 @@ def test_out(inference):
 
 
 @pytest.mark.parametrize("make", [lambda x: x.astype(np.float64), lambda x: x.tolist(), lambda x: x[::-1][::-1],
-                                  lambda x: np.asfortranarray(x), lambda x: {"input": x}], ids=str)
+                                  lambda x: np.asfortranarray(x), lambda x: {"input": x}],
+                         ids=["float64", "list", "backwards", "Fortran", "dict"])
 def test_inputs_of_other_kinds(inference, make):
     x, _ = images(4)
     assert (inference.predict(make(x)) == inference.predict(x)).all()
