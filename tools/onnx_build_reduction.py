@@ -5,7 +5,8 @@ import numpy as np
 
 from microcnn.graph import Node
 from microcnn.layers import LAYERS
-from microcnn.layers.reduction import ArgMax, Reduction
+from microcnn.layers.places import ArgMax
+from microcnn.layers.reduction import Reduction
 
 from .onnx_build import Build, builder
 

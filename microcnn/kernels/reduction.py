@@ -1,4 +1,4 @@
-"""One number for each group of numbers: sums, means, norms, products, extremes and their places, forward and backward.
+"""One number for each group of numbers: sums, means, norms, products and extremes, forward and backward.
 
 Tensors are (outer, C, inner), a group being the C numbers along the middle. With inner = 1 its numbers are neighbours and
 vectors run along the group; otherwise they lie `inner` apart, the groups are neighbours, and a vector holds one number of
@@ -6,13 +6,12 @@ each of some.
 """
 import numba
 import numpy as np
-from llvmlite import ir
 from numba.extending import intrinsic
 
 from .cache import helper
 from .entry import entry, fields_of, number, threads_for, view
 from .powers import vector_ln
-from .simd import is_real_array, lanes, lanes_of, vector_type
+from .simd import lanes
 from .softmax import _job_shape
 from .vector import (
     VectorType,
@@ -47,17 +46,6 @@ def vector_product(typing_context, a):
     if not isinstance(a, VectorType):
         return None
     return a.dtype(a), _across(a, lambda builder, x, y: builder.fmul(x, y))
-
-
-@intrinsic
-def vector_lane_numbers(typing_context, like):
-    """0, 1, 2, ... in the lanes."""
-    if not is_real_array(like):
-        return None
-
-    def codegen(context, builder, sig, args):
-        return ir.Constant(vector_type(like.dtype), [float(lane) for lane in range(lanes_of(like.dtype))])
-    return VectorType(like.dtype)(like), codegen
 
 
 @helper
@@ -334,85 +322,3 @@ def backward(arena, row, batch):
     reduce_backward(view(arena, row.x, size * row.C if row.x >= 0 else 0), view(arena, row.y, size if row.y >= 0 else 0),
                     view(arena, row.dy, size), row.C, row.inner, row.kind, number(row.scale), row.accumulate,
                     threads_for(arena, _work_of(row.kind, size * row.C)), view(arena, row.dx, size * row.C))
-
-
-@helper
-def _place_in_row(x, at, C, sign, last):
-    """Where in one contiguous group the largest number (of sign * x) stands, the first or the last of equal ones."""
-    real = x.dtype.type
-    zero, lowest = vector_of(x, real(0)), vector_of(x, real(-np.inf))
-    top = _across_lanes(_total(x, at, 1, 0, C, 0, MAX if sign > 0 else MIN, zero, x), MAX, x)
-    if vector_any_nan(top):
-        for i in range(C):
-            c = C - 1 - i if last else i
-            if x[at + c] != x[at + c]:
-                return c
-    best = vector_mul(top, vector_of(x, real(sign)))
-    # the largest place, or the largest negative one
-    direction = vector_of(x, real(1 if last else -1))
-    place = lowest
-    for c in range(0, C, lanes(x)):
-        here = vector_mul(vector_add(vector_of(x, real(c)), vector_lane_numbers(x)), direction)
-        here = vector_where_first(C - c, vector_where_equal(vector_take(x, at + c, C - c), best, here, lowest), lowest)
-        place = vector_max(place, here)
-    return np.int64(abs(vector_highest(place)))
-
-
-@helper
-def _places_in_columns(x, at, inner, C, count, sign, last):
-    """As _place_in_row, of groups that lie side by side."""
-    real = x.dtype.type
-    direction = vector_of(x, real(sign))
-    best, place = vector_mul(vector_take(x, at, count), direction), vector_of(x, real(0))
-    for c in range(1, C):
-        value, here = vector_mul(vector_take(x, at + c * inner, count), direction), vector_of(x, real(c))
-        if last:
-            place = vector_where_beats(best, value, place, here)
-            best = vector_where_beats(best, value, best, value)
-        else:
-            place = vector_where_beats(value, best, here, place)
-            best = vector_where_beats(value, best, value, best)
-    return place
-
-
-@helper
-def _place_job(x, y, job, C, inner, sign, last):
-    width, blocks, per_job = _job_shape(x, C, inner)
-    units = y.size // inner * blocks
-    for unit in range(job * per_job, min(units, (job + 1) * per_job)):
-        first = unit % blocks * width
-        at = unit // blocks * C * inner + first
-        to = unit // blocks * inner + first
-        if inner > 1:
-            count = min(width, inner - first)
-            vector_write(_places_in_columns(x, at, inner, C, count, sign, last), y, to, count)
-        else:
-            y[to] = _place_in_row(x, at, C, sign, last)
-
-
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def place_of_extreme(x, C, inner, sign, last, threads, y):
-    """Where in each group its largest number stands (sign 1), or its smallest (sign -1); a NaN counts as that.
-
-    Shapes   x (outer, C, inner), y (outer, inner), flat
-    Writes   y (overwritten): 0 to C - 1, the first of equal numbers' places, with `last` the last one
-    Threads  one iteration per 4,096 numbers or one group, each owns its groups
-    Source   ONNX ArgMax-13, ArgMin-13
-    """
-    _, blocks, per_job = _job_shape(x, C, inner)
-    jobs = (y.size // inner * blocks + per_job - 1) // per_job
-    if threads > 1:
-        for index in numba.prange(jobs):
-            job = np.int64(index)
-            _place_job(x, y, job, C, inner, sign, last)
-    else:
-        for job in range(jobs):
-            _place_job(x, y, job, C, inner, sign, last)
-
-
-@entry("x< y> outer C inner sign last")
-def place(arena, row, batch):
-    row = fields_of(row)
-    size = batch * row.outer * row.inner
-    place_of_extreme(view(arena, row.x, size * row.C), row.C, row.inner, row.sign, row.last,
-                     threads_for(arena, size * row.C * 3), view(arena, row.y, size))

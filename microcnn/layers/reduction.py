@@ -1,4 +1,4 @@
-"""Reductions: one number for the numbers along some axes, and where the largest or smallest of them stands."""
+"""Reductions: one number for all numbers along some axes."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 # As kernels/reduction.py numbers them.
 SUM, MAX, MIN, PRODUCT, MAGNITUDES, SQUARES, LENGTH, LOG_SUM, LOG_SUM_EXP = range(9)
-# Places are numbers of the network's own dtype, and float32 holds integers up to here.
-MOST_PLACES = 2**24
 
 
 def kept_shape(shape: Shape, axes: list[int], keepdims: bool) -> Shape:
@@ -190,44 +188,3 @@ class ReduceLogSumExp(Reduction):
     kind = LOG_SUM_EXP
     reads = "xy"
     onnx = {"ReduceLogSumExp": {}}
-
-
-class ArgMax(Layer):
-    """ONNX ArgMax. Attributes axis (the batch being 0), keepdims, last (of equal numbers the last one's place, not the first).
-
-    The places are whole numbers of the network's dtype inside, and int64 where they are an output. No gradient passes.
-
-    Raises   ModelError: an axis that is the batch or not there, or with more numbers than float32 can count
-    Memory   nothing beside the output
-    """
-
-    op = "ArgMax"
-    integers = True
-    sign: ClassVar[int] = 1
-    onnx = {"ArgMax": {}}
-
-    @staticmethod
-    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        expect_inputs(node, shapes, 1)
-        axis = own_axis(node, node.attrs["axis"], shapes[0])
-        if shapes[0][axis] > MOST_PLACES:
-            raise ModelError(f'{node.op} "{node.name}": axis {axis + 1} has {shapes[0][axis]} numbers; up to {MOST_PLACES} '
-                             "can be told apart")
-        return [kept_shape(shapes[0], [axis], node.attrs["keepdims"])]
-
-    @classmethod
-    def forward(cls, s: Schedule, step: Step) -> None:
-        node = step.node
-        axis = own_axis(node, node.attrs["axis"], s.shapes[node.inputs[0]])
-        x, C, inner = grouped(s, s.value(node.inputs[0]), [axis])
-        y = s.make(step.output, reduced(x.layout, [axis], node.attrs["keepdims"]))
-        s.row("reduction.place", x=x.buffer, y=y.buffer, outer=x.numbers // (C * inner), C=C, inner=inner, sign=cls.sign,
-              last=int(node.attrs["last"]))
-
-
-class ArgMin(ArgMax):
-    """ONNX ArgMin: the place of the smallest number, as ArgMax."""
-
-    op = "ArgMin"
-    sign = -1
-    onnx = {"ArgMin": {}}

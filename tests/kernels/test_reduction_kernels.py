@@ -59,7 +59,7 @@ def test_places(shape, dtype):
     for sign in (1, -1):
         for last in (0, 1):
             y = np.full((2 * outer, inner), np.nan, dtype)
-            run("reduction.place", 2, 2, dtype, x=x.copy(), y=y, outer=outer, C=C, inner=inner, sign=sign, last=last)
+            run("places.forward", 2, 2, dtype, x=x.copy(), y=y, outer=outer, C=C, inner=inner, sign=sign, last=last)
             signed = sign * x
             expected = C - 1 - signed[:, ::-1].argmax(1) if last else signed.argmax(1)
             np.testing.assert_array_equal(y, expected)
