@@ -17,11 +17,12 @@ _PUBLIC = {
     "augment": "Augment",
     "build": "GraphBuilder Sequential",
     "checkpoint": "load=load_graph",
-    "data": "Dataset Normalization",
+    "data": "Dataset",
     "errors": "CacheError CompileError DataError FileError MicroCNNError ModelError TrainingError UnsupportedError",
     "graph": "Graph",
     "losses": "BCEWithLogitsLoss CrossEntropyLoss HuberLoss L1Loss MSELoss SmoothL1Loss",
     "net": "Net",
+    "normalize": "Normalization",
     "optim": "SGD Adam AdamW",
     "schedule": "CosineAnnealingLR ExponentialLR MultiStepLR OneCycleLR StepLR",
     "specs": "BatchNorm2d Dropout Flatten Linear Reshape Upsample",
@@ -46,7 +47,7 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
     from .augment import Augment as Augment
     from .build import GraphBuilder as GraphBuilder, Sequential as Sequential
     from .checkpoint import load_graph as load  # noqa: F401
-    from .data import Dataset as Dataset, Normalization as Normalization
+    from .data import Dataset as Dataset
     from .errors import (
         CacheError as CacheError,
         CompileError as CompileError,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
         SmoothL1Loss as SmoothL1Loss,
     )
     from .net import Net as Net
+    from .normalize import Normalization as Normalization
     from .optim import SGD as SGD, Adam as Adam, AdamW as AdamW
     from .schedule import (
         CosineAnnealingLR as CosineAnnealingLR,

@@ -9,8 +9,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from .data import Dataset, Normalization, Parts
+from .data import Dataset, Parts
 from .errors import DataError, FileError
+from .normalize import Normalization
 
 # The third byte of the magic number.
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

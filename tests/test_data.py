@@ -2,9 +2,10 @@
 import numpy as np
 import pytest
 
-from microcnn.data import Dataset, Normalization, load_npz, parse_numbers
+from microcnn.data import Dataset, load_npz
 from microcnn.errors import DataError, FileError
 from microcnn.losses import CrossEntropyLoss, MSELoss
+from microcnn.normalize import Normalization, parse_numbers
 
 
 def images(count=10, shape=(4, 5), seed=0):

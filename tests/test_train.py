@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from microcnn.data import Dataset, Normalization
+from microcnn.data import Dataset
 from microcnn.errors import CompileError, DataError, TrainingError
 from microcnn.losses import CrossEntropyLoss, MSELoss
+from microcnn.normalize import Normalization
 from microcnn.train import Progress, evaluate, fit, predict
 
 

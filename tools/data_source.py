@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microcnn.data import Normalization, Parts, load_npz
+from microcnn.data import Parts, load_npz
 from microcnn.errors import CompileError, FileError
 from microcnn.graph import Graph
 from microcnn.idx import find_idx, load_idx
+from microcnn.normalize import Normalization
 
 from .image_folder import is_image_folder, load_images
 

@@ -74,7 +74,8 @@ def picture(images: list[np.ndarray]) -> str:
 def run_demo(args: argparse.Namespace, terminal: Terminal) -> int:
     """Tell the whole story; 1 where it does not end well."""
     import microcnn as mc
-    from microcnn.data import Dataset, Normalization
+    from microcnn.data import Dataset
+    from microcnn.normalize import Normalization
     from microcnn.train import evaluate, fit
 
     from .commands.finetune import fit_shown

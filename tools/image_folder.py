@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from microcnn.data import Dataset, Normalization, Parts
+from microcnn.data import Dataset, Parts
 from microcnn.errors import DataError, FileError, MicroCNNError
+from microcnn.normalize import Normalization
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 TEST_NAMES = ("test", "val", "validation")

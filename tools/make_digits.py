@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 import microcnn as mc
-from microcnn.data import Dataset, Normalization
+from microcnn.data import Dataset
 from microcnn.errors import DataError
 from microcnn.files import atomic_write
+from microcnn.normalize import Normalization
 from microcnn.train import evaluate, fit
 
 from .commands.finetune import fit_shown

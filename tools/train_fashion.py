@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import microcnn as mc
-from microcnn.data import Normalization, load_npz
+from microcnn.data import load_npz
 from microcnn.errors import DataError
+from microcnn.normalize import Normalization
 from microcnn.train import fit
 
 from .commands.finetune import fit_shown

@@ -101,90 +101,19 @@ def own_axes(node: Node, shape: Shape) -> list[int]:
     return axes
 
 
-class ReduceSum(Reduction):
-    """ONNX ReduceSum."""
-
-    op = "ReduceSum"
-    kind = SUM
-    onnx = {"ReduceSum": {}}
-
-
-class ReduceMean(Reduction):
-    """ONNX ReduceMean. Over the two spatial axes of an image import makes it GlobalAvgPool2d."""
-
-    op = "ReduceMean"
-    kind = SUM
-    mean = True
-    onnx = {"ReduceMean": {}}
-
-
-class ReduceMax(Reduction):
-    """ONNX ReduceMax: the largest number, NaN if one is NaN. Equal numbers share the gradient."""
-
-    op = "ReduceMax"
-    kind = MAX
-    reads = "xy"
-    onnx = {"ReduceMax": {}}
-
-
-class ReduceMin(Reduction):
-    """ONNX ReduceMin: the smallest number, NaN if one is NaN. Equal numbers share the gradient."""
-
-    op = "ReduceMin"
-    kind = MIN
-    reads = "xy"
-    onnx = {"ReduceMin": {}}
-
-
-class ReduceProd(Reduction):
-    """ONNX ReduceProd: the product."""
-
-    op = "ReduceProd"
-    kind = PRODUCT
-    reads = "x"
-    onnx = {"ReduceProd": {}}
-
-
-class ReduceL1(Reduction):
-    """ONNX ReduceL1: the sum of the magnitudes."""
-
-    op = "ReduceL1"
-    kind = MAGNITUDES
-    reads = "x"
-    onnx = {"ReduceL1": {}}
-
-
-class ReduceL2(Reduction):
-    """ONNX ReduceL2: the root of the sum of squares; where that is 0 the gradient is 0."""
-
-    op = "ReduceL2"
-    kind = LENGTH
-    reads = "xy"
-    onnx = {"ReduceL2": {}}
-
-
-class ReduceSumSquare(Reduction):
-    """ONNX ReduceSumSquare: the sum of squares."""
-
-    op = "ReduceSumSquare"
-    kind = SQUARES
-    reads = "x"
-    onnx = {"ReduceSumSquare": {}}
-
-
-class ReduceLogSum(Reduction):
-    """ONNX ReduceLogSum: the logarithm of the sum."""
-
-    op = "ReduceLogSum"
-    kind = LOG_SUM
-    reads = "y"
-    onnx = {"ReduceLogSum": {}}
-
-
-class ReduceLogSumExp(Reduction):
-    """ONNX ReduceLogSumExp: the logarithm of the sum of exponentials, the largest number taken out first."""
-
-    op = "ReduceLogSumExp"
-    kind = LOG_SUM_EXP
-    reads = "xy"
-    onnx = {"ReduceLogSumExp": {}}
+# (operation, kind, what backward reads, what it computes)
+_REDUCTIONS = (
+    ("ReduceSum", SUM, "", "the sum"),
+    ("ReduceMean", SUM, "", "the mean. Over the two spatial axes of an image import makes it GlobalAvgPool2d"),
+    ("ReduceMax", MAX, "xy", "the largest number, NaN if one is NaN. Equal numbers share the gradient"),
+    ("ReduceMin", MIN, "xy", "the smallest number, NaN if one is NaN. Equal numbers share the gradient"),
+    ("ReduceProd", PRODUCT, "x", "the product"),
+    ("ReduceL1", MAGNITUDES, "x", "the sum of the magnitudes"),
+    ("ReduceL2", LENGTH, "xy", "the root of the sum of squares; where that is 0 the gradient is 0"),
+    ("ReduceSumSquare", SQUARES, "x", "the sum of squares"),
+    ("ReduceLogSum", LOG_SUM, "y", "the logarithm of the sum"),
+    ("ReduceLogSumExp", LOG_SUM_EXP, "xy", "the logarithm of the sum of exponentials, the largest number taken out first"),
+)
+for _op, _kind, _reads, _text in _REDUCTIONS:
+    type(_op, (Reduction,), {"__doc__": f"ONNX {_op}: {_text}.", "__module__": __name__, "op": _op, "kind": _kind,
+                             "reads": _reads, "mean": _op == "ReduceMean", "onnx": {_op: {}}})

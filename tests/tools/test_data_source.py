@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 import microcnn as mc
-from microcnn.data import Normalization
 from microcnn.errors import CompileError, DataError, FileError
 from microcnn.graph import Graph, Input, Node
+from microcnn.normalize import Normalization
 from microcnn.tools.data_source import load_data
 from microcnn.tools.image_folder import load_images
 from tests.test_idx import idx

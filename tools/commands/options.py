@@ -38,8 +38,8 @@ def real(least: float = -math.inf, above: float = -math.inf) -> Callable[[str], 
 
 def numbers(text: str) -> Any:
     """0.5, 1/255, or one number per channel with commas between them."""
-    from microcnn.data import parse_numbers
     from microcnn.errors import DataError
+    from microcnn.normalize import parse_numbers
     try:
         return parse_numbers(text)
     except DataError as error:
@@ -172,7 +172,7 @@ def note_raw(data: Any, terminal: Any, graph: Any) -> None:
 
 def normalization_of(graph: Any, args: argparse.Namespace | None) -> Any:
     """What the model has stored, with what the options (where there are any) say in its place."""
-    from microcnn.data import Normalization
+    from microcnn.normalize import Normalization
     stored = {name: graph.meta.get(name) for name in ("scale", "mean", "std")}
     stored.update({name: getattr(args, name) for name in stored if getattr(args, name, None) is not None})
     return Normalization(**stored)
