@@ -112,7 +112,7 @@ def test_data_of_the_package_is_there():
 
 def test_readme_opens_with_the_two_commands():
     first, second = blocks("bash")[:2]
-    assert first.rstrip().endswith("microcnn demo") and second.rstrip().endswith("-m pytest")
+    assert first.rstrip().endswith("microcnn demo") and second.rstrip().endswith("-m pytest -n auto --dist loadfile")
     for block in (first, second):
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
