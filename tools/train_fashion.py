@@ -36,7 +36,7 @@ def lenet5(seed: int) -> mc.Graph:
 
 
 def residual(seed: int) -> mc.Graph:
-    """A residual network of 76,000 weights: 16 channels, then two blocks of 32 and 64, each at half the size."""
+    """A residual network of 73,690 weights: 16 channels, then two blocks of 32 and 64, each at half the size."""
     b = mc.GraphBuilder("residual", seed)
 
     def unit(x: str, channels: int, size: int, stride: int = 1, padding: int = 0) -> str:
