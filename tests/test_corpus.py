@@ -146,3 +146,39 @@ def compare(original: onnx.ModelProto, tuned: onnx.ModelProto, changed: set[str]
     assert not [name for name in before if name not in held and name in read]
     order = [tensor.name for tensor in two.initializer if tensor.name in before]
     assert order == [tensor.name for tensor in one.initializer if tensor.name in held]
+
+
+@pytest.mark.parametrize("name", [*MODELS, "ultraface_slim_320_simplified", "yunet_n_320_320", "mlperf_ic_resnet8_int8",
+                                  "mlperf_kws_dscnn_int8"])
+def test_every_model_goes_out_as_it_runs(corpus, name, tmp_path):
+    """With other weights, where it has any that train: onnxruntime gives our outputs."""
+    folder = corpus / "models" / name
+    graph = mc.load_onnx(folder / "model.onnx")
+    net = graph.compile(batch=1)
+    if "int8" not in name:
+        rng = np.random.default_rng(4)
+        net.set_parameters({weight: array * rng.uniform(0.95, 1.05, array.shape) for weight, array in net.parameters().items()
+                            if array.ndim > 1})
+    mc.save_onnx(net, tmp_path / "out.onnx")
+    model = onnx.load(tmp_path / "out.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    with np.load(folder / "io.npz") as file:
+        x = next(file[key] for key in sorted(file) if key.startswith("in"))[:1]
+    theirs = onnxruntime_outputs(model, {graph.inputs[0].name: x})
+    ours = net.predict(x)
+    ours = ours if isinstance(ours, dict) else {graph.outputs[0]: ours}
+    assert set(ours) == set(theirs)
+    for output, y in ours.items():
+        assert y.dtype == theirs[output].dtype and y.shape == theirs[output].shape
+        if y.dtype.kind in "iu":
+            assert (y == theirs[output]).all()
+        else:
+            assert np.abs(y - theirs[output]).max() < 1e-4 * max(1.0, float(np.abs(theirs[output]).max())), output
+
+
+@pytest.mark.parametrize("name", ["mlperf_ic_resnet8_int8", "mlperf_kws_dscnn_int8"])
+def test_recorded_classes_of_quantized_models(corpus, name):
+    folder = corpus / "models" / name
+    net = mc.load_onnx(folder / "model.onnx").compile(batch=2)
+    for x, y in recorded(folder):
+        assert (net.predict(x).reshape(len(x), -1).argmax(1) == y.reshape(len(x), -1).argmax(1)).all()

@@ -136,6 +136,17 @@ def test_readme_on_adding_an_op_names_real_files():
     assert f"test_{Path(kernel).name}" == f"test_{Path(layer).name}" == Path(test).name
 
 
+def test_an_op_is_three_files():
+    """As README says: what is there of Shrink stands in the files that it names, and its cases in onnx's suite pass."""
+    files = [path for folder in ("microcnn", "tools", "tests", "models") for path in (ROOT / folder).rglob("*.py")
+             if path != Path(__file__).resolve()]
+    known = {str(path.relative_to(ROOT)) for path in files if re.search(r"\bShrink\b|\bshrink\.", path.read_text())}
+    assert known == {"microcnn/kernels/shrink.py", "microcnn/layers/shrink.py", "tests/ops/test_shrink.py"}
+    from microcnn.tools.onnx_conformance import judge, node_cases
+    cases = [case for case in node_cases() if case.name in ("test_shrink_hard", "test_shrink_soft")]
+    assert [judge(case).verdict for case in cases] == ["passed", "passed"]
+
+
 def test_readme_names_every_subcommand():
     from microcnn.tools.cli import COMMANDS
     assert set(re.findall(r"^\| `microcnn (\w+)", (ROOT / "README.md").read_text(), re.M)) == set(COMMANDS)
