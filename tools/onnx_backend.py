@@ -71,7 +71,7 @@ class MicroCNNRep(BackendRep):
         """
         given = dict(inputs) if isinstance(inputs, dict) else dict(zip(self.inputs, inputs, strict=False))
         given = {name: as_array(value) for name, value in given.items()}
-        short = [name for name, value in given.items() if np.asarray(value).dtype.name == "bfloat16"]
+        short = [name for name, value in given.items() if isinstance(value, np.ndarray) and value.dtype.name == "bfloat16"]
         if short and len(self.model.graph.node) > 1:
             raise BackendIsNotSupposedToImplementIt(
                 f'{_title(self.model)}: input "{short[0]}" is bfloat16, and between {len(self.model.graph.node)} nodes numbers '
