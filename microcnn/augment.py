@@ -17,7 +17,9 @@ FLIPS = ("", "horizontal", "vertical", "both")
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are changed at random, each sample of each step anew. Evaluation and prediction see none of it.
+    """How training images are changed at random, each sample of each step anew.
+
+    train_step and fit do so; evaluation, prediction and the manual forward and backward see none of it.
 
     shift       up to so many pixels up or down and left or right: one integer, or (vertical, horizontal). The edge is
                 repeated where the image ends
@@ -67,13 +69,18 @@ class Augment:
         return self.moves or self.brightness > 0 or self.noise > 0
 
 
+EXAMPLES = {"shift": "2", "crop": "0.8", "brightness": "0.2", "noise": "0.05"}
+
+
 def parse_augment(text: str) -> Augment:
     """An Augment as people type it: "shift=2,flip,brightness=0.2", "shift=1x3,flip=both". Raises CompileError."""
     given: dict[str, Any] = {}
     names = [entry.name for entry in fields(Augment)]
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
-        if name not in names or (not value and name != "flip") or (equals and not value):
+        if name in names and name != "flip" and not value:
+            raise CompileError(f"augmentation {name} needs a number: {name}={EXAMPLES[name]}")
+        if name not in names or (equals and not value):
             raise CompileError(f"augmentation {part.strip()!r} is not known; expected {', '.join(names)}, such as "
                                "shift=2,flip,crop=0.8,brightness=0.2,noise=0.05")
         try:
@@ -85,7 +92,7 @@ def parse_augment(text: str) -> Augment:
 
 def _value(name: str, text: str) -> Any:
     if name == "flip":
-        return text or True
+        return True if text.lower() in ("", "true") else text
     if name == "shift":
         sizes = tuple(int(piece) for piece in text.split("x"))
         return sizes[0] if len(sizes) == 1 else sizes

@@ -178,8 +178,9 @@ def resolve_augment(augment: Any, losses: dict[str, tuple[Any, str]], shapes: di
     if not isinstance(augment, Augment):
         raise CompileError(f"augment is {augment!r}; expected None or mc.Augment(...)")
     if not losses or not factors or optimizer is None:
-        raise CompileError("augment changes the samples of training steps, but nothing trains; give train, loss and optimizer "
-                           "too, or leave it out")
+        missing = [name for name, there in (("train", factors), ("loss", losses), ("optimizer", optimizer)) if not there]
+        raise CompileError(f"augment changes the samples of training steps, for which compile was given no {missing[0]}; give "
+                           "train, loss and optimizer too, or leave it out")
     images = [name for name, (_, tensor) in losses.items() if math.prod(shapes[tensor][1:]) > 1]
     if augment.moves and images:
         raise CompileError("augment moves the pixels of the input, but not those of the targets of output "

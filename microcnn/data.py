@@ -33,6 +33,8 @@ class Dataset:
     """
 
     def __init__(self, x: Any, y: Any = None, normalization: Normalization | None = None, name: str = "data"):
+        if normalization is not None and not isinstance(normalization, Normalization):
+            raise DataError(f"{name}: normalization is {normalization!r}; expected mc.Normalization(...) or None")
         self.name, self.normalization = name, normalization or Normalization()
         self.x = _checked(name, "x", x)
         self.y = None if y is None else _checked(name, "y", y)
@@ -56,13 +58,18 @@ class Dataset:
         if isinstance(source, (str, bytes, Mapping)) or not isinstance(source, Iterable):
             raise DataError(f"{name}: {type(source).__name__} is no iterable of samples; give pairs (x, y), or a Dataset")
         xs, ys = [], []
-        for number, item in enumerate(source):
+        for number, item in enumerate(source if getattr(source, "ndim", 1) else ()):
             pair = isinstance(item, (tuple, list)) and len(item) == 2
             if isinstance(item, (tuple, list)) and not pair:
                 raise DataError(f"{name}: item {number} has {len(item)} parts; expected (x, y), or x alone")
             x, y = (_part(name, number, part) for part in (item if pair else (item, None)))
+            if x is None:
+                raise DataError(f"{name}: item {number} has no x; expected (x, y), or x alone")
             if batched is None:
                 batched = y is not None and y.ndim > 0 and x.ndim > 1 and len(y) == len(x)
+            if batched and (x.ndim < 2 or (y is not None and (y.ndim < 1 or len(y) != len(x)))):
+                shapes = f"x {x.shape}" + ("" if y is None else f" and y {y.shape}")
+                raise DataError(f"{name}: item {number} holds {shapes}; expected a batch, one target for each of its samples")
             xs.append(x if batched else x[None])
             if y is not None:
                 ys.append(y if batched else y[None])

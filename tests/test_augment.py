@@ -77,7 +77,8 @@ def test_values_that_make_no_sense(arguments, message):
 
 def test_networks_that_it_does_not_fit():
     graph = network()
-    for how, message in ((dict(train=None), "nothing trains"), (dict(augment=3), "augment is 3; expected None or"),
+    for how, message in ((dict(train=None), "compile was given no train; give train"),
+                         (dict(augment=3), "augment is 3; expected None or"),
                          (dict(augment=mc.Augment(shift=6)), r"shift \(=6, 6\) moves all of input")):
         with pytest.raises(mc.CompileError, match=message):
             graph.compile(**{**dict(train="all", loss="mse", optimizer=mc.SGD(lr=0.1), augment=ALL), **how})
@@ -91,7 +92,9 @@ def test_networks_that_it_does_not_fit():
 def test_as_people_type_it():
     assert parse_augment("shift=2, flip,crop=0.8,brightness=0.2,noise=0.05") == mc.Augment(2, True, 0.8, 0.2, 0.05)
     assert parse_augment("shift=1x3,flip=both") == mc.Augment(shift=(1, 3), flip="both")
-    for text, message in (("rotate=3", "'rotate=3' is not known"), ("shift", "'shift' is not known"), ("", "not known"),
-                          ("noise=x", "'x' is no number"), ("shift=1x2x3", "shift is"), ("flip=", "not known")):
+    assert parse_augment("flip=True") == mc.Augment(flip=True)
+    for text, message in (("rotate=3", "'rotate=3' is not known"), ("shift", "shift needs a number: shift=2"),
+                          ("", "not known"), ("noise=x", "'x' is no number"), ("shift=1x2x3", "shift is"),
+                          ("flip=", "not known")):
         with pytest.raises(mc.CompileError, match=message):
             parse_augment(text)

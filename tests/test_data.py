@@ -317,7 +317,18 @@ def test_batches_of_any_iterable():
     ([], "the iterable gave nothing"), ([(np.zeros(3), 1, 2)], "item 0 has 3 parts"),
     ([(np.zeros((2, 3)), 0), (np.zeros((3, 2)), 1)], r"x comes in different shapes, \(2, 3\), \(3, 2\)"),
     ([(np.zeros((2, 3)), 0), np.zeros((2, 3))], "1 of 2 items have targets"),
-    ([([[1, 2], [3]], 0)], "item 0 is no array of numbers"), ([("a", 0), ("b", 1)], "x has dtype")])
+    ([([[1, 2], [3]], 0)], "item 0 is no array of numbers"), ([None], "item 0 has no x"), ([(None, 1)], "item 0 has no x"),
+    (np.array(3), "the iterable gave nothing"),
+    ([(np.zeros((4, 3)), np.zeros(4)), (np.zeros((2, 3)), np.zeros(3))], r"item 1 holds x \(2, 3\) and y \(3,\)"),
+    ([("a", 0), ("b", 1)], "x has dtype")])
 def test_iterables_that_are_no_data(source, message):
     with pytest.raises(DataError, match=message):
         Dataset.collect(source)
+
+
+def test_batches_that_are_none():
+    for item in ((1, 2), (np.zeros((4, 3)), 2), (np.zeros((4, 3)), np.zeros(3))):
+        with pytest.raises(DataError, match="item 0 holds x .*; expected a batch, one target for each"):
+            Dataset.collect([item], batched=True)
+    with pytest.raises(DataError, match="normalization is 3; expected mc.Normalization"):
+        Dataset(np.zeros((2, 3)), normalization=3)

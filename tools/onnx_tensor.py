@@ -54,7 +54,10 @@ def load_external(tensor: TensorProto, folder: Path | None, what: str) -> None:
     location = entries.get("location", "")
     if folder is None:
         raise FileError(f'{what} has its data in the file "{location}"; give the model\'s path instead of its bytes')
-    path = (folder / location).resolve()
+    try:
+        path = (folder / location).resolve()
+    except (OSError, ValueError) as error:
+        raise FileError(f"{what} has its data in {location!r}, which is no file's name: {error}") from error
     if not location or Path(location).is_absolute() or not path.is_relative_to(folder.resolve()):
         raise FileError(f'{what} has its data in "{location}", outside the model\'s folder; move the file into the '
                         "folder and save the model again")

@@ -41,7 +41,7 @@ class Convolution(Layer):
         expect_inputs(node, shapes, 1)
         C, H, W = expect_image(node, shapes[0])
         weight, groups, name = weights["weight"], node.attrs["groups"], f'{node.op} "{node.name}"'
-        if len(weight) != 4 or weight[2:] != tuple(node.attrs["kernel"]):
+        if len(weight) != 4 or 0 in weight or weight[2:] != tuple(node.attrs["kernel"]):
             axes = "C, K / groups" if cls.transposed else "K, C / groups"
             raise ModelError(f"{name}: weight has shape {weight}; expected ({axes}, {node.attrs['kernel'][0]}, "
                              f"{node.attrs['kernel'][1]})")

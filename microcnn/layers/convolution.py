@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 from ..errors import ModelError
 from .base import Shape
 from .linear import linear_rows, weight_gradient_rows
-from .windows import Pads, Pair, Phase, output_hw, phases, resolve_pads, used_phases
+from .windows import LARGEST, Pads, Pair, Phase, output_hw, phases, resolve_pads, used_phases
 
 if TYPE_CHECKING:
     from ..graph import Node
     from ..memory import Buffer
     from ..plan import Schedule
 
-# No device holds more numbers of a sample.
-LARGEST = 2**31 - 1
 # A band of padded input that one chunk of the work holds: about half of a small first-level cache.
 BAND_BYTES = 24 * 1024
 # Bands shorter than this many pixels waste tiles.

@@ -44,6 +44,10 @@ def output_size(length: int, kernel: int, stride: int, before: int, after: int, 
     return count
 
 
+# No device holds more numbers of a sample.
+LARGEST = 2**31 - 1
+
+
 def output_hw(name: str, size: Pair, kernel: Pair, stride: Pair, pads: Pads, dilation: Pair, ceil_mode: bool = False) -> Pair:
     """(OH, OW). Raises ModelError where the window does not fit into the padded image."""
     H, W = size
@@ -53,6 +57,9 @@ def output_hw(name: str, size: Pair, kernel: Pair, stride: Pair, pads: Pads, dil
         spread = ((kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1)
         raise ModelError(f'"{name}": a window of {spread[0]}x{spread[1]} does not fit into an image of {H}x{W} with padding '
                          f"{tuple(pads)}; use a larger input or more padding")
+    if OH * OW > LARGEST:
+        raise ModelError(f'"{name}": padding {tuple(pads)} makes {OH}x{OW} positions of an image of {H}x{W}, which no device '
+                         "can hold; use less")
     return OH, OW
 
 

@@ -338,3 +338,22 @@ def test_external_data_outside_the_folder(tmp_path, location):
     (path.parent / "link.bin").symlink_to(tmp_path / "outside.bin")
     with pytest.raises(FileError, match="outside the model's folder"):
         load_onnx(path)
+
+
+@pytest.mark.parametrize("weight, attributes, message", [
+    ("w", {"pads": [2**40] * 4}, "which no device can hold; use less"), ("none", {}, r"weight has shape \(0, 3, 3, 3\)")])
+def test_convolutions_that_nothing_can_hold(weight, attributes, message):
+    with pytest.raises(ModelError, match=message):
+        load_onnx(model_of([node("Conv", ["x", weight], **attributes)], X, {**W, "none": numbers(0, 3, 3, 3)})).compile()
+
+
+def test_a_place_that_is_no_file_name(tmp_path):
+    model = model_of([node("Conv", ["x", "w"])], X, W)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "w")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "a\0b"
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(FileError, match="which is no file's name"):
+        load_onnx(tmp_path / "model.onnx")

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from microcnn.choices import resolve_losses
 from microcnn.errors import CompileError, FileError
 from microcnn.heads import with_head
 
@@ -82,12 +83,14 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     sizes = graph.shapes(shapes)
     loss = default_loss(sizes, graph.outputs) if args.loss == "auto" else args.loss
     graph.meta.update(normalization.to_meta())
+    # before anything is compiled, which may take minutes: whether the data fits
+    input_name = graph.inputs[0].name
+    judged = resolve_losses(graph, loss, sizes)[graph.outputs[0]][0]
+    fits = (sizes[input_name], sizes[graph.outputs[0]], judged, input_name)
+    training, validation = training.matched(*fits), validation.matched(*fits)
     net, _ = compile_shown(graph, terminal, batch=min(args.batch, len(training)), train=args.train, loss=loss,
                            optimizer=optimizer, bn=args.bn, dtype=args.dtype, input_shapes=shapes, seed=args.seed,
                            augment=args.augment)
-    input_name = graph.inputs[0].name
-    fits = (sizes[input_name], sizes[graph.outputs[0]], net.loss, input_name)
-    training, validation = training.matched(*fits), validation.matched(*fits)
 
     terminal.say(f"{args.model}: training {what_trains(args.train)} on {len(training):,} samples, validating on "
                  f"{len(validation):,}")
