@@ -120,10 +120,13 @@ def _compare(found: np.ndarray, want: np.ndarray, case: TestCase) -> None:
 
 
 def tally(outcomes: list[Outcome]) -> dict[str, Tally]:
-    """Outcomes by operator."""
+    """Outcomes by operator. A refusal that names nodes counts for their operators alone, not for those around them."""
     found: dict[str, Tally] = collections.defaultdict(Tally)
     for outcome in outcomes:
+        named = set(re.findall(r'(\w+) "[^"]*" \(opset', outcome.reason)) if outcome.verdict == "refused" else set()
         for operator in outcome.case.operators:
+            if named and operator not in named:
+                continue
             one = found[operator]
             setattr(one, outcome.verdict, getattr(one, outcome.verdict) + 1)
             if outcome.verdict != "passed":
