@@ -74,8 +74,8 @@ class MicroCNNRep(BackendRep):
         short = [name for name, value in given.items() if isinstance(value, np.ndarray) and value.dtype.name == "bfloat16"]
         if short and len(self.model.graph.node) > 1:
             raise BackendIsNotSupposedToImplementIt(
-                f'{_title(self.model)}: input "{short[0]}" is bfloat16; between nodes numbers are float32 here, rounded once at '
-                "the end")
+                f'{_title(self.model)}: input "{short[0]}" is bfloat16; between nodes numbers are float32 here, rounded once '
+                "at the end")
         refusals: list[str] = []
         for moving, whole in self._ways(given):
             try:
