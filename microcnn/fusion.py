@@ -17,7 +17,7 @@ class Step:
     """A node, and what of its followers is done in the same kernel.
 
     source: the (first) tensor that the step reads. output: the tensor that it makes. bn: a batch norm folded into the
-    weights. residual: a tensor added before the clamp to low..high.
+    weights. residual: a tensor added before the clamp to low..high. pool: the max pooling that alone reads the output.
     """
 
     node: Node
@@ -25,6 +25,7 @@ class Step:
     output: str
     bn: Node | None = None
     residual: str | None = None
+    pool: Node | None = None
     low: float = -math.inf
     high: float = math.inf
 
@@ -93,6 +94,11 @@ def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
         if node.op in CLAMPED and follower and is_clamp(follower) and not behind_pool(follower):
             step.low, step.high = bounds_of(follower)
             step.output = follower.outputs[0]
+            follower = only_reader(step.output)
+        if node.op == "Conv2d" and follower and is_clamp(follower) and behind_pool(follower):
+            follower = only_reader(follower.outputs[0])
+        if node.op == "Conv2d" and follower and follower.op == "MaxPool2d":
+            step.pool = follower
         return step
 
     def behind_pool(node: Node) -> bool:

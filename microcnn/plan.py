@@ -42,6 +42,7 @@ class Schedule:
         self.accepted: list[tuple[Node | None, Callable[[], None]]] = []
         self.gradients: dict[str, Gradient] = {}
         self.winners: dict[str, Winners] = {}
+        self.unmade: dict[str, Callable[..., None]] = {}   # what a max pooling makes itself, of what is before it
         self.weight_gradients: dict[str, Buffer] = {}
         self.pending: dict[str, int] = {}
         self.updates = Updates(self)

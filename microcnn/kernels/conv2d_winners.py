@@ -1,9 +1,8 @@
 """Backward of a convolution that only a max pooling reads, from the winners of its windows.
 
-All other gradients of the convolution's output are zero: three of four behind 2 x 2 windows, and more where the activation
-between the two blocks. What is left is too scattered for register tiles of pixels. But every winner adds its window of the
-input, R rows of S x C numbers side by side, to its own channel's dW, which stays in registers; and to dX the winners of one
-position add their channels' weights, which stay there too until the position is done.
+All other gradients of the convolution's output are zero: three of four behind 2 x 2 windows. What is left is too scattered
+for register tiles of pixels. But every winner adds its window of the input, R rows of S x C numbers side by side, to its own
+channel's dW, and the dW of several channels stay in registers while all pixels pass.
 """
 import numba
 import numpy as np
@@ -13,9 +12,9 @@ from .conv2d import copy_band, fill_table
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import add_partials
-from .simd import lanes
-from .tile import rows_strided, tile_add, tile_fma_rows, tile_store, tile_zeros
-from .vector import vector_load_first, vector_of, vector_store_first, vector_where_greater
+from .simd import WIDE_WINDOWS3, WIDE_WINDOWS5, WIDE_WINDOWS7, WINDOWS3, WINDOWS5, WINDOWS7, lanes
+from .tile import rows_grid, rows_strided, tile_add, tile_fma_windows, tile_store, tile_zeros
+from .vector import vector_add, vector_load_first, vector_of, vector_store_first, vector_take, vector_where_greater
 
 
 @helper
@@ -33,73 +32,63 @@ def passed_on(y, dy, begin, count, low, high, passed):
 
 
 @helper
-def _collect(indices, passed, begin, pixels, K, base, place, values, offsets, counts):
-    """Each channel's gradients of one sample that are not zero, and where their windows begin; how many there are."""
-    i, room = np.uintp(0), np.uintp(pixels)     # an index that may be negative costs a test at each access
-    at = np.uintp(begin)
-    for k in range(K):
-        counts[k] = 0
-    for p in range(pixels):
-        origin = base[p]
-        to = np.uintp(0)
-        for k in range(K):
-            value, count = passed[i], counts[k]
-            values[to + np.uintp(count)] = value
-            offsets[to + np.uintp(count)] = origin + place[indices[at + i]]
-            counts[k] = count + np.int64(value != 0)
-            to += room
-            i += np.uintp(1)
+def _add_windows(passed, indices, at, pixels, K, base, place, image, row_step, R, first, part, rows, mr, nv):
+    """part (K, R, nv * lanes) (= or +=) the window of each pixel's winner, times its gradient, mr // rows channels at a time.
 
-
-@helper
-def _add_windows(values, offsets, counts, pixels, K, image, row_step, R, first, part, sums, mr, nv):
-    """part (K, R, nv * lanes) (= or +=) the windows of each channel's winners, times their gradients; sums += those."""
+    Gradients of zero are multiplied too: to look for the others costs more. Rows past R, and channels past K, repeat the last,
+    in the registers and in what they are stored to.
+    """
     width = nv * lanes(image)
-    rows = rows_strided(0, row_step, R, mr)
-    for k in range(K):
+    window = rows_strided(0, row_step, R, rows)
+    channels = mr // rows
+    for k in range(0, K, channels):
+        count = min(channels, K - k)
         tile = tile_zeros(image, mr, nv)
-        total = image.dtype.type(0)
-        for i in range(k * pixels, k * pixels + counts[k]):
-            value = values[i]
-            total += value
-            tile = tile_fma_rows(tile, value, image, rows, offsets[i])
-        out = rows_strided(k * R * width, width, R, mr)
+        out = rows_grid(k * R * width, R * width, count, width, R, rows, mr)
         if not first:
-            tile = tile_add(tile, part, out, 0, R, width)
-        tile_store(tile, part, out, 0, R, width)
-        sums[k] += total
+            tile = tile_add(tile, part, out, 0, mr, width)
+        for p in range(pixels):
+            tile = tile_fma_windows(tile, passed, p * K + k, count, image, window, base[p], indices, at + p * K + k, place)
+        tile_store(tile, part, out, 0, mr, width)
 
 
 @helper
-def _add_sample(values, offsets, counts, pixels, K, image, row_step, R, vectors, first, part, sums):
+def _add_sample(passed, indices, at, pixels, K, base, place, image, row_step, R, vectors, first, part):
     """_add_windows by the size of the window."""
     if vectors == 1:
         if R <= 3:
-            _add_windows(values, offsets, counts, pixels, K, image, row_step, R, first, part, sums, 3, 1)
+            _add_windows(passed, indices, at, pixels, K, base, place, image, row_step, R, first, part, 3, WINDOWS3, 1)
         elif R <= 5:
-            _add_windows(values, offsets, counts, pixels, K, image, row_step, R, first, part, sums, 5, 1)
+            _add_windows(passed, indices, at, pixels, K, base, place, image, row_step, R, first, part, 5, WINDOWS5, 1)
         else:
-            _add_windows(values, offsets, counts, pixels, K, image, row_step, R, first, part, sums, 7, 1)
+            _add_windows(passed, indices, at, pixels, K, base, place, image, row_step, R, first, part, 7, WINDOWS7, 1)
     elif R <= 3:
-        _add_windows(values, offsets, counts, pixels, K, image, row_step, R, first, part, sums, 3, 2)
+        _add_windows(passed, indices, at, pixels, K, base, place, image, row_step, R, first, part, 3, WIDE_WINDOWS3, 2)
     elif R <= 5:
-        _add_windows(values, offsets, counts, pixels, K, image, row_step, R, first, part, sums, 5, 2)
+        _add_windows(passed, indices, at, pixels, K, base, place, image, row_step, R, first, part, 5, WIDE_WINDOWS5, 2)
     else:
-        _add_windows(values, offsets, counts, pixels, K, image, row_step, R, first, part, sums, 7, 2)
+        _add_windows(passed, indices, at, pixels, K, base, place, image, row_step, R, first, part, 7, WIDE_WINDOWS7, 2)
 
 
 @helper
-def _samples(chunk, chunks, x, indices, y, dy, batch, sizes, low, high, base, place, passed, values, offsets, counts, images,
-             partials, sums):
+def _add_biases(passed, pixels, K, sums):
+    """sums (K) += the pixels of one sample."""
+    for k in range(0, K, lanes(passed)):
+        count = min(lanes(passed), K - k)
+        total = vector_take(sums, k, count)
+        for p in range(pixels):
+            total = vector_add(total, vector_take(passed, p * K + k, count))
+        vector_store_first(total, sums, k, count)
+
+
+@helper
+def _samples(chunk, chunks, x, indices, y, dy, batch, sizes, low, high, base, place, passed, images, partials, sums):
     """The samples of one chunk, one after the other, in the chunk's padded image."""
     H, W, C, K, R, S, pixels, pad_top, pad_left, row_step, rows, columns, vectors = sizes
-    size = images.size // chunks
+    size, width = images.size // chunks, R * vectors * lanes(x)
     image = images[chunk * size:(chunk + 1) * size]
-    own_values = values[chunk * K * pixels:(chunk + 1) * K * pixels]
-    own_offsets = offsets[chunk * K * pixels:(chunk + 1) * K * pixels]
     own_passed = passed[chunk * K * pixels:(chunk + 1) * K * pixels]
-    own_counts, own_sums = counts[chunk * K:(chunk + 1) * K], sums[chunk * K:(chunk + 1) * K]
-    width = R * vectors * lanes(x)
+    own_sums = sums[chunk * K:(chunk + 1) * K]
     part = partials[chunk * K * width:(chunk + 1) * K * width]
     begin, end = chunk * batch // chunks, (chunk + 1) * batch // chunks
     zero_run(image, 0, size)
@@ -107,24 +96,24 @@ def _samples(chunk, chunks, x, indices, y, dy, batch, sizes, low, high, base, pl
         zero_run(part, 0, K * width)
     zero_run(own_sums, 0, K)
     for n in range(begin, end):
+        at = n * pixels * K
         copy_band(x, n * H * W * C, H, W, C, -pad_top, -pad_left, rows, columns, False, image)
-        passed_on(y, dy, n * pixels * K, pixels * K, low, high, own_passed)
-        _collect(indices, own_passed, n * pixels * K, pixels, K, base, place, own_values, own_offsets, own_counts)
-        _add_sample(own_values, own_offsets, own_counts, pixels, K, image, row_step, R, vectors, n == begin, part, own_sums)
+        passed_on(y, dy, at, pixels * K, low, high, own_passed)
+        _add_sample(own_passed, indices, at, pixels, K, base, place, image, row_step, R, vectors, n == begin, part)
+        _add_biases(own_passed, pixels, K, own_sums)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_backward_weight_winners(x, indices, y, dy, batch, sizes, kernel_h, kernel_w, stride_h, stride_w, PH, PW, low, high,
-                                   chunks, accumulate, accumulate_bias, threads, base, place, passed, values, offsets,
-                                   counts, images, partials, sums, dweight, dbias):
+                                   chunks, accumulate, accumulate_bias, threads, base, place, passed, images, partials,
+                                   sums, dweight, dbias):
     """dweight and dbias of a convolution behind which a max pooling with windows side by side lies.
 
     Shapes   x (N, H, W, C); indices uint8, dy and y (N, PH, PW, K), y empty where nothing clamps the maxima to low..high;
              sizes (H, W, C, K, R, S, PH * PW, pad_top, pad_left, row_step, rows, columns, vectors): row_step from one row of
              a window to the next in the padded image (rows, columns, C), vectors registers hold S * C numbers; images
-             (chunks, padded image and as many registers); base (PH * PW), place (kernel_h * kernel_w) int64; passed, values
-             and offsets (chunks, K, PH * PW); counts, sums (chunks, K); partials (chunks, K, R, vectors * lanes); dweight
-             (R, S, C, K); dbias (K) or empty
+             (chunks, padded image and as many registers); base (PH * PW), place (kernel_h * kernel_w) int64; passed (chunks,
+             PH * PW, K); sums (chunks, K); partials (chunks, K, R, vectors * lanes); dweight (R, S, C, K); dbias (K) or empty
     Writes   dweight, dbias (overwritten, or added to with accumulate, accumulate_bias); all between place and dweight
              (undefined)
     Threads  one iteration per chunk of samples, each owns its partial sums, which are added in order
@@ -136,12 +125,12 @@ def conv2d_backward_weight_winners(x, indices, y, dy, batch, sizes, kernel_h, ke
     if threads > 1 and chunks > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
-            _samples(chunk, chunks, x, indices, y, dy, batch, sizes, low, high, base, place, passed, values, offsets,
-                     counts, images, partials, sums)
+            _samples(chunk, chunks, x, indices, y, dy, batch, sizes, low, high, base, place, passed, images,
+                     partials, sums)
     else:
         for chunk in range(chunks):
-            _samples(chunk, chunks, x, indices, y, dy, batch, sizes, low, high, base, place, passed, values, offsets,
-                     counts, images, partials, sums)
+            _samples(chunk, chunks, x, indices, y, dy, batch, sizes, low, high, base, place, passed, images,
+                     partials, sums)
     width = vectors * lanes(x)
     total = partials[:K * R * width]
     add_partials(partials, chunks, total.size, 0, total.size, False, total)
@@ -154,7 +143,7 @@ def conv2d_backward_weight_winners(x, indices, y, dy, batch, sizes, kernel_h, ke
         add_partials(sums, chunks, K, 0, K, accumulate_bias, dbias)
 
 
-@entry("x< indices< y< dy< dweight= dbias= tables> lists> images> scratch> H W C K R S PH PW kernel_h kernel_w stride_h "
+@entry("x< indices< y< dy< dweight= dbias= tables> images> scratch> H W C K R S PH PW kernel_h kernel_w stride_h "
        "stride_w dilation_h pad_top pad_left rows columns vectors chunks low high accumulate accumulate_bias")
 def backward_weight(arena, row, batch):
     row = fields_of(row)
@@ -164,20 +153,18 @@ def backward_weight(arena, row, batch):
     width = row.vectors * lanes(view(arena, 0, 1))
     image = row.rows * row.columns * row.C + width
     partials = row.chunks * row.K * row.R * width
-    counts, listed = row.chunks * row.K, row.chunks * row.K * pixels
+    listed = row.chunks * row.K * pixels
     positions = row.kernel_h * row.kernel_w
     weights = row.R * row.S * row.C * row.K
     sizes = (row.H, row.W, row.C, row.K, row.R, row.S, pixels, row.pad_top, row.pad_left,
              row.dilation_h * row.columns * row.C, row.rows, row.columns, row.vectors)
-    numbers = view(arena, row.lists + 8 * (listed + counts), 2 * listed)
-    scratch = view(arena, row.scratch, partials + row.chunks * row.K)
+    scratch = view(arena, row.scratch, partials + row.chunks * row.K + listed)
     conv2d_backward_weight_winners(
         view(arena, row.x, batch * row.H * row.W * row.C), view_as(arena, row.indices, pooled, np.uint8),
         view(arena, row.y, pooled if row.y >= 0 else 0), view(arena, row.dy, pooled), batch, sizes, row.kernel_h, row.kernel_w,
         row.stride_h, row.stride_w, row.PH, row.PW, real(number(row.low)), real(number(row.high)), row.chunks, row.accumulate,
         row.accumulate_bias, threads_for(arena, pooled * row.R * width), view_as(arena, row.tables, pixels, np.int64),
         view_as(arena, row.tables + 8 * pixels, positions, np.int64),
-        numbers[:listed], numbers[listed:], view_as(arena, row.lists, listed, np.int64),
-        view_as(arena, row.lists + 8 * listed, counts, np.int64), view(arena, row.images, row.chunks * image),
-        scratch[:partials], scratch[partials:], view(arena, row.dweight, weights),
+        scratch[partials + row.chunks * row.K:], view(arena, row.images, row.chunks * image), scratch[:partials],
+        scratch[partials:partials + row.chunks * row.K], view(arena, row.dweight, weights),
         view(arena, row.dbias, row.K if row.dbias >= 0 else 0))

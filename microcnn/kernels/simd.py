@@ -33,6 +33,11 @@ REGISTERS = {"avx512": 32, "avx2": 16, "neon": 32, "sse": 16}[INSTRUCTION_SET]
 
 # Rows of the tiles four, two and one vectors wide: what fills the registers without spilling. 0: no such tile.
 MR4, MR2, MR1 = {"avx512": (6, 8, 8), "avx2": (0, 6, 8), "neon": (6, 8, 8), "sse": (0, 6, 8)}[INSTRUCTION_SET]
+# Rows of the tiles that hold whole windows of 3, 5 and 7 rows, each one or two vectors wide, for as many channels as fit.
+WINDOWS3, WINDOWS5, WINDOWS7 = (rows * ((REGISTERS - 2) // rows) for rows in (3, 5, 7))
+WIDE_WINDOWS3, WIDE_WINDOWS5, WIDE_WINDOWS7 = (rows * ((REGISTERS - 2) // (2 * rows)) for rows in (3, 5, 7))
+# Channels in each of two tiles that hold two neighbouring rows of pixels, two vectors of them: usually, and where they divide.
+PLANES, EVEN_PLANES = (6, 4) if REGISTERS == 32 else (3, 2)
 # Where a load with a lane mask costs no more than a plain one, the plain variant of a loop is not needed.
 MASKS_ARE_FREE = INSTRUCTION_SET == "avx512"
 

@@ -115,6 +115,28 @@ def rows_strided(typing_context, start, stride, count, mr):
 
 
 @intrinsic(prefer_literal=True)
+def rows_grid(typing_context, start, stride, count, inner_stride, inner_count, inner, mr):
+    """Row i at start + min(i // inner, count - 1) * stride + min(i % inner, inner_count - 1) * inner_stride."""
+    if not (isinstance(mr, types.IntegerLiteral) and isinstance(inner, types.IntegerLiteral)):
+        return None
+    rows, width = RowsType(mr.literal_value), inner.literal_value
+    signature = rows(types.intp, types.intp, types.intp, types.intp, types.intp, inner, mr)
+
+    def codegen(context, builder, sig, args):
+        start, stride, count, inner_stride, inner_count, _, _ = args
+
+        def step(i, count, stride):
+            last = builder.sub(count, I64(1))
+            return builder.mul(builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last), stride)
+        value = ir.Constant(context.get_value_type(rows), ir.Undefined)
+        for i in range(rows.mr):
+            row = builder.add(start, step(i // width, count, stride))
+            value = builder.insert_value(value, builder.add(row, step(i % width, inner_count, inner_stride)), i)
+        return value
+    return signature, codegen
+
+
+@intrinsic(prefer_literal=True)
 def rows_table(typing_context, table, at, count, base, mr):
     """Rows at base + table[at + min(i, count - 1)]."""
     if not (isinstance(mr, types.IntegerLiteral) and isinstance(table, types.Array) and table.dtype == types.int64):
@@ -183,6 +205,38 @@ def tile_fma_rows(typing_context, tile, value, b, rows, b_offset):
             for j, column in enumerate(_columns(builder, start(i), tile)):
                 k = i * tile.nv + j
                 total = builder.insert_value(total, multiply_add(builder, factor, column, builder.extract_value(total, k)), k)
+        return total
+    return signature, codegen
+
+
+@intrinsic
+def tile_fma_windows(typing_context, tile, values, at, count, b, rows, base, indices, i_at, places):
+    """tile[j * mr + r, :] += values[at + j] * b[rows[r] + base + places[indices[i_at + j]] : ... + nv * lanes]
+
+    mr is the number of rows, of which the tile has a multiple: one block for each of its channels j, of which those past
+    count repeat the last.
+    """
+    if not (isinstance(tile, TileType) and isinstance(rows, RowsType) and tile.mr % rows.mr == 0):
+        return None
+    signature = tile(tile, values, types.intp, types.intp, b, rows, types.intp, indices, types.intp, places)
+
+    def codegen(context, builder, sig, args):
+        total, values, at, count, b_array, row_offsets, base, indices, i_at, places = args
+        value_at = pointer_to(context, builder, sig.args[1], values, at)
+        index_at = pointer_to(context, builder, sig.args[7], indices, i_at)
+        place_at = pointer_to(context, builder, sig.args[9], places, I64(0))
+        last = builder.sub(count, I64(1))
+        for channel in range(tile.mr // rows.mr):
+            step = builder.select(builder.icmp_signed("<", I64(channel), last), I64(channel), last)
+            index = builder.zext(builder.load(builder.gep(index_at, [step])), I64)
+            window = builder.add(base, builder.load(builder.gep(place_at, [index])))
+            factor = splat(builder, builder.load(builder.gep(value_at, [step])), lanes_of(tile.dtype))
+            start = _row_starts(context, builder, sig.args[4], b_array, row_offsets, window)
+            for i in range(rows.mr):
+                for j, column in enumerate(_columns(builder, start(i), tile)):
+                    k = (channel * rows.mr + i) * tile.nv + j
+                    value = multiply_add(builder, factor, column, builder.extract_value(total, k))
+                    total = builder.insert_value(total, value, k)
         return total
     return signature, codegen
 

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import ModelError
 from ..layout import Layout
 from .base import Layer, Shape, expect_image, expect_inputs
+from .conv2d_pooled import pooled_pays, pooled_row, pooled_serves
 from .conv2d_winners import winners_input_rows, winners_pay, winners_serve, winners_weight_row
 from .convolution import Geometry, forward_rows, transposed_rows, weight_gradient
 from .linear import bias_gradient, linear_backward
@@ -78,7 +80,10 @@ class Convolution(Layer):
         over = None if cls.transposed and g.skips else residual
         y = output_value(s, step, Layout.channels_last(s.shapes[step.output]), over)
         buffers = weight, bias, residual.buffer if residual else None, x.buffer, y.buffer
-        if cls.transposed:
+        pool = None if cls.transposed else pooled_serves(step, g)
+        if pool is not None and pooled_pays(s, g, pool):
+            s.unmade[step.output] = partial(pooled_row, s, node, g, weight, bias, x)
+        elif cls.transposed:
             transposed_rows(s, g, *buffers, step.low, step.high, lasting=not s.trains(node, "weight"))
         else:
             forward_rows(s, g, *buffers, step.low, step.high)

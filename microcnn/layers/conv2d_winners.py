@@ -84,10 +84,9 @@ def winners_weight_row(s: Schedule, node: Node, g: Geometry, x: Value, winners: 
     width, pixels, chunks = vectors * s.lanes, pool["OH"] * pool["OW"], min(s.batch, CHUNKS)
     s.row("conv2d_winners.backward_weight", x=x.buffer, dweight=target, dbias=bias,
           tables=s.scratch(8 * (pixels + pool["kernel_h"] * pool["kernel_w"]), "tables"),
-          lists=s.scratch(chunks * g.K * (pixels * (8 + 2 * s.itemsize) + 8), "lists"),
           images=s.scratch(chunks * (rows * columns * g.C + width) * s.itemsize, "images"),
-          scratch=s.scratch(chunks * g.K * (g.R * width + 1) * s.itemsize), rows=rows, columns=columns, vectors=vectors,
-          chunks=chunks, accumulate=accumulate, accumulate_bias=accumulate_bias, **pool_fields(g, winners))
+          scratch=s.scratch(chunks * g.K * (g.R * width + 1 + pixels) * s.itemsize), rows=rows, columns=columns,
+          vectors=vectors, chunks=chunks, accumulate=accumulate, accumulate_bias=accumulate_bias, **pool_fields(g, winners))
     if bias is not None:
         s.weight_done(node, "bias")
 

@@ -66,7 +66,11 @@ def max_rows(s: Schedule, step: Step, x: Value, fields: dict[str, int]) -> None:
     bounds = {"low": step.low, "high": step.high}
     passes = s.needs_gradient(x.name)
     indices = s.saved(f"{step.output}.indices", s.batch * y.numbers * fields["index_bytes"]) if passes else None
-    s.row("maxpool2d.forward", x=x.buffer, y=y.buffer, indices=indices, **fields, **bounds)
+    make = s.unmade.pop(x.name, None)
+    if make is None:
+        s.row("maxpool2d.forward", x=x.buffer, y=y.buffer, indices=indices, **fields, **bounds)
+    else:
+        make(y, indices, fields, bounds)
     if not passes:
         return
     if step.clamps:
