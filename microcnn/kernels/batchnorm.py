@@ -50,7 +50,7 @@ def _put(value, target, at, count, accumulate):
 
 
 @helper
-def _deviation(variance, c, C, eps):
+def deviation(variance, c, C, eps):
     """sqrt(variance + eps) for one vector of channels."""
     return vector_sqrt(vector_add(vector_take(variance, c, C - c),
                                   vector_of(variance, variance.dtype.type(eps))))
@@ -60,7 +60,7 @@ def _deviation(variance, c, C, eps):
 def _factors(scale, variance, C, eps, factor, at):
     """factor[at : at + C] = scale / sqrt(variance + eps)"""
     for c in range(0, C, lanes(scale)):
-        value = vector_div(vector_take(scale, c, C - c), _deviation(variance, c, C, eps))
+        value = vector_div(vector_take(scale, c, C - c), deviation(variance, c, C, eps))
         vector_write(value, factor, at + c, C - c)
 
 
@@ -149,11 +149,17 @@ def _sums_tile(x, mean, y, dy, begin, end, C, masked, low, high, first, scratch,
             dz = _masked(y, dy, at, count, masked, low, high)
             plain = vector_add(plain, dz)
             weighted = vector_fma(dz, vector_sub(vector_take(x, at, count), centre), weighted)
-        if not first:
-            plain = vector_add(plain, vector_take(scratch, to + c, count))
-            weighted = vector_add(weighted, vector_take(scratch, to + C + c, count))
-        vector_write(plain, scratch, to + c, count)
-        vector_write(weighted, scratch, to + C + c, count)
+        _add_sums(plain, weighted, scratch, to + c, C, count, first)
+
+
+@helper
+def _add_sums(plain, weighted, scratch, to, C, count, first):
+    """Both sums of one vector of channels, put to their places or added to what is there."""
+    if not first:
+        plain = vector_add(plain, vector_take(scratch, to, count))
+        weighted = vector_add(weighted, vector_take(scratch, to + C, count))
+    vector_write(plain, scratch, to, count)
+    vector_write(weighted, scratch, to + C, count)
 
 
 @helper
@@ -231,31 +237,85 @@ def backward_frozen(arena, row, batch):
         dscale, dbias = view(arena, row.dscale, C), view(arena, row.dbias, C)
         for c in range(0, C, lanes(dy)):
             weighted = vector_take(scratch, C + c, C - c)
-            weighted = vector_div(weighted, _deviation(variance, c, C, number(row.eps)))
+            weighted = vector_div(weighted, deviation(variance, c, C, number(row.eps)))
             _put(weighted, dscale, c, C - c, row.accumulate_params)
             _put(vector_take(scratch, c, C - c), dbias, c, C - c, row.accumulate_params)
 
 
 @helper
-def _dx_chunk(x, mean, y, dy, begin, end, C, masked, low, high, accumulate, scratch, dx):
-    """dx = (dz - first - (x - mean) * second) * factor for rows begin to end."""
-    step = lanes(dy)
-    for at in range(begin * C, end * C, C):
-        for c in range(0, C, step):
+def _passed(centred, factor, shift, dz, clamps, low, high):
+    """dz, zero where the clamp held the output, which is made again from x: cheaper than reading it from memory."""
+    if not clamps:
+        return dz
+    zero, output = vector_sub(dz, dz), vector_fma(centred, factor, shift)
+    return vector_where_greater(high, output, vector_where_greater(output, low, dz, zero), zero)
+
+
+@helper
+def _batch_sums_chunk(x, mean, bias, dy, begin, end, C, clamps, low, high, scratch, to):
+    """The sums of dz and of dz * (x - mean) over rows begin to end, a tile at a time, into scratch[to : to + 2 C]."""
+    real, tile = dy.dtype.type, tile_rows(C)
+    zero, least, most = vector_of(dy, real(0)), vector_of(dy, real(low)), vector_of(dy, real(high))
+    for row in range(begin, end, tile):
+        last = min(row + tile, end)
+        for c in range(0, C, lanes(dy)):
             count = C - c
-            centred = vector_sub(vector_take(x, at + c, count), vector_take(mean, c, count))
-            value = vector_sub(_masked(y, dy, at + c, count, masked, low, high),
-                               vector_take(scratch, FIRST * C + c, count))
-            value = vector_sub(value, vector_mul(centred, vector_take(scratch, SECOND * C + c, count)))
-            value = vector_mul(value, vector_take(scratch, FACTOR * C + c, count))
-            _put(value, dx, at + c, count, accumulate)
+            plain, weighted, centre = zero, zero, vector_take(mean, c, count)
+            factor, shift = vector_take(scratch, FACTOR * C + c, count), vector_take(bias, c, count)
+            for at in range(row * C + c, last * C, C):
+                centred = vector_sub(vector_take(x, at, count), centre)
+                dz = _passed(centred, factor, shift, vector_take(dy, at, count), clamps, least, most)
+                plain = vector_add(plain, dz)
+                weighted = vector_fma(dz, centred, weighted)
+            _add_sums(plain, weighted, scratch, to + c, C, count, row == begin)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def backward_through_statistics(x, mean, y, dy, rows, C, masked, low, high, accumulate, threads, scratch, dx):
+def backward_batch_sums(x, mean, bias, dy, rows, C, clamps, low, high, threads, scratch):
+    """The sums over the rows that batch norm's gradients are made of, where it ran on the batch's statistics.
+
+    Shapes   x, dy (rows, C); mean, bias (C,), flat; scratch: the factor (C,) in its place
+    Writes   scratch: the sums of dz and dz * (x - mean); dz is dy where low < the output < high (if clamps)
+    Threads  one iteration per chunk of rows, each owns its part of scratch; added in order
+    Source   Ioffe and Szegedy 2015, section 3
+    """
+    chunks = chunk_count(rows, C)
+    if threads > 1:
+        for index in numba.prange(chunks):
+            chunk = np.int64(index)
+            _batch_sums_chunk(x, mean, bias, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, clamps, low, high,
+                              scratch, 2 * chunk * C)
+    else:
+        for chunk in range(chunks):
+            _batch_sums_chunk(x, mean, bias, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, clamps, low, high,
+                              scratch, 2 * chunk * C)
+    _add_chunks(scratch, chunks, C)
+
+
+@helper
+def _dx_chunk(x, mean, bias, dy, begin, end, C, clamps, low, high, accumulate, scratch, dx):
+    """dx = (dz - first - (x - mean) * second) * factor for rows begin to end."""
+    real, tile = dy.dtype.type, tile_rows(C)
+    least, most = vector_of(dy, real(low)), vector_of(dy, real(high))
+    for row in range(begin, end, tile):
+        last = min(row + tile, end)
+        for c in range(0, C, lanes(dy)):
+            count = C - c
+            centre, shift = vector_take(mean, c, count), vector_take(bias, c, count)
+            factor = vector_take(scratch, FACTOR * C + c, count)
+            first, second = vector_take(scratch, FIRST * C + c, count), vector_take(scratch, SECOND * C + c, count)
+            for at in range(row * C + c, last * C, C):
+                centred = vector_sub(vector_take(x, at, count), centre)
+                dz = _passed(centred, factor, shift, vector_take(dy, at, count), clamps, least, most)
+                value = vector_sub(vector_sub(dz, first), vector_mul(centred, second))
+                _put(vector_mul(value, factor), dx, at, count, accumulate)
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def backward_through_statistics(x, mean, bias, dy, rows, C, clamps, low, high, accumulate, threads, scratch, dx):
     """The gradient of the input where mean and variance depend on it.
 
-    Shapes   x, y, dy, dx (rows, C); mean (C,), flat; dx may be dy
+    Shapes   x, dy, dx (rows, C); mean, bias (C,), flat; dx may be dy; scratch: factor, first, second (C,) in their places
     Writes   dx (overwritten, or added to with accumulate)
     Threads  one iteration per chunk of rows, each owns its part of dx
     Source   Ioffe and Szegedy 2015, section 3
@@ -264,11 +324,11 @@ def backward_through_statistics(x, mean, y, dy, rows, C, masked, low, high, accu
     if threads > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
-            _dx_chunk(x, mean, y, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, masked, low, high,
+            _dx_chunk(x, mean, bias, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, clamps, low, high,
                       accumulate, scratch, dx)
     else:
         for chunk in range(chunks):
-            _dx_chunk(x, mean, y, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, masked, low, high,
+            _dx_chunk(x, mean, bias, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, clamps, low, high,
                       accumulate, scratch, dx)
 
 
@@ -284,61 +344,27 @@ def _finish_backward(scale, saved, rows, C, need_params, accumulate_params, scra
         if need_params:
             _put(weighted, dscale, c, count, accumulate_params)
             _put(total, dbias, c, count, accumulate_params)
-        vector_write(vector_mul(vector_take(scale, c, count), inverse), scratch, FACTOR * C + c, count)
         vector_write(vector_div(total, count_of_rows), scratch, FIRST * C + c, count)
         vector_write(vector_div(vector_mul(weighted, inverse), count_of_rows), scratch, SECOND * C + c, count)
 
 
-@entry("x< scale< saved< y< dy< dx= dscale= dbias= scratch> pixels C low high need_dx need_params "
+@entry("x< scale< bias< saved< dy< dx= dscale= dbias= scratch> pixels C low high clamps need_dx need_params "
        "accumulate accumulate_params")
 def backward_batch(arena, row, batch):
     """scratch: SCRATCH * C reals. saved: from forward_batch. dscale and dbias may be absent without need_params."""
     row = fields_of(row)
     rows, C = batch * row.pixels, row.C
     size = rows * C
-    low, high, masked = number(row.low), number(row.high), row.y >= 0
+    low, high = number(row.low), number(row.high)
     scratch, saved = view(arena, row.scratch, SCRATCH * C), view(arena, row.saved, 2 * C)
-    x, y = view(arena, row.x, size), view(arena, row.y, size)
-    dy, dx = view(arena, row.dy, size), view(arena, row.dx, size)
+    scale, bias = view(arena, row.scale, C), view(arena, row.bias, C)
+    x, dy, dx = view(arena, row.x, size), view(arena, row.dy, size), view(arena, row.dx, size)
     threads = threads_for(arena, 2 * size)
-    backward_sums(x, saved, y, dy, rows, C, masked, low, high, 0, 1, 0, threads, scratch, dx)
-    _finish_backward(view(arena, row.scale, C), saved, rows, C, row.need_params, row.accumulate_params, scratch,
+    for c in range(0, C, lanes(scale)):         # as forward had it, to the last bit
+        factor = vector_mul(vector_take(scale, c, C - c), vector_take(saved, C + c, C - c))
+        vector_write(factor, scratch, FACTOR * C + c, C - c)
+    backward_batch_sums(x, saved, bias, dy, rows, C, row.clamps, low, high, threads, scratch)
+    _finish_backward(scale, saved, rows, C, row.need_params, row.accumulate_params, scratch,
                      view(arena, row.dscale, C), view(arena, row.dbias, C))
     if row.need_dx:
-        backward_through_statistics(x, saved, y, dy, rows, C, masked, low, high, row.accumulate, threads, scratch, dx)
-
-
-@entry("weight< bias< scale< bn_bias< mean< var< folded_weight> folded_bias> rows columns K KG CG eps")
-def fold(arena, row, batch):
-    """A convolution's weight and bias (K,), which may be absent, with the batch norm behind it folded in.
-
-    weight (rows, columns): with CG = 0 the columns are the K output channels; else those of the input, CG to a group, and
-    the rows the KG output channels of a group under each tap, as a transposed convolution's lie.
-    """
-    row = fields_of(row)
-    rows, columns, K = row.rows, row.columns, row.K
-    weight, folded_weight = view(arena, row.weight, rows * columns), view(arena, row.folded_weight, rows * columns)
-    scale, variance, mean = view(arena, row.scale, K), view(arena, row.var, K), view(arena, row.mean, K)
-    bias, bn_bias, folded_bias = view(arena, row.bias, K), view(arena, row.bn_bias, K), view(arena, row.folded_bias, K)
-    for k in range(0, K, lanes(weight)):
-        count = K - k
-        factor = vector_div(vector_take(scale, k, count), _deviation(variance, k, K, number(row.eps)))
-        shift = vector_of(weight, weight.dtype.type(0))
-        if row.bias >= 0:
-            shift = vector_take(bias, k, count)
-        shift = vector_fma(vector_sub(shift, vector_take(mean, k, count)), factor,
-                           vector_take(bn_bias, k, count))
-        vector_write(shift, folded_bias, k, count)
-        if row.CG == 0:
-            for at in range(k, rows * K, K):
-                vector_write(vector_mul(vector_take(weight, at, count), factor), folded_weight, at, count)
-    if row.CG > 0:
-        for line in range(rows):
-            kg = line % row.KG
-            for g in range(columns // row.CG):
-                k, at = g * row.KG + kg, line * columns + g * row.CG
-                deviation = vector_sqrt(vector_of(weight, variance[k] + variance.dtype.type(number(row.eps))))
-                factor = vector_div(vector_of(weight, scale[k]), deviation)
-                for c in range(0, row.CG, lanes(weight)):
-                    vector_write(vector_mul(vector_take(weight, at + c, row.CG - c), factor), folded_weight, at + c,
-                                 row.CG - c)
+        backward_through_statistics(x, saved, bias, dy, rows, C, row.clamps, low, high, row.accumulate, threads, scratch, dx)

@@ -95,7 +95,7 @@ def _tap_job(job, groups, tiles, chunks, blocks, bands, band, samples, x, dy, ba
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_backward_weight(x, dy, batch, H, W, C, OH, OW, K, G, R, S, stride_h, stride_w, dilation_h, dilation_w, pad_top,
-                           pad_left, band, samples, chunks, groups, accumulate, threads, partials, dweight):
+                           pad_left, band, samples, chunks, accumulate, threads, partials, dweight):
     """dweight = sum over pixels of patch(x) dy, for many channels.
 
     Shapes   x (N, H, W, C); dy (N, OH, OW, K); dweight (R, S, C / G, K); partials (chunks, R, S, C / G, K), unused when
@@ -110,6 +110,8 @@ def conv2d_backward_weight(x, dy, batch, H, W, C, OH, OW, K, G, R, S, stride_h, 
     tiles = ((KG + 2 * width - 1) // (2 * width)) * ((CG + MR2 - 1) // MR2) * R * S * G
     bands = (OH + band - 1) // band
     blocks = ((batch + samples - 1) // samples) * bands
+    # each group goes through all pixels once; how many there are changes no sum
+    groups = min(tiles, 2 * threads) if threads > 1 else 1
     jobs = chunks * groups
     if threads > 1 and jobs > 1:
         for index in numba.prange(jobs):
@@ -126,7 +128,7 @@ def conv2d_backward_weight(x, dy, batch, H, W, C, OH, OW, K, G, R, S, stride_h, 
 
 
 @entry("x< dy< dweight= scratch> H W C OH OW K G R S stride_h stride_w dilation_h dilation_w pad_top pad_left band samples "
-       "chunks groups accumulate")
+       "chunks accumulate")
 def backward(arena, row, batch):
     row = fields_of(row)
     size = row.R * row.S * (row.C // row.G) * row.K
@@ -134,7 +136,7 @@ def backward(arena, row, batch):
     conv2d_backward_weight(view(arena, row.x, batch * row.H * row.W * row.C),
                            view(arena, row.dy, batch * row.OH * row.OW * row.K), batch, row.H, row.W, row.C, row.OH, row.OW,
                            row.K, row.G, row.R, row.S, row.stride_h, row.stride_w, row.dilation_h, row.dilation_w,
-                           row.pad_top, row.pad_left, row.band, row.samples, row.chunks, row.groups, row.accumulate,
+                           row.pad_top, row.pad_left, row.band, row.samples, row.chunks, row.accumulate,
                            threads_for(arena, batch * row.OH * row.OW * size),
                            view(arena, row.scratch, partials),
                            view(arena, row.dweight, size))

@@ -11,7 +11,7 @@ from .transpose import transpose_block
 from .vector import vector_add, vector_fma, vector_load, vector_load_first, vector_of, vector_store_first, vector_sum
 
 # A sum over rows is cut into blocks of this many, so that rounding errors do not pile up and a block stays in the cache.
-BLOCK = 256
+BLOCK = 128
 # Rows that one iteration of a parallel loop takes.
 ROWS = 48
 
@@ -149,7 +149,7 @@ def add_partials(partials, count, size, begin, end, accumulate, total):
 def _weight_part(job, groups, x, dy, M, C, K, chunks, chunk_rows, c_rows, accumulate, partials, dweight):
     chunk, group = job // groups, job % groups
     begin, end = min(M, chunk * chunk_rows), min(M, (chunk + 1) * chunk_rows)
-    c_begin, c_end = group * c_rows, min(C, (group + 1) * c_rows)
+    c_begin, c_end = min(C, group * c_rows), min(C, (group + 1) * c_rows)
     if chunks == 1:
         _weight_job(x, dy, begin, end, c_begin, c_end, C, K, accumulate, dweight)
     else:
@@ -166,11 +166,13 @@ def linear_backward_weight(x, dy, M, C, K, chunks, chunk_rows, accumulate, threa
     Shapes   x (M, C); dy (M, K); dweight (C, K); partials (chunks, C, K), unused when chunks is 1
     Writes   dweight (overwritten, or added to with accumulate); partials (undefined)
     Threads  one iteration per chunk of rows and group of input channels; each owns its partial sums, which are added in
-             order: the number of chunks does not depend on the threads
+             order: the number of chunks does not depend on the threads, and that of groups changes no sum
     Source   seed, dW of a fully connected layer and of a 1x1 convolution
     """
-    c_rows = 2 * MR2
-    groups = (C + c_rows - 1) // c_rows
+    # each group goes through all rows once; how many there are changes no sum
+    tiles = (C + 2 * MR2 - 1) // (2 * MR2)
+    groups = min(tiles, 2 * threads) if threads > 1 else 1
+    c_rows = (tiles + groups - 1) // groups * 2 * MR2
     jobs = chunks * groups
     if threads > 1 and jobs > 1:
         for index in numba.prange(jobs):

@@ -74,7 +74,7 @@ class BatchNorm2d(Layer):
         if live:
             if needs_x:
                 s.keep(x)
-            if step.clamps:
+            if step.clamps and saved is None:
                 s.keep(y)
             s.backward(lambda: backward(s, step, x, y, saved, need_params, fields))
 
@@ -105,14 +105,15 @@ def backward(s: Schedule, step: Step, x: Value, y: Value, saved: Buffer | None, 
                 places[name], accumulate_params = s.dweight(node, role)
             else:
                 places[name] = s.scratch(C * s.itemsize)
-    common = {"scale": s.weight(node, "scale"), "y": y.buffer if step.clamps else None, "dy": dy.buffer, "dx": target,
+    common = {"scale": s.weight(node, "scale"), "dy": dy.buffer, "dx": target,
               "scratch": scratch(s, int(fields["C"])), "need_dx": int(need_dx), "need_params": int(need_params),
               "accumulate": accumulate, "accumulate_params": accumulate_params, **places, **fields}
     if saved is not None:
-        s.row("batchnorm.backward_batch", x=x.buffer, saved=saved, **common)
+        s.row("batchnorm.backward_batch", x=x.buffer, bias=s.weight(node, "bias"), saved=saved, clamps=int(step.clamps),
+              **common)
     else:
-        s.row("batchnorm.backward_frozen", x=x.buffer if need_params else None, mean=s.weight(node, "mean"),
-              var=s.weight(node, "var"), eps=float(node.attrs["eps"]), **common)
+        s.row("batchnorm.backward_frozen", x=x.buffer if need_params else None, y=y.buffer if step.clamps else None,
+              mean=s.weight(node, "mean"), var=s.weight(node, "var"), eps=float(node.attrs["eps"]), **common)
     for role in ("scale", "bias"):
         if s.trains(node, role):
             s.weight_done(node, role)

@@ -134,7 +134,7 @@ def fold_rows(s: Schedule, bn: Node, g: Geometry, weight: Buffer | None, bias: B
     K = g.C if transposed else g.K
     folded = s.held(f"{bn.name}.folded_weight", g.weight_numbers * s.itemsize)
     folded_bias = s.held(f"{bn.name}.folded_bias", K * s.itemsize)
-    s.prepare("batchnorm.fold", weight=weight, bias=bias, scale=s.weight(bn, "scale"), bn_bias=s.weight(bn, "bias"),
+    s.prepare("batchnorm_fold.fold", weight=weight, bias=bias, scale=s.weight(bn, "scale"), bn_bias=s.weight(bn, "bias"),
               mean=s.weight(bn, "mean"), var=s.weight(bn, "var"), folded_weight=folded, folded_bias=folded_bias,
               rows=g.R * g.S * g.CG, columns=g.K, K=K, KG=g.CG if transposed else 1, CG=g.K // g.G if transposed else 0,
               eps=float(bn.attrs["eps"]))

@@ -26,7 +26,7 @@ FEW_GAPS = 3
 # An image of one row that is longer than this is cut into bands along the row.
 LONG_ROW_BYTES = 4 * BAND_BYTES
 # Pixels that a tile of dW sums in one go.
-BLOCK_PIXELS = 256
+BLOCK_PIXELS = 128
 
 @dataclass(frozen=True)
 class Geometry:
@@ -250,7 +250,7 @@ def weight_row(s: Schedule, g: Geometry, x: Buffer, dy: Buffer, target: Buffer, 
     tiles = math.ceil(g.K / g.G / (2 * s.lanes)) * math.ceil(g.CG / rows) * g.R * g.S * g.G
     blocks = math.ceil(s.batch / samples) * math.ceil(g.OH / band)
     chunks = 1 if tiles >= 16 else min(blocks, math.ceil(16 / tiles))
-    s.row("conv2d_weight.backward", **common, K=g.K, G=g.G, band=band, samples=samples, chunks=chunks, groups=min(tiles, 32),
+    s.row("conv2d_weight.backward", **common, K=g.K, G=g.G, band=band, samples=samples, chunks=chunks,
           scratch=s.scratch(chunks * size) if chunks > 1 else None)
 
 

@@ -80,10 +80,11 @@ def test_in_place():
     for one, two in zip(outputs, gradients, strict=True):
         assert one.tobytes() == two.tobytes()
     _, saved, _, _ = _forward_batch(case)
-    dx = _backward_batch(case, saved, y, 0.0, INF)[0]
+    dx = _backward_batch(case, saved, 0.0, INF)[0]
     dy = case["dy"].copy()
-    run("batchnorm.backward_batch", 2, x=case["x"], scale=case["scale"], saved=saved, y=y, dy=dy, dx="dy", dscale=None,
-        dbias=None, scratch=_scratch(17, "float32"), pixels=70, C=17, low=0.0, high=INF, need_dx=1, need_params=0,
+    run("batchnorm.backward_batch", 2, x=case["x"], scale=case["scale"], bias=case["bias"], saved=saved, dy=dy, dx="dy",
+        dscale=None, dbias=None, scratch=_scratch(17, "float32"), clamps=1,
+        pixels=70, C=17, low=0.0, high=INF, need_dx=1, need_params=0,
         accumulate=0, accumulate_params=0)
     assert dy.tobytes() == dx.tobytes()
 
@@ -164,14 +165,15 @@ def test_backward_frozen(low, high, C, dtype):
             _close(actual, before + added, dtype, 20)
 
 
-def _backward_batch(case, saved, y, low, high, need_dx=1, need_params=1, accumulate=0, threads=1, **given):
+def _backward_batch(case, saved, low, high, need_dx=1, need_params=1, accumulate=0, threads=1, **given):
     dy = case["dy"]
     C, dtype = dy.shape[2], dy.dtype
     outputs = dict(dx=np.full_like(dy, np.nan) if need_dx else None,
                    dscale=np.full(C, np.nan, dtype) if need_params else None,
                    dbias=np.full(C, np.nan, dtype) if need_params else None) | given
-    run("batchnorm.backward_batch", len(dy), threads, str(dtype), x=case["x"], scale=case["scale"], saved=saved, y=y,
-        dy=dy, scratch=_scratch(C, dtype), pixels=dy.shape[1], C=C, low=low, high=high, need_dx=need_dx,
+    run("batchnorm.backward_batch", len(dy), threads, str(dtype), x=case["x"], scale=case["scale"], bias=case["bias"],
+        saved=saved, dy=dy, clamps=int(low > -INF or high < INF), scratch=_scratch(C, dtype), pixels=dy.shape[1],
+        C=C, low=low, high=high, need_dx=need_dx,
         need_params=need_params, accumulate=accumulate, accumulate_params=accumulate, **outputs)
     return outputs["dx"], outputs["dscale"], outputs["dbias"]
 
@@ -190,16 +192,16 @@ def test_backward_batch(low, high, C, dtype):
         dscale, dbias = (dz * normal).sum((0, 1)), dz.sum((0, 1))
         rows = batch * pixels
         expected = (exact["scale"] * inverse * (dz - dbias / rows - normal * dscale / rows), dscale, dbias)
-        everything = _backward_batch(case, saved, None if low == -INF else y, low, high)
+        everything = _backward_batch(case, saved, low, high)
         for actual, wanted in zip(everything, expected, strict=True):
             _close(actual, wanted, dtype, 20)
         for need_dx, need_params in (1, 0), (0, 1):
-            parts = _backward_batch(case, saved, y, low, high, need_dx, need_params)
+            parts = _backward_batch(case, saved, low, high, need_dx, need_params)
             for part, whole in zip(parts, everything, strict=True):
                 assert part is None or part.tobytes() == whole.tobytes()
         start = _case(batch, pixels, C, dtype, 5)
         given = dict(dx=start["x"].copy(), dscale=start["scale"].copy(), dbias=start["bias"].copy())
-        total = _backward_batch(case, saved, y, low, high, accumulate=1, **given)
+        total = _backward_batch(case, saved, low, high, accumulate=1, **given)
         for actual, before, added in zip(total, (start["x"], start["scale"], start["bias"]), expected, strict=True):
             _close(actual, before + added, dtype, 20)
 
@@ -211,7 +213,7 @@ def test_backward_batch_is_the_derivative_of_forward_batch():
         return (_forward_batch(case | {"x": x})[0] * case["dy"]).sum()
 
     saved = _forward_batch(case)[1]
-    dx = _backward_batch(case, saved, None, -INF, INF)[0]
+    dx = _backward_batch(case, saved, -INF, INF)[0]
     step = 1e-6
     for at in np.ndindex(dx.shape):
         shift = np.zeros_like(dx)
@@ -228,7 +230,7 @@ def test_two_threads_give_the_same_bits():
         y, saved, running_mean, running_var = _forward_batch(case, 0.0, INF, threads, 1)
         results.append([frozen, y, saved, running_mean, running_var,
                         *_backward_frozen(case, frozen, 0.0, INF, threads=threads),
-                        *_backward_batch(case, saved, y, 0.0, INF, threads=threads)])
+                        *_backward_batch(case, saved, 0.0, INF, threads=threads)])
     for one, two in zip(*results, strict=True):
         assert one.tobytes() == two.tobytes()
 
@@ -241,7 +243,7 @@ def test_fold(with_bias, K, dtype):
     exact = {name: value.astype(float) for name, value in case.items()}
     weight, bias = case["x"][0], case["dy"][0, 0] if with_bias else None
     folded_weight, folded_bias = np.full_like(weight, np.nan), np.full(K, np.nan, dtype)
-    run("batchnorm.fold", 1, 1, dtype, weight=weight, bias=bias, scale=case["scale"], bn_bias=case["bias"],
+    run("batchnorm_fold.fold", 1, 1, dtype, weight=weight, bias=bias, scale=case["scale"], bn_bias=case["bias"],
         mean=case["mean"], var=case["var"], folded_weight=folded_weight, folded_bias=folded_bias, rows=18, columns=K, K=K,
         KG=1, CG=0, eps=EPS)
     factor = exact["scale"] / np.sqrt(exact["var"] + EPS)
@@ -257,7 +259,7 @@ def test_fold_of_a_transposed_convolution(groups, KG, CG, dtype):
     case = _case(1, 1, K, dtype)
     weight = np.random.default_rng(5).standard_normal((taps, KG, groups, CG)).astype(dtype)
     folded_weight, folded_bias = np.full_like(weight, np.nan), np.full(K, np.nan, dtype)
-    run("batchnorm.fold", 1, 1, dtype, weight=weight, bias=None, scale=case["scale"], bn_bias=case["bias"],
+    run("batchnorm_fold.fold", 1, 1, dtype, weight=weight, bias=None, scale=case["scale"], bn_bias=case["bias"],
         mean=case["mean"], var=case["var"], folded_weight=folded_weight, folded_bias=folded_bias, rows=taps * KG,
         columns=groups * CG, K=K, KG=KG, CG=CG, eps=EPS)
     factor = case["scale"].astype(float) / np.sqrt(case["var"].astype(float) + EPS)
