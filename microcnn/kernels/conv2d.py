@@ -11,8 +11,19 @@ from .cache import helper
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import transpose_matrix
-from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
-from .tile import rows_table, tile_add, tile_clamp, tile_fill, tile_fma, tile_fma_tail, tile_store, tile_zeros
+from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, SEEN1, lanes
+from .tile import (
+    rows_strided,
+    rows_table,
+    tile_add,
+    tile_clamp,
+    tile_fill,
+    tile_fma,
+    tile_fma_tail,
+    tile_fma_taps,
+    tile_store,
+    tile_zeros,
+)
 
 
 @helper
@@ -76,9 +87,37 @@ def _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k
 
 
 @helper
+def _row_tiles(x, x_at, x_table, pixels, OW, C, R, x_row, weight, k, w_row, bias, residual, y, y_at, y_table, columns, low,
+               high, mr, seen):
+    """As _pixel_tiles for three neighbouring taps a row and stride 1: a tile stays within a row of OW pixels, and each of the
+    `seen` pixels of the input that it sees is read once for all three taps.
+    """
+    w_tap = C * w_row
+    for begin in range(0, pixels, OW):
+        for ow in range(0, OW, mr):
+            p, count = begin + ow, min(OW - ow, mr)
+            tile = tile_zeros(x, mr, 1)
+            if bias.size > 0:
+                tile = tile_fill(tile, bias, k, columns)
+            rows = rows_strided(x_at + x_table[p], C, count + 2, seen)
+            for r in range(R):
+                w_at = k + 3 * r * w_tap
+                for c in range(C):
+                    tile = tile_fma_taps(tile, x, rows, r * x_row + c, weight, w_at, w_tap, columns)
+                    w_at += w_row
+            out = rows_table(y_table, p, count, y_at, mr)
+            if residual.size > 0:
+                tile = tile_add(tile, residual, out, 0, count, columns)
+            tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
+
+
+@helper
 def _pixels(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, w_row, bias, residual, y, y_at, y_table, k_begin,
-            k_end, low, high):
-    """All pixels of a band, output channels k_begin to k_end, a block of channels after the other."""
+            k_end, low, high, near):
+    """All pixels of a band, output channels k_begin to k_end, a block of channels after the other.
+
+    near: how many pixels a row has, where the window is three taps of neighbouring pixels and a multiple of tiles fits; else 0.
+    """
     width = lanes(x)
     k = k_begin
     while k < k_end:
@@ -91,6 +130,10 @@ def _pixels(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, w_row,
             columns = min(left, 2 * width)
             _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k, w_row, bias, residual, y, y_at + k,
                          y_table, columns, low, high, MR2, 2)
+        elif near > 0:
+            columns = left
+            _row_tiles(x, x_at, x_table, pixels, near, window // 3, R, x_row, weight, k, w_row, bias, residual, y, y_at + k,
+                       y_table, columns, low, high, MR1, SEEN1)
         else:
             columns = left
             _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k, w_row, bias, residual, y, y_at + k,
@@ -113,6 +156,7 @@ def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, b
     if copied:
         zero_run(part, 0, rows * columns * C)
     merged = G == 1 and dilation_w == 1
+    near = OW if merged and S == 3 and stride_w == 1 and OW % MR1 == 0 else 0
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         n, oh = job // bands, (job % bands) * band
         height = min(band, OH - oh)
@@ -127,10 +171,11 @@ def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, b
             # neighbouring taps of one group lie one after the other: one loop over all of them
             if merged:
                 _pixels(part, begin, x_table, height * OW, R, 1, S * C, dilation_h * width * C, 0, weight, w_row, bias,
-                        residual, y, n * y_size + y_base + oh * y_row, y_table, 0, K, low, high)
+                        residual, y, n * y_size + y_base + oh * y_row, y_table, 0, K, low, high, near)
             else:
                 _pixels(part, begin + g * CG, x_table, height * OW, R, S, CG, dilation_h * width * C, dilation_w * C, weight,
-                        w_row, bias, residual, y, n * y_size + y_base + oh * y_row, y_table, g * KG, (g + 1) * KG, low, high)
+                        w_row, bias, residual, y, n * y_size + y_base + oh * y_row, y_table, g * KG, (g + 1) * KG, low, high,
+                        0)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")

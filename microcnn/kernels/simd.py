@@ -33,6 +33,8 @@ REGISTERS = {"avx512": 32, "avx2": 16, "neon": 32, "sse": 16}[INSTRUCTION_SET]
 
 # Rows of the tiles four, two and one vectors wide: what fills the registers without spilling. 0: no such tile.
 MR4, MR2, MR1 = {"avx512": (6, 8, 8), "avx2": (0, 6, 8), "neon": (6, 8, 8), "sse": (0, 6, 8)}[INSTRUCTION_SET]
+# Pixels of the input that a tile one vector wide sees through three neighbouring taps.
+SEEN1 = MR1 + 2
 # Rows of the tiles that hold whole windows of 3, 5 and 7 rows, each one or two vectors wide, for as many channels as fit.
 WINDOWS3, WINDOWS5, WINDOWS7 = (rows * ((REGISTERS - 2) // rows) for rows in (3, 5, 7))
 WIDE_WINDOWS3, WIDE_WINDOWS5, WIDE_WINDOWS7 = (rows * ((REGISTERS - 2) // (2 * rows)) for rows in (3, 5, 7))

@@ -191,6 +191,33 @@ def tile_fma_tail(typing_context, tile, a, rows, a_offset, b, b_offset, count):
 
 
 @intrinsic
+def tile_fma_taps(typing_context, tile, a, rows, a_offset, b, b_offset, b_step, count):
+    """tile[i, :] += a[rows[i + s] + a_offset] * b[b_offset + s * b_step : ... + count] for each of its taps s: as many as there
+    are rows more than the tile has, and one. Every number of a is read once for all its taps.
+    """
+    if not (isinstance(tile, TileType) and isinstance(rows, RowsType) and tile.nv == 1 and rows.mr >= tile.mr):
+        return None
+    signature = tile(tile, a, rows, types.intp, b, types.intp, types.intp, types.intp)
+    taps = rows.mr - tile.mr + 1
+
+    def codegen(context, builder, sig, args):
+        value, a_array, row_offsets, a_off, b_array, b_off, b_step, count = args
+        columns = [_columns(builder, pointer_to(context, builder, sig.args[4], b_array,
+                                                builder.add(b_off, builder.mul(I64(s), b_step))), tile, count)[0]
+                   for s in range(taps)]
+        start = _row_starts(context, builder, sig.args[1], a_array, row_offsets, a_off)
+        scalars = [builder.load(start(i)) for i in range(rows.mr)]
+        for j, scalar in enumerate(scalars):
+            factor = splat(builder, scalar, lanes_of(tile.dtype))
+            for s in range(taps):
+                if 0 <= j - s < tile.mr:
+                    total = multiply_add(builder, factor, columns[s], builder.extract_value(value, j - s))
+                    value = builder.insert_value(value, total, j - s)
+        return value
+    return signature, codegen
+
+
+@intrinsic
 def tile_fma_rows(typing_context, tile, value, b, rows, b_offset):
     """tile[i, :] += value * b[rows[i] + b_offset : ... + nv * lanes]"""
     if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
