@@ -4,12 +4,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..layout import Layout
-from .base import Layer, Shape, expect_image, expect_inputs
-from .windows import pool_window, pooled_shape
+from .base import Layer, Shape
+from .windows import global_shape, pool_window, pooled_shape
 
 if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
+    from ..parts import Value
     from ..plan import Schedule
 
 
@@ -36,15 +37,7 @@ class AvgPool2d(Layer):
                       count_include_pad=int(bool(step.node.attrs.get("count_include_pad"))))
         y = s.make(step.output, Layout.channels_last((fields["C"], fields["OH"], fields["OW"])))
         s.row("avgpool2d.forward", x=x.buffer, y=y.buffer, **fields)
-
-        def backward() -> None:
-            dy = s.gradient(step.output)
-            if dy is not None:
-                target, accumulate = s.dx(x.name)
-                s.row("avgpool2d.backward", dy=dy.buffer, dx=target, accumulate=accumulate, **fields)
-                s.release(dy)
-        if s.needs_gradient(x.name):
-            s.backward(backward)
+        _backward(s, step, x, "avgpool2d.backward", fields)
 
 
 class GlobalAvgPool2d(Layer):
@@ -59,21 +52,25 @@ class GlobalAvgPool2d(Layer):
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        expect_inputs(node, shapes, 1)
-        return [(expect_image(node, shapes[0])[0], 1, 1)]
+        return global_shape(node, shapes)
 
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:
         x = s.channels_last(s.value(step.node.inputs[0]))
         C, H, W = x.layout.shape
+        fields = {"pixels": H * W, "C": C}
         y = s.make(step.output, Layout.channels_last((C, 1, 1)))
-        s.row("avgpool2d.forward_global", x=x.buffer, y=y.buffer, pixels=H * W, C=C)
+        s.row("avgpool2d.forward_global", x=x.buffer, y=y.buffer, **fields)
+        _backward(s, step, x, "avgpool2d.backward_global", fields)
 
-        def backward() -> None:
-            dy = s.gradient(step.output)
-            if dy is not None:
-                target, accumulate = s.dx(x.name)
-                s.row("avgpool2d.backward_global", dy=dy.buffer, dx=target, pixels=H * W, C=C, accumulate=accumulate)
-                s.release(dy)
-        if s.needs_gradient(x.name):
-            s.backward(backward)
+
+def _backward(s: Schedule, step: Step, x: Value, entry: str, fields: dict[str, int]) -> None:
+    """The row that takes the output's gradient back to x, where that is wanted."""
+    def backward() -> None:
+        dy = s.gradient(step.output)
+        if dy is not None:
+            target, accumulate = s.dx(x.name)
+            s.row(entry, dy=dy.buffer, dx=target, accumulate=accumulate, **fields)
+            s.release(dy)
+    if s.needs_gradient(x.name):
+        s.backward(backward)

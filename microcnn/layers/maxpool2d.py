@@ -4,8 +4,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..layout import Layout
-from .base import Layer, Shape, expect_image, expect_inputs
-from .windows import pool_window, pooled_shape, window_fields
+from .base import Layer, Shape
+from .windows import global_shape, pool_window, pooled_shape, window_fields
 
 if TYPE_CHECKING:
     from ..fusion import Step
@@ -48,8 +48,7 @@ class GlobalMaxPool2d(Layer):
 
     @staticmethod
     def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        expect_inputs(node, shapes, 1)
-        return [(expect_image(node, shapes[0])[0], 1, 1)]
+        return global_shape(node, shapes)
 
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:

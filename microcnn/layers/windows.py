@@ -132,6 +132,12 @@ def window_fields(shape: Shape, out: Pair, kernel: Pair, stride: Pair, pads: Pad
             "dilation_w": dilation[1]}
 
 
+def global_shape(node: Node, shapes: list[Shape]) -> list[Shape]:
+    """The output's shape of a pooling over the whole image: (C, 1, 1)."""
+    expect_inputs(node, shapes, 1)
+    return [(expect_image(node, shapes[0])[0], 1, 1)]
+
+
 def pooled_shape(node: Node, shapes: list[Shape]) -> list[Shape]:
     """The output's shape of a pooling node. Raises ModelError where the window does not fit."""
     expect_inputs(node, shapes, 1)
