@@ -4,17 +4,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..layout import Layout
-from .base import Layer, Shape
-from .windows import global_shape, pool_window, pooled_shape
+from .windows import GlobalPool2d, Pool2d, pool_window
 
 if TYPE_CHECKING:
     from ..fusion import Step
-    from ..graph import Node
     from ..parts import Value
     from ..plan import Schedule
 
 
-class AvgPool2d(Layer):
+class AvgPool2d(Pool2d):
     """ONNX AveragePool. Attributes kernel, stride, pads, dilation (1 where absent), ceil_mode, count_include_pad.
 
     Raises   ModelError: a window larger than the padded image, padding as large as the window
@@ -22,12 +20,7 @@ class AvgPool2d(Layer):
     """
 
     op = "AvgPool2d"
-    channels_last = True
     onnx = {"AveragePool": {}}
-
-    @staticmethod
-    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        return pooled_shape(node, shapes)
 
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:
@@ -40,19 +33,14 @@ class AvgPool2d(Layer):
         _backward(s, step, x, "avgpool2d.backward", fields)
 
 
-class GlobalAvgPool2d(Layer):
+class GlobalAvgPool2d(GlobalPool2d):
     """ONNX GlobalAveragePool: (C, H, W) -> (C, 1, 1).
 
     Memory   nothing beside the output
     """
 
     op = "GlobalAvgPool2d"
-    channels_last = True
     onnx = {"GlobalAveragePool": {}}
-
-    @staticmethod
-    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        return global_shape(node, shapes)
 
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:
