@@ -31,7 +31,7 @@ def trainable_weights(graph: Graph) -> list[str]:
 
 
 def resolve_train(graph: Graph, train: Any) -> dict[str, float]:
-    """{weight name: learning-rate factor} of what trains.
+    """{weight name: learning-rate factor} of what trains; a factor of 0 freezes, and a later pattern has the last word.
 
     Raises CompileError for anything that compile's `train` does not allow, and for patterns that match nothing.
     """
@@ -68,7 +68,7 @@ def resolve_train(graph: Graph, train: Any) -> dict[str, float]:
             raise CompileError(f'train: "{pattern}" matches no weight that can be trained; {hint}')
         for name in matching:
             factors[name] = float(factor)
-    return factors
+    return {name: factor for name, factor in factors.items() if factor}
 
 
 def resolve_losses(graph: Graph, loss: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Loss, str]]:

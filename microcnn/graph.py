@@ -236,7 +236,7 @@ class Graph:
 
         batch        samples that the buffers hold; train_step and forward take up to that many
         train        None (inference only), "all", "head", a list of fnmatch patterns of weight names, or
-                     {pattern: learning-rate factor}, of which the last that matches counts
+                     {pattern: learning-rate factor}, of which the last that matches counts and 0 freezes
         loss         a name, a loss object, None, or a dict of these by output name
         optimizer    mc.SGD(...), mc.Adam(...)
         bn           "frozen" (running statistics, fixed), "batch" (batch statistics), "fold"

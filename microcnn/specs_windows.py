@@ -12,37 +12,52 @@ from .specs import Described, LayerSpec, PlainSpec, Shape, Size, channels_of, co
 
 
 @dataclass
-class Conv2d(LayerSpec):
+class _Convolution(LayerSpec):
+    """What both kinds of convolution take first. op: the operation that each becomes."""
+
+    op: ClassVar[str]
+    out_channels: int
+    kernel_size: Size
+    stride: Size = 1
+    padding: Any = 0
+
+    def _node(self, shape: Shape, rng: np.random.Generator, bias: bool, transposed: bool, dilation: Size, groups: Any,
+              ) -> Described:
+        """The node with its weights; of a transposed one the weight is (C, K / groups, R, S)."""
+        owner = self.op
+        C, K = channels_of(shape, owner), count_of(self.out_channels, owner, "out_channels")
+        R, S = pair_of(self.kernel_size, owner, "kernel_size")
+        count = _groups(groups, owner, C, K)
+        first, second = (C, K) if transposed else (K, C)
+        bound = 1 / math.sqrt(second // count * R * S)
+        weights = {"weight": uniform(rng, bound, (first, second // count, R, S))}
+        if bias:
+            weights["bias"] = uniform(rng, bound, (K,))
+        attrs = {"kernel": (R, S), "stride": pair_of(self.stride, owner, "stride"), "pads": pads_of(self.padding, owner),
+                 "dilation": pair_of(dilation, owner, "dilation"), "groups": count}
+        return owner, attrs, weights
+
+
+@dataclass
+class Conv2d(_Convolution):
     """torch.nn.Conv2d without in_channels: (C, H, W) -> (out_channels, OH, OW).
 
     padding may also be (top, left, bottom, right), "same" or "valid". Weights: weight (K, C / groups, R, S), bias (K,).
     """
 
     short: ClassVar[str] = "conv"
-    out_channels: int
-    kernel_size: Size
-    stride: Size = 1
-    padding: Any = 0
+    op: ClassVar[str] = "Conv2d"
     dilation: Size = 1
     groups: int = 1
     bias: bool = True
     name: str | None = None
 
     def node(self, shape: Shape, rng: np.random.Generator) -> Described:
-        C, K = channels_of(shape, "Conv2d"), count_of(self.out_channels, "Conv2d", "out_channels")
-        R, S = pair_of(self.kernel_size, "Conv2d", "kernel_size")
-        groups = _groups(self.groups, "Conv2d", C, K)
-        bound = 1 / math.sqrt(C // groups * R * S)
-        weights = {"weight": uniform(rng, bound, (K, C // groups, R, S))}
-        if self.bias:
-            weights["bias"] = uniform(rng, bound, (K,))
-        attrs = {"kernel": (R, S), "stride": pair_of(self.stride, "Conv2d", "stride"), "pads": pads_of(self.padding, "Conv2d"),
-                 "dilation": pair_of(self.dilation, "Conv2d", "dilation"), "groups": groups}
-        return "Conv2d", attrs, weights
+        return self._node(shape, rng, self.bias, False, self.dilation, self.groups)
 
 
 @dataclass
-class ConvTranspose2d(LayerSpec):
+class ConvTranspose2d(_Convolution):
     """torch.nn.ConvTranspose2d without in_channels: (C, H, W) -> (out_channels, OH, OW), by default the larger.
 
     OH = (H - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1; padding may also be (top, left,
@@ -50,10 +65,7 @@ class ConvTranspose2d(LayerSpec):
     """
 
     short: ClassVar[str] = "convt"
-    out_channels: int
-    kernel_size: Size
-    stride: Size = 1
-    padding: Any = 0
+    op: ClassVar[str] = "ConvTranspose2d"
     output_padding: Size = 0
     groups: int = 1
     bias: bool = True
@@ -61,24 +73,15 @@ class ConvTranspose2d(LayerSpec):
     name: str | None = None
 
     def node(self, shape: Shape, rng: np.random.Generator) -> Described:
-        owner = "ConvTranspose2d"
-        C, K = channels_of(shape, owner), count_of(self.out_channels, owner, "out_channels")
-        R, S = pair_of(self.kernel_size, owner, "kernel_size")
-        groups = _groups(self.groups, owner, C, K)
-        stride, dilation = pair_of(self.stride, owner, "stride"), pair_of(self.dilation, owner, "dilation")
+        owner, attrs, weights = self._node(shape, rng, self.bias, True, self.dilation, self.groups)
+        stride, dilation = attrs["stride"], attrs["dilation"]
         more = pair_of(self.output_padding, owner, "output_padding", 0)
         if any(n >= max(pair) for n, *pair in zip(more, stride, dilation, strict=True)):
             raise ModelError(f"{owner}: output_padding is {self.output_padding!r}; it must be smaller than the stride "
                              f"{stride} or the dilation {dilation}")
-        pads = pads_of(self.padding, owner)
-        if isinstance(pads, str):
+        if isinstance(attrs["pads"], str):
             raise ModelError(f"{owner}: padding is {self.padding!r}; expected an integer, two, or four")
-        bound = 1 / math.sqrt(K // groups * R * S)
-        weights = {"weight": uniform(rng, bound, (C, K // groups, R, S))}
-        if self.bias:
-            weights["bias"] = uniform(rng, bound, (K,))
-        return owner, {"kernel": (R, S), "stride": stride, "pads": pads, "output_padding": more, "dilation": dilation,
-                       "groups": groups}, weights
+        return owner, {**attrs, "output_padding": more}, weights
 
 
 def _groups(groups: Any, owner: str, C: int, K: int) -> int:
@@ -91,41 +94,47 @@ def _groups(groups: Any, owner: str, C: int, K: int) -> int:
 
 
 @dataclass
-class MaxPool2d(LayerSpec):
-    """torch.nn.MaxPool2d: (C, H, W) -> (C, OH, OW); stride None is the kernel's size, padding as in Conv2d."""
+class _Pool2d(LayerSpec):
+    """What pooling takes first. op: the operation that it becomes."""
 
-    short: ClassVar[str] = "maxpool"
+    op: ClassVar[str]
     kernel_size: Size
     stride: Size | None = None
     padding: Any = 0
+
+    def _node(self, **more: Any) -> Described:
+        owner = self.op
+        kernel = pair_of(self.kernel_size, owner, "kernel_size")
+        stride = kernel if self.stride is None else pair_of(self.stride, owner, "stride")
+        return owner, {"kernel": kernel, "stride": stride, "pads": pads_of(self.padding, owner), **more}, {}
+
+
+@dataclass
+class MaxPool2d(_Pool2d):
+    """torch.nn.MaxPool2d: (C, H, W) -> (C, OH, OW); stride None is the kernel's size, padding as in Conv2d."""
+
+    short: ClassVar[str] = "maxpool"
+    op: ClassVar[str] = "MaxPool2d"
     dilation: Size = 1
     ceil_mode: bool = False
     name: str | None = None
 
     def node(self, shape: Shape, rng: np.random.Generator) -> Described:
-        kernel = pair_of(self.kernel_size, "MaxPool2d", "kernel_size")
-        stride = kernel if self.stride is None else pair_of(self.stride, "MaxPool2d", "stride")
-        return "MaxPool2d", {"kernel": kernel, "stride": stride, "pads": pads_of(self.padding, "MaxPool2d"),
-                             "dilation": pair_of(self.dilation, "MaxPool2d", "dilation"), "ceil_mode": bool(self.ceil_mode)}, {}
+        return self._node(dilation=pair_of(self.dilation, "MaxPool2d", "dilation"), ceil_mode=bool(self.ceil_mode))
 
 
 @dataclass
-class AvgPool2d(LayerSpec):
+class AvgPool2d(_Pool2d):
     """torch.nn.AvgPool2d: (C, H, W) -> (C, OH, OW); stride None is the kernel's size, padding as in Conv2d."""
 
     short: ClassVar[str] = "avgpool"
-    kernel_size: Size
-    stride: Size | None = None
-    padding: Any = 0
+    op: ClassVar[str] = "AvgPool2d"
     ceil_mode: bool = False
     count_include_pad: bool = True
     name: str | None = None
 
     def node(self, shape: Shape, rng: np.random.Generator) -> Described:
-        kernel = pair_of(self.kernel_size, "AvgPool2d", "kernel_size")
-        stride = kernel if self.stride is None else pair_of(self.stride, "AvgPool2d", "stride")
-        return "AvgPool2d", {"kernel": kernel, "stride": stride, "pads": pads_of(self.padding, "AvgPool2d"),
-                             "ceil_mode": bool(self.ceil_mode), "count_include_pad": bool(self.count_include_pad)}, {}
+        return self._node(ceil_mode=bool(self.ceil_mode), count_include_pad=bool(self.count_include_pad))
 
 
 @dataclass

@@ -177,10 +177,11 @@ class _Fit:
     """One call of `fit`."""
 
     def __init__(self, net: Net, train: Dataset, validation: Dataset | None, epochs: int,
-                 schedule: str | Schedule | EpochSchedule, seed: int, patience: _Patience,
+                 schedule: str | Schedule | EpochSchedule, seed: int, patience: _Patience, before_counts: bool,
                  on_progress: Callable[[Progress], None] | None, on_epoch: Callable[[Epoch], None] | None, stop: _Stop):
         self.net, self.train, self.validation, self.epochs, self.patience = net, train, validation, epochs, patience
-        self.seed, self.on_progress, self.on_epoch, self.stop = seed, on_progress, on_epoch, stop
+        self.seed, self.before_counts = seed, before_counts
+        self.on_progress, self.on_epoch, self.stop = on_progress, on_epoch, stop
         self.base = net.lr
         self.per_epoch = -(-len(train) // net.batch)
         self.schedule = resolve_schedule(schedule, self.per_epoch)
@@ -279,21 +280,25 @@ class _Fit:
         record = Epoch(epoch, loss, result.get("loss"), result.get("accuracy"), rate, seconds)
         self.history.epochs.append(record)
         self.moved = False
-        score = None if self.validation is None else _score(record)
+        if epoch or self.before_counts:
+            self._judge(epoch, None if self.validation is None else _score(record))
+        if self.on_epoch is not None:
+            self.on_epoch(record)
+
+    def _judge(self, epoch: int, score: tuple[float, float] | None) -> None:
+        """Whether the weights are the best so far, and whether patience is over."""
         if score is None or self.best_score is None or score < self.best_score:
             self.history.best, self.best_score, self.good_epoch = epoch, score, epoch
             if epoch:
                 self.good = self._weights()
         if score is not None and self.patience.is_over(score):
             self.history.stopped = epoch < self.epochs
-        if self.on_epoch is not None:
-            self.on_epoch(record)
 
 
 def fit(net: Net, train: Dataset | Iterable[Any], validation: Dataset | Iterable[Any] | None = None, epochs: int = 10,
         schedule: str | Schedule | EpochSchedule = "constant", seed: int = 0,
         on_progress: Callable[[Progress], None] | None = None, on_epoch: Callable[[Epoch], None] | None = None,
-        patience: int | None = None, min_delta: float = 0.0) -> History:
+        patience: int | None = None, min_delta: float = 0.0, before_counts: bool = True) -> History:
     """Train a network on a data set and leave it with the best weights.
 
     train, validation  data: a Dataset, or any iterable of pairs (x, y), samples or batches, which is gathered in memory
@@ -308,11 +313,12 @@ def fit(net: Net, train: Dataset | Iterable[Any], validation: Dataset | Iterable
                        more than min_delta, or one as high with a loss lower by more than that; the state before training
                        counts as the first
     min_delta          what is too little to be progress
+    before_counts      whether the weights before training may be the best ones: not those of a new head, which are random
 
     With validation data the network ends with the weights that were most accurate on it (of lowest loss among equals,
-    and where the loss knows no accuracy), those before training included; without, with the last ones. Ctrl-C stops at
-    the next step, validates what was reached and returns the history; a second Ctrl-C skips that validation and what it
-    would have judged. Beside the network this takes one copy of its weights.
+    and where the loss knows no accuracy), by default those before training included; without, with the last ones. Ctrl-C
+    stops at the next step, validates what was reached and returns the history; a second Ctrl-C skips that validation and
+    what it would have judged. Beside the network this takes one copy of its weights.
 
     Raises TrainingError where the loss is no longer finite; the network then has the last good weights. Raises
     CompileError for arguments that make no sense and for networks with several inputs or outputs, DataError where the
@@ -334,5 +340,5 @@ def fit(net: Net, train: Dataset | Iterable[Any], validation: Dataset | Iterable
     train = matched(net, train)
     validation = None if validation is None else matched(net, validation)
     with _held_interrupts() as stop:
-        return _Fit(net, train, validation, epochs, schedule, seed, _Patience(patience, float(min_delta)), on_progress,
-                    on_epoch, stop).run()
+        return _Fit(net, train, validation, epochs, schedule, seed, _Patience(patience, float(min_delta)), before_counts,
+                    on_progress, on_epoch, stop).run()

@@ -7,17 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from microcnn.graph import Graph, Node
-from tests.ops import (
-    walk_elementwise,
-    walk_matmul,
-    walk_movement,
-    walk_normalization,
-    walk_reduction,
-    walk_resize,
-    walk_unary,
-    walk_where,
-    walk_windows,
-)
+from tests.ops import families
 
 Weights = dict[str, np.ndarray]
 
@@ -127,15 +117,7 @@ OPERATIONS: dict[str, Callable[[Node, list[np.ndarray], Weights], np.ndarray]] =
     "Transpose": lambda node, inputs, weights: inputs[0].transpose(node.attrs["perm"]),
     "Identity": lambda node, inputs, weights: inputs[0],
     "Dropout": lambda node, inputs, weights: inputs[0],
-    **walk_movement.OPERATIONS,
-    **walk_unary.OPERATIONS,
-    **walk_elementwise.OPERATIONS,
-    **walk_resize.OPERATIONS,
-    **walk_windows.OPERATIONS,
-    **walk_reduction.OPERATIONS,
-    **walk_matmul.OPERATIONS,
-    **walk_normalization.OPERATIONS,
-    **walk_where.OPERATIONS,
+    **families.operations(),
 }
 
 

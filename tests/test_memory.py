@@ -231,6 +231,19 @@ def test_frozen_layers_keep_nothing():
     assert layers["maxpool1"].activations == 16 * 36 * 4      # no indices
 
 
+def test_a_factor_of_0_freezes():
+    """No gradient, no state, no backward: to the byte what naming only the others gives."""
+    frozen, head = (compiled(train=train, optimizer=mc.Adam(lr=0.1))
+                    for train in ({"*": 1, "conv1.*": 0, "bn1.*": 0.0}, ["linear1.*"]))
+    assert (frozen.memory.arena, frozen.memory.gradients, frozen.memory.state) == (
+        head.memory.arena, head.memory.gradients, head.memory.state)
+    assert frozen.memory.arena < compiled(optimizer=mc.Adam(lr=0.1)).memory.arena
+    layers = {layer.name: layer for layer in frozen.memory.layers}
+    assert layers["conv1"].gradients == layers["conv1"].state == 0 < layers["linear1"].state
+    everything = compiled(train={"*": 0}).memory
+    assert everything.gradients == everything.state == 0
+
+
 def test_backward_stops_at_the_first_trainable_layer(planned):
     compiled(train="head")
     backward = [row.layer for row in planned["train"].rows if row.phase == "backward"]

@@ -172,6 +172,16 @@ def test_training_that_only_makes_it_worse_changes_nothing():
     assert history.best == 0 and (net.weight == 0).all() and history.reached == history.before
 
 
+def test_weights_before_training_that_do_not_count():
+    """Those of a new head are random: neither the best, nor what patience starts from."""
+    net = Scripted(results(0.9, 0.5, 0.6, 0.4), batch=96)
+    history = fit(net, blobs(), blobs(10), epochs=3, before_counts=False)
+    assert history.best == 2 and (net.weight == 2).all() and history.before.accuracy == 0.9
+    net = Scripted(results(0.9, 0.5, 0.4, 0.6), batch=96)
+    history = fit(net, blobs(), blobs(10), epochs=3, patience=1, before_counts=False)
+    assert history.stopped and history.epochs[-1].epoch == 2 and history.best == 1 and (net.weight == 1).all()
+
+
 def test_without_validation_the_last_weights_stay():
     net = Scripted([], batch=96)
     history = fit(net, blobs(), epochs=3)

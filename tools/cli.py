@@ -90,7 +90,8 @@ def _failed(error: Exception, verbose: bool) -> int:
     if verbose:
         traceback.print_exc()
     if isinstance(error, MicroCNNError):
-        _complain(f"error: {error}")
+        from .commands.options import as_options
+        _complain(f"error: {as_options(str(error))}")
     elif isinstance(error, MemoryError):
         _complain(f"error: not enough memory ({error})" if str(error) else "error: not enough memory")
     elif isinstance(error, OSError):

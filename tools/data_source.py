@@ -16,10 +16,16 @@ from .image_folder import is_image_folder, load_images
 
 @dataclass
 class Source:
-    """Data, and the names of its classes where it tells them."""
+    """Data, and the names of its classes and, by part, of its files where it tells them."""
 
     parts: Parts
     labels: list[str] = field(default_factory=list)
+    files: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def files_to_evaluate(self) -> list[str]:
+        """The files of the samples in parts.to_evaluate, in their order; empty where samples are no files."""
+        return self.files.get("test" if self.parts.test is not None else "train", [])
 
 
 def load_data(path: Any, graph: Graph, normalization: Normalization | None = None, targets: bool = True,
@@ -40,5 +46,4 @@ def load_data(path: Any, graph: Graph, normalization: Normalization | None = Non
     shape = (shapes or {}).get(entry.name, entry.shape)
     if None in shape:
         raise CompileError(f'input "{entry.name}" has open sizes; say which size images get: --shape {entry.name}=3,224,224')
-    parts, labels = load_images(path, tuple(int(n) for n in shape if n is not None), normalization, targets)
-    return Source(parts, labels)
+    return Source(*load_images(path, tuple(int(n) for n in shape if n is not None), normalization, targets))

@@ -20,8 +20,8 @@ def is_image_folder(folder: Path) -> bool:
 
 
 def load_images(folder: Any, shape: tuple[int, ...], normalization: Normalization | None = None, targets: bool = True
-                ) -> tuple[Parts, list[str]]:
-    """(data, class names) of a folder of class folders; with folders train and test (or val) in it, both parts.
+                ) -> tuple[Parts, list[str], dict[str, list[str]]]:
+    """(data, class names, file names by part) of a folder of class folders; with folders train and test (or val) both parts.
 
     shape    of one sample, (C, H, W) or (H, W, C) with one or three channels: images are resized to it (bilinear), grey or
              RGB, kept as uint8
@@ -36,6 +36,7 @@ def load_images(folder: Any, shape: tuple[int, ...], normalization: Normalizatio
     roots = {"train": train or (None if test else folder), "test": test}
     names: list[str] = []
     made: dict[str, Dataset] = {}
+    paths: dict[str, list[str]] = {}
     for part, root in roots.items():
         if root is None:
             continue
@@ -46,8 +47,9 @@ def load_images(folder: Any, shape: tuple[int, ...], normalization: Normalizatio
         x = np.stack([_image(file, (height, width), shape[0 if first else 2]) for file in files])
         x = x.transpose(0, 3, 1, 2) if first else x
         y = np.array(labels, np.int64) if labels else None
+        paths[part] = [file.relative_to(folder).as_posix() for file in files]
         made[part] = Dataset(np.ascontiguousarray(x), y, normalization, f"{folder.name} ({part})")
-    return Parts(made.get("train"), made.get("test")), names
+    return Parts(made.get("train"), made.get("test")), names, paths
 
 
 def _layout(shape: tuple[int, ...]) -> tuple[bool, int, int]:

@@ -6,6 +6,7 @@ from typing import Any
 from .onnx_elementwise import combine
 from .onnx_layers import per_sample, viewed
 from .onnx_registry import Op, converter
+from .onnx_tensor import from_float
 from .onnx_values import Constant, Dim, Tensor, each, show
 
 Dims = tuple[Dim, ...]
@@ -39,7 +40,22 @@ def _both(op: Op, shape: tuple[int | None, ...]) -> dict[str, Constant | None]:
 def instance_norm(op: Op) -> None:
     x, dims = _channels(op, 3)
     weights = _both(op, (dims[1] if isinstance(dims[1], int) else None,))
-    op.emit("InstanceNorm", x, dims, {"eps": _epsilon(op)}, weights)
+    op.emit("InstanceNorm", x, dims, {"eps": _epsilon(op)}, {} if _stand_for_none(op, x, weights) else weights)
+
+
+def _stand_for_none(op: Op, x: Tensor, weights: dict[str, Constant | None]) -> bool:
+    """Whether scale and bias only fill their places: ones and zeros in Constant nodes, for channels that a Reshape made.
+
+    PyTorch writes GroupNorm so; its own scale and bias are a Mul and an Add behind.
+    """
+    if not any(node.op == "Reshape" and x.name in node.outputs for node in op.draft.nodes):
+        return False
+    for role, neutral in (("scale", 1.0), ("bias", 0.0)):
+        found = weights[role]
+        assert found is not None and found.array is not None
+        if op.draft.kinds.get(found.ref.name, ("initializer",))[0] != "constant" or (from_float(found.array) != neutral).any():
+            return False
+    return True
 
 
 def _epsilon(op: Op) -> float:

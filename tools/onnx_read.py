@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ def read_model(source: Any) -> tuple[ModelProto, str]:
         raise ModelError(f"{shown} has no output")
     if any(not isinstance(name, str) for name in _texts(model.graph)):
         raise FileError(f"{shown} is damaged: it holds names that are no text; download or export it again")
+    held = [*(tensor.name for tensor in model.graph.initializer),
+            *(tensor.values.name for tensor in model.graph.sparse_initializer)]
+    if twice := [name for name, count in Counter(held).items() if count > 1]:
+        raise ModelError(f'{shown} has more than one initializer called "{twice[0]}", so that its value cannot be told; give '
+                         "each its own name")
     for tensor, what in tensors_of(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             load_external(tensor, folder, what)

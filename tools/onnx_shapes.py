@@ -31,6 +31,8 @@ def reshape(op: Op) -> None:
         op.refuse("its shape is missing")
     zero_is_size = bool(op.attribute("allowzero", 0))
     target = known.elements()
+    if target.count(-1) > 1:
+        op.refuse(f"its shape {show(tuple(target))} has -1 more than once; ONNX allows one")
     if op.draft.whole:
         target.insert(0, BATCH)
     if not target:

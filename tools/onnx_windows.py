@@ -112,37 +112,31 @@ def _same_pads(auto_pad: str, spatial: tuple[Dim, ...], reach: tuple[int, ...], 
 
 @converter("Conv", 1, 11, 22)
 def convolution(op: Op) -> None:
-    image = Image(op)
-    weight = op.required(1, "weight", (None,) * len(image.dims))
-    groups = op.attribute("group", 1)
-    count, per_group, *kernel = weight.shape
-    _check_kernel(op, weight)
-    if groups < 1 or count % groups or (isinstance(image.channels, int) and image.channels != per_group * groups):
-        op.refuse(f"group is {groups}; that does not fit {image.channels} input channels and a weight of {weight.shape}")
-    bias = op.weight(2, "bias", (count,))
-    attrs, spatial = _window(op, tuple(kernel), image.spatial)
-    image.emit("Conv2d", count, spatial, {**attrs, "groups": groups}, {"weight": image.weight(weight), "bias": bias})
-
-
-def _check_kernel(op: Op, weight: Constant) -> None:
-    kernel = weight.shape[2:]
-    if tuple(op.attribute("kernel_shape", kernel)) != kernel:
-        op.refuse(f"kernel_shape is {op.attribute('kernel_shape')}, but the weight has the shape {weight.shape}")
+    _convolution(op, "Conv2d", transposed=False)
 
 
 @converter("ConvTranspose", 1, 11, 22)
 def transposed_convolution(op: Op) -> None:
+    _convolution(op, "ConvTranspose2d", transposed=True)
+
+
+def _convolution(op: Op, layer: str, transposed: bool) -> None:
+    """Add the layer of a convolution with a weight (K, C / groups, ...), of a transposed one with (C, K / groups, ...)."""
     image = Image(op)
     weight = op.required(1, "weight", (None,) * len(image.dims))
     groups = op.attribute("group", 1)
-    channels, per_group, *kernel = weight.shape
-    _check_kernel(op, weight)
-    if groups < 1 or channels % groups or (isinstance(image.channels, int) and image.channels != channels):
+    first, per_group, *kernel = weight.shape
+    if tuple(op.attribute("kernel_shape", kernel)) != tuple(kernel):
+        op.refuse(f"kernel_shape is {op.attribute('kernel_shape')}, but the weight has the shape {weight.shape}")
+    channels, count = (first, per_group * groups) if transposed else (per_group * groups, first)
+    if groups < 1 or first % groups or (isinstance(image.channels, int) and image.channels != channels):
         op.refuse(f"group is {groups}; that does not fit {image.channels} input channels and a weight of {weight.shape}")
-    count = per_group * groups
     bias = op.weight(2, "bias", (count,))
-    attrs, spatial = _transposed_window(op, tuple(kernel), image.spatial)
-    image.emit("ConvTranspose2d", count, spatial, {**attrs, "groups": groups}, {"weight": image.weight(weight), "bias": bias})
+    if transposed:
+        attrs, spatial = _transposed_window(op, tuple(kernel), image.spatial)
+    else:
+        attrs, spatial = _window(op, tuple(kernel), image.spatial)
+    image.emit(layer, count, spatial, {**attrs, "groups": groups}, {"weight": image.weight(weight), "bias": bias})
 
 
 def _transposed_window(op: Op, kernel: tuple[int, ...],

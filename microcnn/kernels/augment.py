@@ -9,7 +9,8 @@ from .cache import helper
 from .dropout import dropout_key
 from .entry import SEED, STEP, entry, fields_of, number, slot, threads_for, view
 from .simd import lanes
-from .vector import vector_add, vector_fma, vector_load_first, vector_of, vector_store_first, vector_sub, vector_uniform
+from .uniform import vector_uniform
+from .vector import vector_add, vector_fma, vector_load_first, vector_of, vector_store_first, vector_sub
 
 # Which number of a sample's generator is drawn for what.
 TOP, LEFT, MIRROR_H, MIRROR_W, HEIGHT, WIDTH, BRIGHTNESS, NOISE = range(8)

@@ -82,7 +82,7 @@ def _merge(mean, squares, other_mean, other_squares, before, added, like):
 
 
 @helper
-def _statistics_chunk(x, begin, end, C, scratch, to):
+def statistics_chunk(x, begin, end, C, scratch, to):
     """scratch[to : to + 2 C] = mean and sum of squared deviations of rows begin to end, in one pass over memory."""
     tile = tile_rows(C)
     for row in range(begin, end, tile):
@@ -114,10 +114,10 @@ def statistics(x, scale, rows, C, eps, threads, saved, scratch):
     if threads > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
-            _statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
+            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
     else:
         for chunk in range(chunks):
-            _statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
+            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
     _finish_statistics(scale, rows, chunks, C, eps, saved, scratch)
 
 

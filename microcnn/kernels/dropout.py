@@ -5,6 +5,7 @@ import numpy as np
 from .cache import helper
 from .entry import SEED, STEP, entry, fields_of, number, slot, threads_for, view
 from .simd import lanes
+from .uniform import vector_uniform
 from .vector import (
     vector_add,
     vector_load,
@@ -13,7 +14,6 @@ from .vector import (
     vector_of,
     vector_store,
     vector_store_first,
-    vector_uniform,
     vector_where_greater,
 )
 

@@ -7,7 +7,7 @@ in float64. Rows are contiguous and hold one normalised group each; their gradie
 import numba
 import numpy as np
 
-from .batchnorm_statistics import _statistics_chunk
+from .batchnorm_statistics import statistics_chunk
 from .cache import helper
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
@@ -31,6 +31,18 @@ PART = 256
 def _scaled(value, scale, c, count):
     """One vector times the scales of its channels, if there are any."""
     return vector_mul(value, vector_take(scale, c, count)) if scale.size > 0 else value
+
+
+@helper
+def _shifted(value, bias, c, count):
+    """One vector plus the biases of its channels, if there are any."""
+    return vector_add(value, vector_take(bias, c, count)) if bias.size > 0 else value
+
+
+@helper
+def _input_gradient(g, h, mean, other, inverse):
+    """One vector of dx: (g - mean - h * other) / deviation, with g = dy * scale, h normalised, the means those of g and g h."""
+    return vector_mul(vector_sub(vector_sub(g, mean), vector_mul(h, other)), inverse)
 
 
 @helper
@@ -76,9 +88,7 @@ def _normalise_pixels(x, scale, bias, saved, at, begin, end, C, y):
             count = C - c
             factor = _scaled(vector_take(saved, at + C + c, count), scale, c, count)
             value = vector_mul(vector_sub(vector_take(x, i + c, count), vector_take(saved, at + c, count)), factor)
-            if bias.size > 0:
-                value = vector_add(value, vector_take(bias, c, count))
-            vector_write(value, y, i + c, count)
+            vector_write(_shifted(value, bias, c, count), y, i + c, count)
 
 
 @helper
@@ -90,7 +100,7 @@ def _group_job(phase, job, x, scale, bias, P, C, G, chunks, eps, sums, saved, y)
     n = job // chunks
     begin, end = _bounds(job % chunks, chunks, P)
     if phase == 0:
-        _statistics_chunk(x, n * P + begin, n * P + end, C, sums, 2 * job * C)
+        statistics_chunk(x, n * P + begin, n * P + end, C, sums, 2 * job * C)
     else:
         _normalise_pixels(x, scale, bias, saved, 2 * n * C, n * P + begin, n * P + end, C, y)
 
@@ -189,8 +199,9 @@ def _gradient_pixels(x, dy, scale, saved, at, means, means_at, begin, end, C, ac
             count = C - c
             inverse = vector_take(saved, at + C + c, count)
             normalised = vector_mul(vector_sub(vector_take(x, i + c, count), vector_take(saved, at + c, count)), inverse)
-            value = vector_sub(_scaled(vector_take(dy, i + c, count), scale, c, count), vector_take(means, means_at + c, count))
-            value = vector_mul(vector_sub(value, vector_mul(normalised, vector_take(means, means_at + C + c, count))), inverse)
+            value = _input_gradient(_scaled(vector_take(dy, i + c, count), scale, c, count), normalised,
+                                    vector_take(means, means_at + c, count), vector_take(means, means_at + C + c, count),
+                                    inverse)
             if accumulate:
                 value = vector_add(value, vector_take(dx, i + c, count))
             vector_write(value, dx, i + c, count)
@@ -281,9 +292,7 @@ def _rows_job(x, scale, bias, begin, end, M, eps, saved, y):
         for i in range(0, M, lanes(x)):
             count = M - i
             value = _scaled(vector_mul(vector_sub(vector_take(x, at + i, count), middle), factor), scale, i, count)
-            if bias.size > 0:
-                value = vector_add(value, vector_take(bias, i, count))
-            vector_write(value, y, at + i, count)
+            vector_write(_shifted(value, bias, i, count), y, at + i, count)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
@@ -345,8 +354,7 @@ def _rows_backward_job(x, dy, scale, saved, begin, end, M, accumulate, sums, to,
         for i in range(0, M, lanes(x)):
             count = M - i
             normalised = vector_mul(vector_sub(vector_take(x, at + i, count), middle), factor)
-            value = vector_sub(_scaled(vector_take(dy, at + i, count), scale, i, count), mean)
-            value = vector_mul(vector_sub(value, vector_mul(normalised, other)), factor)
+            value = _input_gradient(_scaled(vector_take(dy, at + i, count), scale, i, count), normalised, mean, other, factor)
             if accumulate:
                 value = vector_add(value, vector_take(dx, at + i, count))
             vector_write(value, dx, at + i, count)

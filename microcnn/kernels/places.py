@@ -1,14 +1,14 @@
-"""Where in each group of numbers the largest or the smallest stands; groups lie as in reduction.py."""
+"""Where in each group of numbers the largest or the smallest stands; groups lie as in axis.py."""
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from .axis import job_count, job_shape, unit_at
 from .cache import helper
 from .entry import entry, fields_of, threads_for, view
-from .reduction import MAX, MIN, _across_lanes, _total
+from .reduction import MAX, MIN, across_lanes, total_of
 from .simd import is_real_array, lanes, lanes_of, vector_type
-from .softmax import _job_shape
 from .vector import (
     VectorType,
     vector_add,
@@ -41,7 +41,7 @@ def _place_in_row(x, at, C, sign, last):
     """Where in one contiguous group the largest number (of sign * x) stands, the first or the last of equal ones."""
     real = x.dtype.type
     zero, lowest = vector_of(x, real(0)), vector_of(x, real(-np.inf))
-    top = _across_lanes(_total(x, at, 1, 0, C, 0, MAX if sign > 0 else MIN, zero, x), MAX, x)
+    top = across_lanes(total_of(x, at, 1, 0, C, 0, MAX if sign > 0 else MIN, zero, x), MAX, x)
     if vector_any_nan(top):
         for i in range(C):
             c = C - 1 - i if last else i
@@ -77,14 +77,11 @@ def _places_in_columns(x, at, inner, C, count, sign, last):
 
 @helper
 def _place_job(x, y, job, C, inner, sign, last):
-    width, blocks, per_job = _job_shape(x, C, inner)
+    width, blocks, per_job = job_shape(x, C, inner)
     units = y.size // inner * blocks
     for unit in range(job * per_job, min(units, (job + 1) * per_job)):
-        first = unit % blocks * width
-        at = unit // blocks * C * inner + first
-        to = unit // blocks * inner + first
-        if inner > 1:
-            count = min(width, inner - first)
+        at, to, count = unit_at(unit, width, blocks, C, inner)
+        if count:
             vector_write(_places_in_columns(x, at, inner, C, count, sign, last), y, to, count)
         else:
             y[to] = _place_in_row(x, at, C, sign, last)
@@ -99,8 +96,7 @@ def place_of_extreme(x, C, inner, sign, last, threads, y):
     Threads  one iteration per 4,096 numbers or one group, each owns its groups
     Source   ONNX ArgMax-13, ArgMin-13
     """
-    _, blocks, per_job = _job_shape(x, C, inner)
-    jobs = (y.size // inner * blocks + per_job - 1) // per_job
+    jobs = job_count(x, y.size, C, inner)
     if threads > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)

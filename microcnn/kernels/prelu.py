@@ -2,6 +2,7 @@
 import numba
 import numpy as np
 
+from .axis import beside, run_at
 from .cache import helper
 from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
@@ -22,30 +23,21 @@ PART = 256
 
 
 @helper
-def _times_slope(x, value, slope, at, count, spread, like):
-    """One vector: value where x is positive, else value times the slope, read at a place or (spread) the same for all."""
-    factor = vector_of(like, slope[at]) if spread else vector_take(slope, at, count)
-    return vector_where_greater(x, vector_of(like, like.dtype.type(0)), value, vector_mul(value, factor))
-
-
-@helper
 def _chunk(x, value, slope, result, chunk, C, inner, accumulate):
-    """One chunk, row by row: a row is `inner` numbers of one slope, or with inner = 1 one number for each slope."""
+    """One chunk, run by run of the slopes."""
     i, end = chunk * CHUNK, min(x.size, (chunk + 1) * CHUNK)
-    spread = inner > 1
-    length = inner if spread else C
+    zero = vector_of(x, x.dtype.type(0))
     while i < end:
-        row = i // length
-        row_end = min(end, (row + 1) * length)
-        first = row % C if spread else i - row * length
-        for j in range(i, row_end, lanes(x)):
-            count = row_end - j
-            at = first if spread else first + j - i
-            found = _times_slope(vector_take(x, j, count), vector_take(value, j, count), slope, at, count, spread, x)
+        run_end, first = run_at(i, end, C, inner)
+        for j in range(i, run_end, lanes(x)):
+            count = run_end - j
+            found = vector_take(value, j, count)
+            scaled = vector_mul(found, beside(slope, first, j - i, count, inner, x))
+            found = vector_where_greater(vector_take(x, j, count), zero, found, scaled)
             if accumulate:
                 found = vector_add(found, vector_take(result, j, count))
             vector_write(found, result, j, count)
-        i = row_end
+        i = run_end
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")

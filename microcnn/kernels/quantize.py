@@ -2,6 +2,7 @@
 import numba
 import numpy as np
 
+from .axis import beside, run_at
 from .cache import helper
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
@@ -36,21 +37,15 @@ def _value(x, scale, zero, kind, low, high, like):
 
 @helper
 def _chunk(x, scale, zero, y, chunk, C, inner, kind, low, high):
-    """One chunk, row by row: a row is `inner` numbers of one scale, or with inner = 1 one number for each scale."""
+    """One chunk, run by run of the scales."""
     i, end = chunk * CHUNK, min(x.size, (chunk + 1) * CHUNK)
-    spread = inner > 1
-    length = inner if spread else C
     while i < end:
-        row = i // length
-        row_end = min(end, (row + 1) * length)
-        first = row % C if spread else i - row * length
-        for j in range(i, row_end, lanes(x)):
-            count = row_end - j
-            at = first if spread else first + j - i
-            s = vector_of(x, scale[at]) if spread else vector_take(scale, at, count)
-            z = vector_of(x, zero[at]) if spread else vector_take(zero, at, count)
-            vector_write(_value(vector_take(x, j, count), s, z, kind, low, high, x), y, j, count)
-        i = row_end
+        run_end, first = run_at(i, end, C, inner)
+        for j in range(i, run_end, lanes(x)):
+            count = run_end - j
+            factor, middle = beside(scale, first, j - i, count, inner, x), beside(zero, first, j - i, count, inner, x)
+            vector_write(_value(vector_take(x, j, count), factor, middle, kind, low, high, x), y, j, count)
+        i = run_end
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")

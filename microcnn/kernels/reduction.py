@@ -1,21 +1,16 @@
-"""One number for each group of numbers: sums, means, norms, products and extremes, forward and backward.
-
-Tensors are (outer, C, inner), a group being the C numbers along the middle. With inner = 1 its numbers are neighbours and
-vectors run along the group; otherwise they lie `inner` apart, the groups are neighbours, and a vector holds one number of
-each of some.
-"""
+"""One number for each group of numbers, as axis.py has them: sums, means, norms, products, extremes; forward and backward."""
 import numba
 import numpy as np
 from numba.extending import intrinsic
 
+from .axis import job_count, job_shape, unit_at
 from .cache import helper
 from .entry import entry, fields_of, number, threads_for, view
 from .powers import vector_ln
 from .simd import lanes
-from .softmax import _job_shape
 from .vector import (
     VectorType,
-    _across,
+    across,
     vector_add,
     vector_any_nan,
     vector_div,
@@ -45,7 +40,7 @@ def vector_product(typing_context, a):
     """The product of the lanes, halves multiplied pairwise in a fixed order."""
     if not isinstance(a, VectorType):
         return None
-    return a.dtype(a), _across(a, lambda builder, x, y: builder.fmul(x, y))
+    return a.dtype(a), across(a, lambda builder, x, y: builder.fmul(x, y))
 
 
 @helper
@@ -108,7 +103,7 @@ def _finished(total, kind, scale, top, alone, like):
 
 
 @helper
-def _total(x, at, stride, first, last, count, kind, top, like):
+def total_of(x, at, stride, first, last, count, kind, top, like):
     """The total of numbers first to last of a group, `stride` apart; a whole vector of groups where count is 0.
 
     count: how many groups lie side by side; 0 where the vector runs along one group, whose lanes are then not yet together.
@@ -130,7 +125,7 @@ def _total(x, at, stride, first, last, count, kind, top, like):
 
 
 @helper
-def _across_lanes(total, kind, like):
+def across_lanes(total, kind, like):
     """A vector of what its lanes are together."""
     if kind == MAX or kind == MIN:
         if vector_any_nan(total):
@@ -145,28 +140,25 @@ def _across_lanes(total, kind, like):
 def _top_of(x, at, inner, count, C, like):
     """The largest number of each group, 0 where that is infinite: what the exponents are shifted by."""
     zero = vector_of(like, like.dtype.type(0))
-    top = _total(x, at, inner, 0, C, count, MAX, zero, like)
+    top = total_of(x, at, inner, 0, C, count, MAX, zero, like)
     if count == 0:
-        top = _across_lanes(top, MAX, like)
+        top = across_lanes(top, MAX, like)
     infinite = vector_of(like, like.dtype.type(np.inf))
     return vector_where_equal(top, infinite, zero, vector_where_equal(vector_sub(zero, top), infinite, zero, top))
 
 
 @helper
 def _forward_job(x, y, job, C, inner, kind, scale):
-    width, blocks, per_job = _job_shape(x, C, inner)
+    width, blocks, per_job = job_shape(x, C, inner)
     units = y.size // inner * blocks
     for unit in range(job * per_job, min(units, (job + 1) * per_job)):
-        first = unit % blocks * width
-        at = unit // blocks * C * inner + first
-        to = unit // blocks * inner + first
-        count = min(width, inner - first) if inner > 1 else 0
+        at, to, count = unit_at(unit, width, blocks, C, inner)
         top = vector_of(x, x.dtype.type(0))
         if kind == LOG_SUM_EXP:
             top = _top_of(x, at, inner, count, C, x)
-        total = _total(x, at, inner, 0, C, count, kind, top, x)
+        total = total_of(x, at, inner, 0, C, count, kind, top, x)
         if count == 0:
-            total = _across_lanes(total, kind, x)
+            total = across_lanes(total, kind, x)
         vector_write(_finished(total, kind, scale, top, count == 0, x), y, to, max(1, count))
 
 
@@ -185,8 +177,7 @@ def reduce(x, C, inner, kind, scale, threads, y):
     Source   ONNX ReduceSum-13 (times scale: ReduceMean-18), ReduceMax-20, ReduceMin-20, ReduceProd-18, ReduceL1-18,
              ReduceSumSquare-18, ReduceL2-18, ReduceLogSum-18, ReduceLogSumExp-18; sums in parts of 256 additions
     """
-    _, blocks, per_job = _job_shape(x, C, inner)
-    jobs = (y.size // inner * blocks + per_job - 1) // per_job
+    jobs = job_count(x, y.size, C, inner)
     if threads > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)
@@ -267,15 +258,12 @@ def _derivative(x, slope, other, kind, like):
 
 @helper
 def _backward_job(x, y, dy, dx, job, C, inner, kind, scale, accumulate):
-    width, blocks, per_job = _job_shape(dx, C, inner)
+    width, blocks, per_job = job_shape(dx, C, inner)
     units = dy.size // inner * blocks
     reads_x, reads_y = x.size > 0, y.size > 0
     zero = vector_of(dx, dx.dtype.type(0))
     for unit in range(job * per_job, min(units, (job + 1) * per_job)):
-        first = unit % blocks * width
-        at = unit // blocks * C * inner + first
-        to = unit // blocks * inner + first
-        count = min(width, inner - first) if inner > 1 else 0
+        at, to, count = unit_at(unit, width, blocks, C, inner)
         result, gradient = zero, zero
         if count:
             gradient = vector_take(dy, to, count)
@@ -304,8 +292,7 @@ def reduce_backward(x, y, dy, C, inner, kind, scale, accumulate, threads, dx):
     Threads  one iteration per 4,096 numbers or one group, each owns its groups
     Source   the derivatives of reduce; equal maxima or minima share the gradient, and a length of 0 has none
     """
-    _, blocks, per_job = _job_shape(dx, C, inner)
-    jobs = (dy.size // inner * blocks + per_job - 1) // per_job
+    jobs = job_count(dx, dy.size, C, inner)
     if threads > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)

@@ -78,7 +78,7 @@ def _lane_bits(vector):
     return 32 if isinstance(vector.element, ir.FloatType) else 64
 
 
-def _name(vector):
+def llvm_name(vector):
     """What LLVM's functions call a vector type: v16f32, v8i64."""
     letter = "i" if isinstance(vector.element, ir.IntType) else "f"
     return f"v{vector.count}{letter}{_lane_bits(vector)}"
@@ -111,7 +111,7 @@ def masked_load(builder, pointer, vector, count):
     mask = lane_mask(builder, count, vector.count)
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(vector, [vector.as_pointer(), I32, mask.type, vector]),
-        f"llvm.masked.load.{_name(vector)}.p0{_name(vector)}")
+        f"llvm.masked.load.{llvm_name(vector)}.p0{llvm_name(vector)}")
     return builder.call(function, [builder.bitcast(pointer, vector.as_pointer()), I32(_lane_bits(vector) // 8), mask,
                                    ir.Constant(vector, None)])
 
@@ -122,7 +122,7 @@ def masked_store(builder, value, pointer, count):
     mask = lane_mask(builder, count, vector.count)
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [vector, vector.as_pointer(), I32, mask.type]),
-        f"llvm.masked.store.{_name(vector)}.p0{_name(vector)}")
+        f"llvm.masked.store.{llvm_name(vector)}.p0{llvm_name(vector)}")
     builder.call(function, [value, builder.bitcast(pointer, vector.as_pointer()), I32(_lane_bits(vector) // 8), mask])
 
 
@@ -130,7 +130,7 @@ def lanewise_call(builder, name, *vectors):
     """LLVM's function llvm.<name> on vectors of one type."""
     vector = vectors[0].type
     function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(vector, [vector] * len(vectors)), f"llvm.{name}.{_name(vector)}")
+        builder.module, ir.FunctionType(vector, [vector] * len(vectors)), f"llvm.{name}.{llvm_name(vector)}")
     return builder.call(function, vectors)
 
 

@@ -1,11 +1,8 @@
-"""Softmax and log-softmax along any axis, forward and backward.
-
-A group is the C numbers that one softmax normalises. With inner = 1 its numbers are neighbours and vectors run along
-the group; otherwise they lie `inner` apart, the groups are neighbours, and a vector holds one number of each of some.
-"""
+"""Softmax and log-softmax along any axis, forward and backward. A group, as in axis.py, is what one softmax normalises."""
 import numba
 import numpy as np
 
+from .axis import job_count, job_shape, unit_at
 from .cache import helper
 from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
@@ -27,7 +24,6 @@ from .vector import (
 )
 
 SOFTMAX, LOG_SOFTMAX = range(2)
-CHUNK = 4096
 
 
 @helper
@@ -86,23 +82,15 @@ def _forward_columns(x, y, at, count, C, inner, kind):
 
 
 @helper
-def _job_shape(like, C, inner):
-    """How many groups share a vector, how many such vectors lie side by side, how many of them one job takes."""
-    width = lanes(like) if inner > 1 else 1
-    return width, (inner + width - 1) // width, max(1, CHUNK // (C * width))
-
-
-@helper
 def _forward_job(x, y, job, C, inner, kind):
-    width, blocks, per_job = _job_shape(x, C, inner)
+    width, blocks, per_job = job_shape(x, C, inner)
     units = x.size // (C * inner) * blocks
     for unit in range(job * per_job, min(units, (job + 1) * per_job)):
-        first = unit % blocks * width
-        at = unit // blocks * C * inner + first
+        at, _, count = unit_at(unit, width, blocks, C, inner)
         if inner == 1:
             _forward_row(x, y, at, C, kind)
         else:
-            _forward_columns(x, y, at, min(width, inner - first), C, inner, kind)
+            _forward_columns(x, y, at, count, C, inner, kind)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
@@ -114,8 +102,7 @@ def softmax_forward(x, C, inner, kind, threads, y):
     Threads  one iteration per 4,096 numbers or one group, each owns its groups
     Source   ONNX Softmax-13, LogSoftmax-13, the group's maximum subtracted; a group with a NaN is NaN
     """
-    _, blocks, per_job = _job_shape(x, C, inner)
-    jobs = (x.size // (C * inner) * blocks + per_job - 1) // per_job
+    jobs = job_count(x, x.size // C, C, inner)
     if threads > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)
@@ -177,15 +164,14 @@ def _backward_columns(y, dy, dx, at, count, C, inner, kind, accumulate):
 
 @helper
 def _backward_job(y, dy, dx, job, C, inner, kind, accumulate):
-    width, blocks, per_job = _job_shape(y, C, inner)
+    width, blocks, per_job = job_shape(y, C, inner)
     units = y.size // (C * inner) * blocks
     for unit in range(job * per_job, min(units, (job + 1) * per_job)):
-        first = unit % blocks * width
-        at = unit // blocks * C * inner + first
+        at, _, count = unit_at(unit, width, blocks, C, inner)
         if inner == 1:
             _backward_row(y, dy, dx, at, C, kind, accumulate)
         else:
-            _backward_columns(y, dy, dx, at, min(width, inner - first), C, inner, kind, accumulate)
+            _backward_columns(y, dy, dx, at, count, C, inner, kind, accumulate)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
@@ -197,8 +183,7 @@ def softmax_backward(y, dy, C, inner, kind, accumulate, threads, dx):
     Threads  one iteration per 4,096 numbers or one group, each owns its groups
     Source   dx = y (dy - sum(dy y)); for the logarithm dx = dy - exp(y) sum(dy)
     """
-    _, blocks, per_job = _job_shape(y, C, inner)
-    jobs = (y.size // (C * inner) * blocks + per_job - 1) // per_job
+    jobs = job_count(y, y.size // C, C, inner)
     if threads > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)

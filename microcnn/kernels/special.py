@@ -1,14 +1,12 @@
 """Vector functions that no instruction computes: expm1, log1p, erf and their kin, each with the accuracy of its dtype."""
-import functools
 import math
 
 from llvmlite import ir
-from numba.extending import intrinsic
 
 from .cache import helper
 from .simd import lanewise_call, multiply_add
 from .vector import (
-    VectorType,
+    lanewise,
     vector_add,
     vector_div,
     vector_exp,
@@ -32,16 +30,6 @@ TAIL_DOUBLE = (
     1.2771414915301332e-09, 1.092677558600582e-09)
 
 
-def _of_one(operation):
-    """Decorator: the intrinsic on one vector whose LLVM code operation(builder, vector) makes."""
-    @functools.wraps(operation)     # its parameters are the intrinsic's
-    def typer(typing_context, a):
-        if not isinstance(a, VectorType):
-            return None
-        return a(a), lambda context, builder, sig, args: operation(builder, args[0])
-    return intrinsic(typer)
-
-
 def _polynomial(single, double):
     """The intrinsic that evaluates a polynomial; its coefficients, the constant first, in float32 and float64."""
     def evaluate(builder, a):
@@ -50,7 +38,7 @@ def _polynomial(single, double):
         for coefficient in others:
             first = multiply_add(builder, first, a, coefficient)
         return first
-    return _of_one(evaluate)
+    return lanewise(evaluate)
 
 
 def _series(coefficient, single, double):
@@ -67,43 +55,43 @@ _erf_series = _series(lambda k: 2 / math.sqrt(math.pi) * (-1) ** k / (math.facto
 _tail_polynomial = _polynomial(TAIL_SINGLE, TAIL_DOUBLE)
 
 
-@_of_one
+@lanewise
 def vector_abs(builder, a):
     """|a|"""
     return lanewise_call(builder, "fabs", a)
 
 
-@_of_one
+@lanewise
 def vector_neg(builder, a):
     """-a, also of zeros."""
     return builder.fneg(a)
 
 
-@_of_one
+@lanewise
 def vector_ceil(builder, a):
     """The least integer that is not below."""
     return lanewise_call(builder, "ceil", a)
 
 
-@_of_one
+@lanewise
 def vector_floor(builder, a):
     """The greatest integer that is not above."""
     return lanewise_call(builder, "floor", a)
 
 
-@_of_one
+@lanewise
 def vector_rint(builder, a):
     """The nearest integer, the even one of two."""
     return lanewise_call(builder, "rint", a)
 
 
-@_of_one
+@lanewise
 def vector_sin(builder, a):
     """The sine of each lane: the C library's, lane by lane."""
     return lanewise_call(builder, "sin", a)
 
 
-@_of_one
+@lanewise
 def vector_cos(builder, a):
     """The cosine of each lane: the C library's, lane by lane."""
     return lanewise_call(builder, "cos", a)

@@ -100,7 +100,7 @@ def vector_of(typing_context, like, value):
     return VectorType(like.dtype)(like, like.dtype), codegen
 
 
-def _lanewise(operation):
+def lanewise(operation):
     """Decorator: the intrinsic on vectors of one type whose LLVM code operation(builder, *vectors) makes."""
     @functools.wraps(operation)     # its parameters are the intrinsic's
     def typer(typing_context, *vectors):
@@ -111,73 +111,73 @@ def _lanewise(operation):
     return intrinsic(typer)
 
 
-@_lanewise
+@lanewise
 def vector_add(builder, a, b):
     """a + b"""
     return builder.fadd(a, b)
 
 
-@_lanewise
+@lanewise
 def vector_sub(builder, a, b):
     """a - b"""
     return builder.fsub(a, b)
 
 
-@_lanewise
+@lanewise
 def vector_mul(builder, a, b):
     """a * b"""
     return builder.fmul(a, b)
 
 
-@_lanewise
+@lanewise
 def vector_div(builder, a, b):
     """a / b"""
     return builder.fdiv(a, b)
 
 
-@_lanewise
+@lanewise
 def vector_fma(builder, a, b, c):
     """a * b + c, rounded once where the CPU can."""
     return multiply_add(builder, a, b, c)
 
 
-@_lanewise
+@lanewise
 def vector_sqrt(builder, a):
     """The square root of each lane."""
     return lanewise_call(builder, "sqrt", a)
 
 
-@_lanewise
+@lanewise
 def vector_log(builder, a):
     """The natural logarithm of each lane: the C library's, lane by lane."""
     return lanewise_call(builder, "log", a)
 
 
-@_lanewise
+@lanewise
 def vector_max(builder, a, b):
     """b where a < b, else a: a NaN in a stays."""
     return builder.select(builder.fcmp_ordered("<", a, b), b, a)
 
 
-@_lanewise
+@lanewise
 def vector_min(builder, a, b):
     """b where a > b, else a: a NaN in a stays."""
     return builder.select(builder.fcmp_ordered(">", a, b), b, a)
 
 
-@_lanewise
+@lanewise
 def vector_where_greater(builder, a, b, x, y):
     """x where a > b, else y; false where either is NaN."""
     return builder.select(builder.fcmp_ordered(">", a, b), x, y)
 
 
-@_lanewise
+@lanewise
 def vector_where_equal(builder, a, b, x, y):
     """x where a == b, else y; false where either is NaN."""
     return builder.select(builder.fcmp_ordered("==", a, b), x, y)
 
 
-@_lanewise
+@lanewise
 def vector_where_beats(builder, a, b, x, y):
     """x where a beats b as the maximum, that is a > b or only a is NaN, else y."""
     beats = builder.and_(builder.fcmp_unordered(">", a, b), builder.fcmp_ordered("ord", b, b))
@@ -195,7 +195,7 @@ def vector_where_first(typing_context, count, x, y):
     return x(types.intp, x, y), codegen
 
 
-def _across(kind, combine):
+def across(kind, combine):
     """The code of an intrinsic that combines a vector's lanes, halves pairwise in a fixed order."""
     def codegen(context, builder, sig, args):
         value = args[0]
@@ -216,7 +216,7 @@ def vector_sum(typing_context, a):
     """The sum of the lanes, halves added pairwise in a fixed order."""
     if not isinstance(a, VectorType):
         return None
-    return a.dtype(a), _across(a, lambda builder, x, y: builder.fadd(x, y))
+    return a.dtype(a), across(a, lambda builder, x, y: builder.fadd(x, y))
 
 
 @intrinsic
@@ -224,7 +224,7 @@ def vector_highest(typing_context, a):
     """The largest lane; none may be NaN."""
     if not isinstance(a, VectorType):
         return None
-    return a.dtype(a), _across(a, lambda builder, x, y: builder.select(builder.fcmp_ordered("<", x, y), y, x))
+    return a.dtype(a), across(a, lambda builder, x, y: builder.select(builder.fcmp_ordered("<", x, y), y, x))
 
 
 @intrinsic
@@ -276,39 +276,6 @@ def vector_exp(typing_context, a):
         value = builder.select(builder.fcmp_ordered(">", x, constant(largest)), constant(float("inf")), value)
         return builder.select(builder.fcmp_unordered("uno", x, x), x, value)
     return a(a), codegen
-
-
-@intrinsic
-def vector_uniform(typing_context, like, key, index):
-    """Uniform numbers in [0, 1), lane i a function of key and index + i only: splitmix64's mix of a counter.
-
-    The same key and index give the same number for every register width and, up to its rounding, for every dtype.
-    """
-    if not (is_real_array(like) and isinstance(key, types.Integer) and isinstance(index, types.Integer)):
-        return None
-    count, bits = lanes_of(like.dtype), bits_of(like.dtype)
-    mantissa = 23 if bits == 32 else 52
-    one = 0x3F800000 if bits == 32 else 0x3FF0000000000000
-
-    def codegen(context, builder, sig, args):
-        wide, narrow = ir.VectorType(I64, count), ir.VectorType(ir.IntType(bits), count)
-
-        def every(kind, value):
-            return ir.Constant(kind, [value] * count)
-
-        def fold(value, shift):
-            return builder.xor(value, builder.lshr(value, every(wide, shift)))
-        counter = builder.add(splat(builder, args[2], count), ir.Constant(wide, list(range(count))))
-        state = builder.add(splat(builder, args[1], count), builder.mul(counter, every(wide, 0x9E3779B97F4A7C15)))
-        state = builder.mul(fold(state, 30), every(wide, 0xBF58476D1CE4E5B9))
-        state = fold(builder.mul(fold(state, 27), every(wide, 0x94D049BB133111EB)), 31)
-        # the highest bits become the mantissa of a number in [1, 2)
-        fraction = builder.lshr(state, every(wide, 64 - mantissa))
-        if bits == 32:
-            fraction = builder.trunc(fraction, narrow)
-        number = builder.bitcast(builder.or_(fraction, every(narrow, one)), vector_type(like.dtype))
-        return builder.fsub(number, ir.Constant(vector_type(like.dtype), [1.0] * count))
-    return VectorType(like.dtype)(like, types.uint64, types.int64), codegen
 
 
 def _conversion(source, target):

@@ -3,18 +3,15 @@ import numba
 import numpy as np
 
 from .cache import helper
-from .elementwise import CHUNK, extent, fetch, next_place, place_of, put, row_at, row_width
+from .elementwise import extent, fetch, jobs_of, next_place, part_of, place_of, put, row_at, row_width, rows_of
 from .entry import entry, fields_of, threads_for, view
 from .vector import vector_of, vector_where_equal
 
 
 @helper
-def _job(mask, a, b, y, job, segments, rows_per_job, rows, dims, mask_strides, a_strides, b_strides):
+def _job(mask, a, b, y, job, dims, mask_strides, a_strides, b_strides):
     """One segment of some neighbouring rows."""
-    first = job // segments * rows_per_job
-    last = min(rows, first + rows_per_job)
-    begin = job % segments * CHUNK
-    end = min(dims[5], begin + CHUNK)
+    first, last, begin, end = part_of(job, dims)
     step = min(row_width(y, a_strides[5], b_strides[5]), row_width(y, mask_strides[5], 0))
     zero = vector_of(y, y.dtype.type(0))
     place = place_of(first, dims)
@@ -38,17 +35,14 @@ def select_strided(mask, a, b, dims, mask_strides, a_strides, b_strides, threads
     Threads  one iteration per group of rows (or segment of a long row), each owns its part of y
     Source   ONNX Where-16; what is not selected takes no part, NaN or not
     """
-    rows = dims[0] * dims[1] * dims[2] * dims[3] * dims[4]
-    segments = (dims[5] + CHUNK - 1) // CHUNK
-    rows_per_job = max(1, CHUNK // dims[5])
-    jobs = (rows + rows_per_job - 1) // rows_per_job * segments
+    jobs = jobs_of(dims)
     if threads > 1:
         for index in numba.prange(jobs):
             job = np.int64(index)
-            _job(mask, a, b, y, job, segments, rows_per_job, rows, dims, mask_strides, a_strides, b_strides)
+            _job(mask, a, b, y, job, dims, mask_strides, a_strides, b_strides)
     else:
         for job in range(jobs):
-            _job(mask, a, b, y, job, segments, rows_per_job, rows, dims, mask_strides, a_strides, b_strides)
+            _job(mask, a, b, y, job, dims, mask_strides, a_strides, b_strides)
 
 
 @entry("mask< a< b< y> d0 d1 d2 d3 d4 mask_batch mask0 mask1 mask2 mask3 mask4 a_batch a0 a1 a2 a3 a4 "
@@ -59,7 +53,7 @@ def select(arena, row, batch):
     mask_strides = (row.mask_batch, row.mask0, row.mask1, row.mask2, row.mask3, row.mask4)
     a_strides = (row.a_batch, row.a0, row.a1, row.a2, row.a3, row.a4)
     b_strides = (row.b_batch, row.b0, row.b1, row.b2, row.b3, row.b4)
-    size = batch * row.d0 * row.d1 * row.d2 * row.d3 * row.d4
+    size = rows_of(dims) * dims[5]
     select_strided(view(arena, row.mask, extent(dims, mask_strides)), view(arena, row.a, extent(dims, a_strides)),
                    view(arena, row.b, extent(dims, b_strides)), dims, mask_strides, a_strides, b_strides,
                    threads_for(arena, size * 4), view(arena, row.y, size))

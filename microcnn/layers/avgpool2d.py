@@ -4,16 +4,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..layout import Layout
-from .base import Layer, Shape, expect_image, expect_inputs
-from .windows import pool_window, pooled_shape
+from .windows import GlobalPool2d, Pool2d, pool_window
 
 if TYPE_CHECKING:
     from ..fusion import Step
-    from ..graph import Node
+    from ..parts import Value
     from ..plan import Schedule
 
 
-class AvgPool2d(Layer):
+class AvgPool2d(Pool2d):
     """ONNX AveragePool. Attributes kernel, stride, pads, dilation (1 where absent), ceil_mode, count_include_pad.
 
     Raises   ModelError: a window larger than the padded image, padding as large as the window
@@ -21,12 +20,7 @@ class AvgPool2d(Layer):
     """
 
     op = "AvgPool2d"
-    channels_last = True
     onnx = {"AveragePool": {}}
-
-    @staticmethod
-    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        return pooled_shape(node, shapes)
 
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:
@@ -36,44 +30,35 @@ class AvgPool2d(Layer):
                       count_include_pad=int(bool(step.node.attrs.get("count_include_pad"))))
         y = s.make(step.output, Layout.channels_last((fields["C"], fields["OH"], fields["OW"])))
         s.row("avgpool2d.forward", x=x.buffer, y=y.buffer, **fields)
-
-        def backward() -> None:
-            dy = s.gradient(step.output)
-            if dy is not None:
-                target, accumulate = s.dx(x.name)
-                s.row("avgpool2d.backward", dy=dy.buffer, dx=target, accumulate=accumulate, **fields)
-                s.release(dy)
-        if s.needs_gradient(x.name):
-            s.backward(backward)
+        _backward(s, step, x, "avgpool2d.backward", fields)
 
 
-class GlobalAvgPool2d(Layer):
+class GlobalAvgPool2d(GlobalPool2d):
     """ONNX GlobalAveragePool: (C, H, W) -> (C, 1, 1).
 
     Memory   nothing beside the output
     """
 
     op = "GlobalAvgPool2d"
-    channels_last = True
     onnx = {"GlobalAveragePool": {}}
-
-    @staticmethod
-    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        expect_inputs(node, shapes, 1)
-        return [(expect_image(node, shapes[0])[0], 1, 1)]
 
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:
         x = s.channels_last(s.value(step.node.inputs[0]))
         C, H, W = x.layout.shape
+        fields = {"pixels": H * W, "C": C}
         y = s.make(step.output, Layout.channels_last((C, 1, 1)))
-        s.row("avgpool2d.forward_global", x=x.buffer, y=y.buffer, pixels=H * W, C=C)
+        s.row("avgpool2d.forward_global", x=x.buffer, y=y.buffer, **fields)
+        _backward(s, step, x, "avgpool2d.backward_global", fields)
 
-        def backward() -> None:
-            dy = s.gradient(step.output)
-            if dy is not None:
-                target, accumulate = s.dx(x.name)
-                s.row("avgpool2d.backward_global", dy=dy.buffer, dx=target, pixels=H * W, C=C, accumulate=accumulate)
-                s.release(dy)
-        if s.needs_gradient(x.name):
-            s.backward(backward)
+
+def _backward(s: Schedule, step: Step, x: Value, entry: str, fields: dict[str, int]) -> None:
+    """The row that takes the output's gradient back to x, where that is wanted."""
+    def backward() -> None:
+        dy = s.gradient(step.output)
+        if dy is not None:
+            target, accumulate = s.dx(x.name)
+            s.row(entry, dy=dy.buffer, dx=target, accumulate=accumulate, **fields)
+            s.release(dy)
+    if s.needs_gradient(x.name):
+        s.backward(backward)

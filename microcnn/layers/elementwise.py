@@ -156,15 +156,19 @@ class Function:
     def _tensor(value: Value) -> Operand:
         return Operand(value.name, "", value.layout, value.buffer)
 
+    def _weight(self, role: str) -> Operand:
+        s, node = self.s, self.node
+        ref = node.weights[role]
+        stored = against_batch(node, ref.apply(s.graph.weights[ref.name]).shape, len(s.shapes[node.inputs[0]]))
+        buffer = s.weight(node, role)
+        assert buffer is not None
+        return Operand("", role, Layout.plain(stored), buffer)
+
     def _constant(self) -> Operand | None:
         """The constant operand, if there is one."""
         s, node = self.s, self.node
         if "other" in node.weights:
-            ref = node.weights["other"]
-            stored = against_batch(node, ref.apply(s.graph.weights[ref.name]).shape, len(s.shapes[node.inputs[0]]))
-            buffer = s.weight(node, "other")
-            assert buffer is not None
-            return Operand("", "other", Layout.plain(stored), buffer)
+            return self._weight("other")
         if node.attrs.get("scalar") is None:
             return None
         number = np.full(1, node.attrs["scalar"], np.float32 if s.itemsize == 4 else np.float64)
@@ -242,8 +246,11 @@ class Function:
     def _strided(self) -> dict[str, int]:
         """The fields of the loops of both operands."""
         a, b = self.operands
-        return {**pad5(self.sizes, a.strides, "a"), **pad5(self.sizes, b.strides, "b"), "a_batch": a.batch,
-                "b_batch": b.batch}
+        return {**self._fields("a", a), **self._fields("b", b)}
+
+    def _fields(self, letter: str, one: Operand) -> dict[str, int]:
+        """The sizes of the loops, and one operand's strides along them."""
+        return {**pad5(self.sizes, one.strides, letter), f"{letter}_batch": one.batch}
 
     def _backward(self, y: Value, gradients: list[int]) -> None:
         s = self.s

@@ -4,17 +4,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..layout import Layout
-from .base import Layer, Shape, expect_image, expect_inputs
-from .windows import pool_window, pooled_shape, window_fields
+from .windows import GlobalPool2d, Pool2d, pool_window, window_fields
 
 if TYPE_CHECKING:
     from ..fusion import Step
-    from ..graph import Node
     from ..parts import Value
     from ..plan import Schedule
 
 
-class MaxPool2d(Layer):
+class MaxPool2d(Pool2d):
     """ONNX MaxPool. Attributes kernel, stride, pads, dilation, ceil_mode. The first maximum wins ties, NaN wins.
 
     Raises   ModelError: a window larger than the padded image, padding as large as the window
@@ -22,12 +20,7 @@ class MaxPool2d(Layer):
     """
 
     op = "MaxPool2d"
-    channels_last = True
     onnx = {"MaxPool": {}}
-
-    @staticmethod
-    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        return pooled_shape(node, shapes)
 
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:
@@ -36,20 +29,14 @@ class MaxPool2d(Layer):
         max_rows(s, step, x, fields)
 
 
-class GlobalMaxPool2d(Layer):
+class GlobalMaxPool2d(GlobalPool2d):
     """ONNX GlobalMaxPool: (C, H, W) -> (C, 1, 1). The first maximum wins ties, NaN wins.
 
     Memory   one index per output, in the smallest type that fits, where a gradient passes
     """
 
     op = "GlobalMaxPool2d"
-    channels_last = True
     onnx = {"GlobalMaxPool": {}}
-
-    @staticmethod
-    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
-        expect_inputs(node, shapes, 1)
-        return [(expect_image(node, shapes[0])[0], 1, 1)]
 
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:

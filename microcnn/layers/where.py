@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from ..layout import Layout, pad5
+from ..layout import pad5
 from .base import Layer, Shape, expect_inputs
 from .elementwise import WHERE, WHERE_NOT, Function, Operand, against_batch, broadcast
 
@@ -54,14 +54,6 @@ class Selection(Function):
             tensors.insert(0 if self.node.attrs.get("first") else 1, self._weight("other"))
         return [self._weight("condition"), *tensors]
 
-    def _weight(self, role: str) -> Operand:
-        s, node = self.s, self.node
-        ref = node.weights[role]
-        stored = against_batch(node, ref.apply(s.graph.weights[ref.name]).shape, len(s.shapes[node.inputs[0]]))
-        buffer = s.weight(node, role)
-        assert buffer is not None
-        return Operand("", role, Layout.plain(stored), buffer)
-
     def rows(self) -> None:
         """Forward, and what backward does."""
         s, (mask, a, b) = self.s, self.operands
@@ -72,9 +64,6 @@ class Selection(Function):
         s.row("where.select", mask=mask.buffer, a=a.buffer, b=b.buffer, y=y.buffer, **loops)
         if s.node_live(self.step):
             s.backward(lambda: self._backward(y, gradients))
-
-    def _fields(self, letter: str, one: Operand) -> dict[str, int]:
-        return {**pad5(self.sizes, one.strides, letter), f"{letter}_batch": one.batch}
 
     def _backward(self, y: Value, gradients: list[int]) -> None:
         s = self.s

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from .base import Shape, expect_image, expect_inputs
+from .base import Layer, Shape, expect_image, expect_inputs
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -132,8 +132,27 @@ def window_fields(shape: Shape, out: Pair, kernel: Pair, stride: Pair, pads: Pad
             "dilation_w": dilation[1]}
 
 
-def pooled_shape(node: Node, shapes: list[Shape]) -> list[Shape]:
-    """The output's shape of a pooling node. Raises ModelError where the window does not fit."""
-    expect_inputs(node, shapes, 1)
-    fields, _ = pool_window(node, shapes[0])
-    return [(fields["C"], fields["OH"], fields["OW"])]
+class Pool2d(Layer):
+    """What poolings share: (C, H, W) -> (C, OH, OW). Attributes kernel, stride, pads, dilation (1 where absent), ceil_mode.
+
+    Raises   ModelError: a window larger than the padded image, padding as large as the window
+    """
+
+    channels_last = True
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        fields, _ = pool_window(node, shapes[0])
+        return [(fields["C"], fields["OH"], fields["OW"])]
+
+
+class GlobalPool2d(Layer):
+    """What poolings over the whole image share: (C, H, W) -> (C, 1, 1)."""
+
+    channels_last = True
+
+    @staticmethod
+    def infer(node: Node, shapes: list[Shape], weights: dict[str, Shape]) -> list[Shape]:
+        expect_inputs(node, shapes, 1)
+        return [(expect_image(node, shapes[0])[0], 1, 1)]

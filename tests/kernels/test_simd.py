@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from microcnn.kernels import simd, tile, vector
+from microcnn.kernels.uniform import vector_uniform
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -162,7 +163,7 @@ def test_log_of_special_values(dtype):
 
 @DTYPES
 def test_uniform_numbers_depend_on_key_and_index_only(dtype):
-    uniform, store = vector.vector_uniform, vector.vector_store
+    uniform, store = vector_uniform, vector.vector_store
 
     @numba.njit
     def function(key, index, y):

@@ -6,17 +6,7 @@ import math
 import numpy as np
 
 from tests import oracles
-from tests.ops import (
-    walk_elementwise,
-    walk_matmul,
-    walk_movement,
-    walk_normalization,
-    walk_reduction,
-    walk_resize,
-    walk_unary,
-    walk_where,
-    walk_windows,
-)
+from tests.ops import families
 from tests.oracles import ACTIVATIONS
 
 
@@ -196,13 +186,5 @@ OPS = {
                   lambda node, inputs, weights, dy, _: ([dy.transpose(np.argsort(node.attrs["perm"]))], {})),
     "Identity": (lambda node, inputs, weights, _: inputs[0], reshape_backward),
     **{op: (activation, activation_backward) for op in ACTIVATIONS},
-    **walk_movement.OPS,
-    **walk_unary.OPS,
-    **walk_elementwise.OPS,
-    **walk_resize.OPS,
-    **walk_windows.OPS,
-    **walk_reduction.OPS,
-    **walk_matmul.OPS,
-    **walk_normalization.OPS,
-    **walk_where.OPS,
+    **families.pairs(),
 }

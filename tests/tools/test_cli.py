@@ -39,7 +39,7 @@ BAD = [
     ("info", "small.mcnn --batch 0", "--batch: 0 is too small"),
     ("info", "small.mcnn --batch many", "'many' is not a whole number"),
     ("info", "small.mcnn --shape 3,x", "expected NAME=3,32,32"),
-    ("info", "small.mcnn --shape nobody=1,8,8", '"nobody", which is no input'),
+    ("info", "small.mcnn --shape nobody=1,8,8", '--shape names "nobody", which is no input'),
     ("info", "small.mcnn --train nobody.*", "nobody.*"),
     ("info", "small.mcnn --dtype float16", "invalid choice: 'float16'"),
     ("profile", "missing.mcnn", "no such file"),
@@ -81,6 +81,8 @@ BAD = [
     ("warmup", "small.mcnn --batch 99999999", "batch is 99999999"),
     ("convert", "small.mcnn small.txt", "ends in .onnx or .mcnn"),
     ("convert", "small.mcnn small.mcnn", "is the model itself"),
+    ("convert", "small.mcnn scaled.mcnn --mean 1,2,3", "3 numbers per channel"),
+    ("convert", "small.mcnn scaled.mcnn --scale 0", "scale is 0.0"),
     ("convert", "missing.onnx small.mcnn", "no such file"),
     ("warmup", "missing.onnx", "no such file"),
     ("doctor", "--threads 0", "0 is too small"),
@@ -201,6 +203,27 @@ def test_normalisation_goes_where_a_file_can_hold_it(capsys, tmp_path, model, da
     assert code == 0 and "standing: " in out
     code, _, err = run(capsys, "convert", tmp_path / "d.mcnn", tmp_path / "d.onnx")
     assert code == 0 and "does not hold labels" in err
+
+
+def test_convert_stores_a_normalisation(capsys, tmp_path, model, data):
+    code, _, err = run(capsys, "convert", model, tmp_path / "a.mcnn", "--scale", "1/255", "--mean", "0.25")
+    assert code == 0 and not err
+    assert mc.load(tmp_path / "a.mcnn").meta == {"scale": pytest.approx(1 / 255), "mean": 0.25}
+    code, given, _ = run(capsys, "evaluate", model, "--data", data, "--scale", "1/255", "--mean", "0.25")
+    code, stored, err = run(capsys, "evaluate", tmp_path / "a.mcnn", "--data", data)
+    assert code == 0 and stored == given and not err
+    # what is given wins over what is stored, which else stays
+    assert run(capsys, "convert", tmp_path / "a.mcnn", tmp_path / "b.mcnn", "--mean", "0.5")[0] == 0
+    assert mc.load(tmp_path / "b.mcnn").meta == {"scale": pytest.approx(1 / 255), "mean": 0.5}
+
+
+def test_the_metadata_of_an_imported_file_stays(capsys, tmp_path, model):
+    pytest.importorskip("onnx")
+    assert run(capsys, "convert", model, tmp_path / "a.onnx")[0] == 0
+    assert run(capsys, "convert", tmp_path / "a.onnx", tmp_path / "b.mcnn", "--std", "0.5")[0] == 0
+    assert mc.load(tmp_path / "b.mcnn").meta == {"std": 0.5}
+    code, _, err = run(capsys, "convert", tmp_path / "b.mcnn", tmp_path / "c.onnx")
+    assert code == 0 and "does not hold this normalisation" in err and err.count("\n") == 1
 
 
 def test_regression(capsys, tmp_path):

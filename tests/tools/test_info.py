@@ -28,7 +28,12 @@ def test_info_where_sizes_are_open(capsys, tmp_path):
                      [mc.graph.Node("Relu", "relu", ("x",), ("y",))], {})
     graph.save(tmp_path / "open.mcnn")
     code, out, _ = run(capsys, "info", tmp_path / "open.mcnn")
-    assert code == 0 and "3 x ? x ?" in out and "input_shapes" in out and "arena" not in out
+    assert code == 0 and "3 x ? x ?" in out and "--shape x=3,32,32" in out and "arena" not in out
+    assert "input_shapes" not in out
+    code, _, err = run(capsys, "profile", tmp_path / "open.mcnn")
+    assert code == 2 and "--shape x=3,32,32" in err and "input_shapes" not in err
+    code, _, err = run(capsys, "info", tmp_path / "open.mcnn", "--shape", "x=1,5,7")
+    assert code == 2 and "--shape x=1,5,7 does not fit; the model says (3, ?, ?)" in err
     code, out, _ = run(capsys, "info", tmp_path / "open.mcnn", "--shape", "3,5,7")
     assert code == 0 and "3 x 5 x 7" in out and "arena" in out
 
@@ -53,7 +58,7 @@ def test_sizes_that_import_needs(capsys, tmp_path):
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 13)],
                                 ir_version=8), tmp_path / "m.onnx")
     code, out, _ = run(capsys, "info", tmp_path / "m.onnx")
-    assert code == 0 and "whose size is open; give input_shapes" in out
+    assert code == 0 and "whose size is open; give --shape NAME=3,32,32" in out
     code, out, _ = run(capsys, "info", tmp_path / "m.onnx", "--shape", "3,6,5")
     assert code == 0 and "3 x 3 x 5" in out and "arena" in out
     code, _, err = run(capsys, "info", tmp_path / "m.onnx", "--shape", "3,7,5")

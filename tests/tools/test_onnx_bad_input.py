@@ -32,6 +32,8 @@ REFUSED = {
     "batch softmax": (node("Softmax", ["x"], axis=0), X, {}, 13, "axis 0 is the batch"),
     "batch transposed": (node("Transpose", ["x"]), X, {}, 13, "moves the batch away from axis 0"),
     "batch mixed": (node("Reshape", ["x", "s"]), X, {"s": np.array([-1, 7])}, 13, "mixes the batch with other axes"),
+    "-1 twice": (node("Reshape", ["x", "s"]), X, {"s": np.array([-1, -1])}, 13,
+                 "its shape (-1, -1) has -1 more than once; ONNX allows one"),
     "batch fixed": (node("Reshape", ["x", "s"]), X, {"s": np.array([4, -1])}, 13, "fixes the batch to 4"),
     "batch flattened": (node("Flatten", ["x"], axis=2), X, {}, 13, "only axis 1, which keeps the batch"),
     "batch reduced": (node("ReduceMean", ["x"], axes=[0, 1]), X, {}, 13, "axis 0 is the batch"),
@@ -124,6 +126,16 @@ def test_models_that_no_node_can_be_blamed_for():
     bare.graph.input[0].type.tensor_type.elem_type = 77
     with pytest.raises(ModelError, match=r"no data type that ONNX knows \(77\)"):
         load_onnx(bare)
+
+
+def test_an_initializer_given_twice():
+    """ONNX's checker refuses it, and of two values either may be meant."""
+    model = model_of([node("Conv", ["x", "w", "b"])], X, W)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(W["b"] + 1, "b"))
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(model)
+    with pytest.raises(ModelError, match='more than one initializer called "b".*give each its own name'):
+        load_onnx(model)
 
 
 # Files that are no models

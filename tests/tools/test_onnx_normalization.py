@@ -75,6 +75,32 @@ def test_the_parts_of_a_layer_norm_become_one(more, weights, ops):
         or ops[1:] == ["Mul"]
 
 
+def groups(scale, behind=True, constants=True):
+    """The nodes that PyTorch writes for GroupNorm, up to the channels' own scale and bias."""
+    values = {"one": np.float32(scale), "zero": np.zeros(2, np.float32)}
+    nodes = [node("Constant", [], [name], value=onnx.numpy_helper.from_array(value), name=name)
+             for name, value in values.items() if constants]
+    nodes += [node("Reshape", ["x", "s"], ["g"])] if behind else [node("Relu", ["x"], ["g"])]
+    nodes += [node("InstanceNormalization", ["g", "one", "zero"], ["n"]), node("Reshape", ["n", "back"], ["r"], name="back"),
+              node("Mul", ["r", "w"], ["m"]), node("Add", ["m", "b"])]
+    weights = {"s": np.array([0, 2, -1]), "back": np.array([-1, 6, 3, 5]), "w": numbers(6, 1, 1), "b": numbers(6, 1, 1)}
+    if not behind:
+        weights["back"] = np.array([0, 2, 3, 5])
+        weights.update(w=numbers(2, 1, 1), b=numbers(2, 1, 1))
+    return model_of(nodes, ("N", 6 if behind else 2, 3, 5), {**weights, **({} if constants else values)})
+
+
+@pytest.mark.parametrize("arguments, channels, weights", [
+    (([1, 1],), 6, {"w", "b"}), (([1, 2],), 6, {"one", "zero", "w", "b"}),
+    (([1, 1], False), 2, {"one", "zero", "w", "b"}), (([1, 1], True, False), 6, {"one", "zero", "w", "b"}),
+])
+def test_ones_and_zeros_that_stand_for_no_scale_and_bias(arguments, channels, weights):
+    """As in PyTorch, what trains of a GroupNorm is its scale and bias; anything else in that place is a weight."""
+    graph = held_against_onnxruntime(groups(*arguments), (2, channels, 3, 5))
+    net = graph.compile(batch=2, train="all", loss="mse", optimizer=mc.SGD(lr=0.1))
+    assert set(graph.weights) == weights == set(net.parameters())
+
+
 @pytest.mark.parametrize("axes, more", [
     ([1], [node("Div", ["d", "r"])]), ([-1], [node("Div", ["r", "d"])]),
     ([-1], [node("Div", ["d", "r"], ["n"]), node("Add", ["n", "v"], name="bias")]),

@@ -99,13 +99,11 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     terminal.heading(f"{args.epochs} epochs, batch {net.batch}, {args.optimizer}, learning rate {args.lr:g}, "
                      f"{args.schedule}")
     history = fit_shown(net, training, validation, terminal, train.fit, epochs=args.epochs, schedule=args.schedule,
-                        seed=args.seed, patience=args.patience, min_delta=args.min_delta)
+                        seed=args.seed, patience=args.patience, min_delta=args.min_delta, before_counts=args.head is None)
     save_model(net, out)
-    report(history, out, terminal)
+    report(history, out, terminal, before_counts=args.head is None)
     options.note_raw(training, terminal, graph)
-    if options.normalization_of(load_model(out), None) != normalization:
-        terminal.warn(f"{out} does not hold this normalisation, because its metadata stays as it was; give the same "
-                      "--scale, --mean and --std when it runs, or write a .mcnn file")
+    options.note_lost(load_model(out), normalization, out, terminal)
     return 130 if history.interrupted else 0
 
 
@@ -181,15 +179,16 @@ def fit_shown(net: Any, training: Any, validation: Any, terminal: Terminal, fit:
         return fit(net, training, validation, epochs=epochs, on_progress=on_progress, on_epoch=on_epoch, **how)
 
 
-def report(history: Any, out: Path, terminal: Terminal) -> None:
-    """What was reached, and where it is."""
+def report(history: Any, out: Path, terminal: Terminal, before_counts: bool = True) -> None:
+    """What was reached, and where it is. before_counts: as in fit."""
     if history.interrupted:
         terminal.say("interrupted: what was reached is kept")
     if history.stopped:
         terminal.say(f"stopped after epoch {history.epochs[-1].epoch}: no more progress in validation")
     before, reached = history.before, history.reached
     if history.best == 0:
-        terminal.say("no epoch was better than the model before training, whose weights are kept")
+        terminal.say("no epoch was better than the model before training, whose weights are kept" if before_counts else
+                     "no epoch was validated; the last weights are kept")
     elif before is not None and reached is not None:
         name, values = ("accuracy", [f"{r.accuracy:.1%}" for r in (before, reached)]) if reached.accuracy is not None \
             else ("loss", [f"{r.validation_loss:.4f}" for r in (before, reached)])

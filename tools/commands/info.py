@@ -54,7 +54,7 @@ def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, 
     except mc.CompileError as error:
         if shapes:
             raise
-        problems.append(str(error))
+        problems.append(options.as_options(str(error)))
         sizes = {}
     types = graph.types()
     facts: dict[str, Any] = {
@@ -134,7 +134,7 @@ def _show(facts: dict[str, Any], terminal: Terminal, args: argparse.Namespace) -
 
 def _refused(args: argparse.Namespace, terminal: Terminal, error: UnsupportedError) -> int:
     """A valid model that this library cannot run: what the file says, and what is not supported."""
-    first, *refused = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first, *refused = [line.strip() for line in options.as_options(str(error)).splitlines() if line.strip()]
     if not refused:
         first, refused = "this version cannot run it:", [first]
     facts: dict[str, Any] = {"file": str(args.model), "bytes": Path(args.model).stat().st_size, "refused": refused}

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -135,10 +136,10 @@ def add_loss(parser: argparse._ActionsContainer) -> None:
                         help="cross_entropy, mse, ... (cross_entropy for one output of class scores, else mse)")
 
 
-def add_normalisation(parser: argparse.ArgumentParser) -> None:
-    """Declare --scale, --mean and --std."""
+def add_normalisation(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Declare --scale, --mean and --std. more: what else their help says."""
     group = parser.add_argument_group("normalisation of x", "(x * SCALE - MEAN) / STD, each one number or one per "
-                                      "channel; where not given, what the model file has stored")
+                                      f"channel; where not given, what the model file has stored{more}")
     group.add_argument("--scale", metavar="S", type=numbers, help="such as 1/255")
     group.add_argument("--mean", metavar="A,B,C", type=numbers, help="such as 0.485,0.456,0.406")
     group.add_argument("--std", metavar="A,B,C", type=numbers)
@@ -155,6 +156,16 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def as_options(message: str) -> str:
+    """A message of the Python interface about open sizes in the words of the command, whose option is --shape."""
+    message = re.sub(r'input_shapes=\{"([^"]*)": \(([\d, ]+)\)\}',
+                     lambda found: f"--shape {found[1]}={found[2].replace(' ', '').rstrip(',')}", message)
+    message = re.sub(r'input_shapes\["([^"]*)"\] is \(([\d, ]+)\)',
+                     lambda found: f"--shape {found[1]}={found[2].replace(' ', '').rstrip(',')} does not fit", message)
+    return message.replace("give input_shapes to load_onnx", "give --shape NAME=3,32,32").replace("input_shapes names",
+                                                                                                 "--shape names")
+
+
 def set_threads(number: int | None) -> None:
     """Apply --threads; before numba is loaded where possible."""
     if number is not None:
@@ -168,6 +179,13 @@ def note_raw(data: Any, terminal: Any, graph: Any) -> None:
     if data.x.dtype.kind in "iu" and not data.normalization.to_meta() and graph.inputs[0].dtype not in INTEGERS:
         terminal.warn(f"the samples are {data.x.dtype} and neither the options nor the model say how to normalise them; if the "
                       "model was trained on other numbers, give --scale, --mean and --std")
+
+
+def note_lost(written: Any, normalization: Any, out: Any, terminal: Any) -> None:
+    """Say so where a written model does not hold the normalisation."""
+    if normalization_of(written, None) != normalization:
+        terminal.warn(f"{out} does not hold this normalisation, because its metadata stays as it was; give the same "
+                      "--scale, --mean and --std when it runs, or write a .mcnn file")
 
 
 def normalization_of(graph: Any, args: argparse.Namespace | None) -> Any:
