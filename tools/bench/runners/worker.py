@@ -1,0 +1,143 @@
+"""What runs in a peer's process: reads commands from standard input, one JSON object a line, and answers each with one."""
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .twin import Twin
+
+LOSSES = 3
+MOST_CALLS = 20_000
+
+
+@dataclass
+class Task:
+    """What a runner is to build: which model, for which batch, with which variant of the peer.
+
+    last: only the last layer trains, and batch norm keeps its statistics, so it is folded, as for inference.
+    """
+
+    folder: Path
+    batch: int
+    threads: int
+    variant: str
+    job: str
+
+    @property
+    def last(self) -> bool:
+        return self.job == "last"
+
+    @property
+    def stem(self) -> Path:
+        """The model's description, without a suffix."""
+        return self.folder / ("plain" if self.job == "train" else "folded")
+
+    def twin(self) -> Twin:
+        return Twin.load(self.stem)
+
+    @property
+    def onnx(self) -> Path:
+        """The model as ONNX, for this batch."""
+        return self.folder / f"{self.stem.name}-{self.batch}.onnx"
+
+    @property
+    def tflite(self) -> Path:
+        return self.folder / f"folded-{self.batch}.tflite"
+
+
+class Session:
+    """The peer, and what it has prepared."""
+
+    def __init__(self, runner: Any, variant: str, threads: int):
+        self.runner, self.variant, self.threads = runner, variant, threads
+        self.call: Callable[..., Any] | None = None
+        self.arguments: tuple[np.ndarray, ...] = ()
+
+    def prepare(self, folder: str, job: str, batch: int, outputs: str) -> dict[str, Any]:
+        """Build the model and run it: its outputs go into a file, the losses of its first steps into the answer."""
+        self.call, self.arguments = None, ()
+        gc.collect()
+        task = Task(Path(folder), batch, self.threads, self.variant, job)
+        with np.load(task.folder / f"data-{batch}.npz") as data:
+            x, t = data["x"], data["t"]
+        if self.variant in getattr(self.runner, "CHANNELS_LAST", ()) and x.ndim == 4:
+            x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        if job == "infer":
+            self.call, self.arguments = self.runner.infer(task), (x,)
+            np.save(outputs, np.asarray(self.call(x), np.float32).reshape(batch, -1))
+            return {}
+        self.call, self.arguments = self.runner.train(task), (x, t)
+        return {"losses": [float(self.call(x, t)) for _ in range(LOSSES)], "differs": getattr(self.runner, "DIFFERS", "")}
+
+    def convert(self, folder: str, batch: int) -> dict[str, Any]:
+        """Write the model as .tflite: TensorFlow's runner can."""
+        self.runner.convert(Task(Path(folder), batch, self.threads, self.variant, "infer"))
+        return {}
+
+    def time(self, seconds: float, warm: float, least: int) -> dict[str, Any]:
+        """Call for so many seconds, at least so many times, after warming up; microseconds."""
+        call, arguments, now = self.call, self.arguments, time.perf_counter_ns
+        if call is None:
+            raise RuntimeError("nothing is prepared")
+        gc.collect()
+        gc.disable()
+        try:
+            end, calls = now() + int(warm * 1e9), 0
+            while now() < end or calls < 2:
+                call(*arguments)
+                calls += 1
+            took: list[int] = []
+            end = now() + int(seconds * 1e9)
+            while (now() < end or len(took) < least) and len(took) < MOST_CALLS:
+                begin = now()
+                call(*arguments)
+                took.append(now() - begin)
+        finally:
+            gc.enable()
+        low, median, high = np.percentile(took, [0, 50, 90]) / 1e3
+        return {"median": float(median), "low": float(low), "p90": float(high), "calls": len(took)}
+
+
+def main(module: str, variant: str, threads: str, core: str) -> None:
+    """Start the peer, say which version it is, and answer until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)               # what a library prints goes to the log
+
+    def answer(data: dict[str, Any]) -> None:
+        answers.write(json.dumps(data) + "\n")
+        answers.flush()
+
+    if core and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core)})
+    try:
+        runner = importlib.import_module(f".{module}", __package__)
+        session = Session(runner, variant, int(threads))
+        answer({"version": runner.start(int(threads), variant)})
+    except ModuleNotFoundError as error:
+        return answer({"error": f"the module {error.name} is not installed", "absent": True})
+    except Exception as error:
+        traceback.print_exc()
+        return answer({"error": _line(error)})
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            answer(getattr(session, command.pop("do"))(**command))
+        except Exception as error:
+            traceback.print_exc()
+            answer({"error": _line(error)})
+
+
+def _line(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
