@@ -57,7 +57,8 @@ class Recipe:
             atomic_write(self.folder / f"{kind}-{batch}.onnx", [model.SerializeToString(deterministic=True)])
         rng = np.random.default_rng(1)
         x = rng.standard_normal((batch, *self.shape)).astype(np.float32)
-        np.savez(self.folder / f"data-{batch}.npz", x=x, t=rng.integers(0, self.output_shape[0], batch))
+        np.savez(self.folder / f"data-{batch}.npz", x=x, classes=self.output_shape[0],
+                 t=rng.integers(0, self.output_shape[0], batch))
 
 
 def describe(graph: Graph) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
