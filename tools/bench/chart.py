@@ -25,7 +25,7 @@ MARKS = {"torch": "o", "torch-cl": "s", "torch-compile": "^", "tf": "o", "litert
 
 
 def check_chart(path: Path) -> None:
-    """Raises FileError for a suffix that cannot be drawn, MicroCNNError where matplotlib is missing: before hours of measuring."""
+    """Before hours of measuring: raises FileError for a suffix that cannot be drawn, MicroCNNError without matplotlib."""
     if path.suffix.lower() not in SUFFIXES:
         raise FileError(f"{path}: expected a file that ends in {' or '.join(SUFFIXES)}")
     try:
@@ -70,20 +70,29 @@ def draw(report: Report, path: Path) -> None:
 
 
 def _panel(axis: Any, cells: list[Measured], ink: str) -> None:
-    """Speed beside the fastest peer, which is the line at 1: a bar for this library, a mark for each peer that agrees."""
+    """Speed beside the fastest peer, which is the line at 1: a bar up or down for this library, a mark for each peer.
+
+    Only peers that agree count. The scale is logarithmic: half as fast is as far from the line as twice as fast.
+    """
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
     best = [cell.fastest() for cell in cells]
     base = [cell.results[name].us if name else None for cell, name in zip(cells, best, strict=True)]
-    ours = [us / cell.results[OURS].us if us and OURS in cell.results and cell.results[OURS].agrees else 0.0
+    ours = [us / cell.results[OURS].us if us and OURS in cell.results and cell.results[OURS].agrees else 1.0
             for cell, us in zip(cells, base, strict=True)]
-    axis.bar(range(len(cells)), ours, width=0.62, color=OUR_COLOUR, label=PEERS[OURS].title)
+    axis.bar(range(len(cells)), [speed - 1 for speed in ours], bottom=1.0, width=0.62, color=OUR_COLOUR,
+             label=PEERS[OURS].title)
     for name in COLOURS:
         points = [(place, us / cell.results[name].us) for place, (cell, us) in enumerate(zip(cells, base, strict=True))
                   if us and name in cell.results and cell.results[name].agrees]
         if points:
-            axis.scatter(*zip(*points, strict=True), s=20, marker=MARKS[name], color=COLOURS[name], edgecolors=ink, linewidths=0.5,
-                         zorder=3, label=PEERS[name].title)
+            axis.scatter(*zip(*points, strict=True), s=20, marker=MARKS[name], color=COLOURS[name], edgecolors=ink,
+                         linewidths=0.5, zorder=3, label=PEERS[name].title)
     axis.axhline(1.0, color=ink, linewidth=0.8, linestyle="--")
-    axis.set_xticks(range(len(cells)), [f"{cell.cell.model}\n{cell.cell.batch}" for cell in cells], fontsize=7)
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.set_xticks(range(len(cells)), [f"{cell.cell.model}\nbatch {cell.cell.batch}" for cell in cells], fontsize=7)
     axis.set_ylabel("speed, fastest peer = 1")
     axis.patch.set_alpha(0.0)
     for side in ("top", "right"):

@@ -1,9 +1,9 @@
 """What each kernel of a model reaches on this device: time, GFLOP/s, GB/s, and its share of the machine's peak.
 
-The times come from the executor that the profiler uses, which reads a clock after every row of the program that really runs. The
-peak is a loop of multiply-adds in registers, measured between the runs, so that what slows the machine slows both. A line
-is a shape that the model contains, in one direction: forward, backward_input, backward_weight or backward_bias, and every row of
-the program that this takes. Bytes are those of the tensors and weights that a row reads and writes; scratch does not count.
+The times come from the executor that the profiler uses, which reads a clock after every row of the program that really runs.
+The peak is a loop of multiply-adds in registers, measured between the runs, so that what slows the machine slows both. A line
+is a shape that the model contains, in one direction (forward, backward_input, backward_weight, ...), with every row of the
+program that this takes. Bytes are those of the tensors and weights that are read and written; scratch does not count.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ LEAST_RUNS = 7
 
 @dataclass
 class Line:
-    """A shape in one direction. Per call of one layer with that shape: microseconds, multiply-adds (of the whole batch), bytes."""
+    """A shape in one direction: what one layer of that shape takes for a whole batch.
+
+    us, macs, bytes   microseconds, multiply-adds, bytes read and written; share: of the machine's peak
+    dense             whether the summary counts it
+    """
 
     op: str
     shape: str
@@ -94,16 +98,19 @@ class KernelRun:
     def show(self, terminal: Terminal) -> None:
         """Print the table and the summary."""
         total = sum(line.us * len(line.layers) for line in self.lines) or 1.0
+        columns = ["op", "shape", "direction", "kernels", ">layers", ">each", ">of all", ">MACs", ">GFLOP/s", ">GB/s",
+                   ">of peak"]
+        title = (f"{self.model}, batch {self.batch}, {self.threads} thread{'s' if self.threads > 1 else ''}, "
+                 f"{'training step' if self.training else 'inference'}; peak {self.peak:.0f} GFLOP/s, "
+                 f"copy {self.copy:.1f} GB/s")
         rows = [[line.op, line.shape or "-", line.direction, "+".join(line.kernels), len(line.layers), time_text(line.us),
                  f"{100 * line.us * len(line.layers) / total:.1f}%", count_text(line.macs) if line.macs else "-",
                  f"{line.gflops:.1f}" if line.macs else "-", f"{line.gbytes:.1f}" if line.bytes else "-",
                  f"{100 * line.share:.0f}%" if line.macs else "-"] for line in self.lines]
-        terminal.table(["op", "shape", "direction", "kernels", ">layers", ">each", ">of all", ">MACs", ">GFLOP/s", ">GB/s", ">of peak"],
-                       rows, f"{self.model}, batch {self.batch}, {self.threads} thread{'s' if self.threads > 1 else ''}, "
-                       f"{'training step' if self.training else 'inference'}; peak {self.peak:.0f} GFLOP/s, copy {self.copy:.1f} GB/s")
+        terminal.table(columns, rows, title)
         for direction, (median, lowest, count) in self.summary().items():
-            terminal.say(f"convolutions with {CHANNELS} channels or more on both sides, {direction}: median {100 * median:.0f}%, "
-                         f"lowest {100 * lowest:.0f}% of the peak ({count} of them)")
+            terminal.say(f"convolutions with {CHANNELS} channels or more on both sides, {direction}: "
+                         f"median {100 * median:.0f}%, lowest {100 * lowest:.0f}% of the peak ({count} of them)")
 
     def as_dict(self) -> dict[str, Any]:
         """The run as the JSON file has it."""
@@ -204,8 +211,7 @@ def merged(lines: Sequence[Line], times: np.ndarray, peaks: np.ndarray) -> list[
     for numbers in together.values():
         first = lines[numbers[0]]
         each = times[:, numbers].mean(axis=1)
-        line = Line(first.op, first.shape, first.direction, first.kernels,
-                    [lines[number].layers[0] for number in numbers], first.dense, float(np.median(each)), first.macs, first.bytes)
+        line = replace(first, layers=[lines[number].layers[0] for number in numbers], us=float(np.median(each)))
         line.share = float(np.median(2 * line.macs / np.maximum(each, 1e-3) / 1e3 / peaks))
         found.append(line)
     return found
@@ -282,7 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def one(graph: Graph, job: str, batch: int, threads: int, peak: Peak, copy: float, seconds: float, terminal: Terminal) -> KernelRun:
+def one(graph: Graph, job: str, batch: int, threads: int, peak: Peak, copy: float, seconds: float,
+        terminal: Terminal) -> KernelRun:
     """Compile a model for a job and measure it."""
     how: dict[str, Any] = {"batch": batch}
     if job == "train":

@@ -36,7 +36,8 @@ class Draft:
             self.x = self.build(layer, self.x)
         return self.x
 
-    def conv_bn(self, channels: int, kernel: Any, stride: int = 1, padding: Any = 0, groups: int = 1, act: Any = mc.ReLU) -> str:
+    def conv_bn(self, channels: int, kernel: Any, stride: int = 1, padding: Any = 0, groups: int = 1,
+                act: Any = mc.ReLU) -> str:
         """A convolution without bias, batch norm, and the activation unless act is None."""
         self.add(mc.Conv2d(channels, kernel, stride, padding, groups=groups, bias=False), mc.BatchNorm2d())
         return self.add(act()) if act is not None else self.x

@@ -54,7 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", metavar="S", type=options.real(above=0), default=0.2, help="how long a turn takes (0.2)")
     parser.add_argument("--core", metavar="N", type=options.whole(0), help="the processor for one thread (the last one)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures as JSON")
-    parser.add_argument("--from", dest="source", metavar="FILE", type=Path, help="measure nothing, take the figures of this JSON file")
+    parser.add_argument("--from", dest="source", metavar="FILE", type=Path,
+                        help="measure nothing, take the figures of this JSON file")
     parser.add_argument("--chart", metavar="FILE", type=Path, help="draw them into an .svg or .png file (needs matplotlib)")
     parser.add_argument("--readme", metavar="FILE", type=Path, help="write the table between the markers of this file")
     return parser

@@ -106,8 +106,8 @@ def _manner(code: int) -> str:
 
 def environment(python: str, threads: int) -> dict[str, str]:
     """What a peer finds in its environment: so many threads, nothing of this interpreter's in another."""
-    found = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "",
-             "JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    found = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "TF_CPP_MIN_LOG_LEVEL": "2",
+             "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     found.pop("PYTHONPATH", None)
     if python == sys.executable:    # the same microcnn as here, wherever this process found it
         found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
@@ -127,7 +127,8 @@ class Workers:
         """The peer's worker. One that died while it worked on something is started again for the next thing."""
         worker = self.running.get(peer.name)
         if worker is None or (worker.problem and worker.version is not None):
-            worker = self.running[peer.name] = Worker(peer, interpreter_of(peer, self.given), self.threads, self.core, self.folder)
+            python = interpreter_of(peer, self.given)
+            worker = self.running[peer.name] = Worker(peer, python, self.threads, self.core, self.folder)
         return worker
 
     def __enter__(self) -> Workers:

@@ -30,10 +30,11 @@ class Recipe:
 
     def __init__(self, graph: Graph, folder: Path):
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-            raise ModelError(f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; peers are compared "
-                             "on models with one of each")
+            raise ModelError(f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; peers are "
+                             "compared on models with one of each")
         if any(size is None for size in graph.inputs[0].shape):
-            raise ModelError(f"{graph.name} leaves sizes of its input open, {graph.inputs[0].shape}; give a model that fixes them")
+            raise ModelError(f"{graph.name} leaves sizes of its input open, {graph.inputs[0].shape}; give a model that "
+                             "fixes them")
         self.name, self.graph, self.folded, self.folder = graph.name, graph, folded(graph), folder
         shapes = graph.shapes()
         self.shape, self.output_shape = shapes[graph.inputs[0].name], shapes[graph.outputs[0]]
@@ -64,8 +65,8 @@ class Recipe:
 def describe(graph: Graph) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """A graph as plain data: names, attributes and shapes (of one sample), and the weights as the nodes see them.
 
-    Windows have "pads" (top, left, bottom, right) in numbers; a Linear's weight is (K, C). "head": whether the node's weights are
-    those that train in a last-layer step.
+    Windows have "pads" (top, left, bottom, right) in numbers; a Linear's weight is (K, C). "head": whether the node's weights
+    are those that train in a last-layer step.
     """
     shapes, head = graph.shapes(), graph.head()
     nodes, arrays = [], {}

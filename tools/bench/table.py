@@ -43,7 +43,8 @@ class Report:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["schema"] != SCHEMA:
                 raise FileError(f"{path}: its schema is {data['schema']!r}; expected {SCHEMA!r}")
-            return cls(data["conditions"], [Measured.from_dict(cell) for cell in data["cells"]], data["versions"], data["absent"])
+            cells = [Measured.from_dict(cell) for cell in data["cells"]]
+            return cls(data["conditions"], cells, data["versions"], data["absent"])
         except OSError as error:
             raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -68,7 +69,8 @@ class Report:
         if not leads:
             return ""
         mean = math.exp(sum(map(math.log, leads)) / len(leads))
-        return f"microcnn is {mean:.2f} times as fast as the fastest peer (geometric mean of {len(leads)}, lowest {min(leads):.2f})"
+        return (f"microcnn is {mean:.2f} times as fast as the fastest peer (geometric mean of {len(leads)}, "
+                f"lowest {min(leads):.2f})")
 
     def remarks(self) -> list[str]:
         """What a reader of the figures has to know: what a peer leaves out, and whose outputs do not agree."""
@@ -77,8 +79,8 @@ class Report:
         for cell in self.measured:
             for name, result in cell.results.items():
                 if not result.agrees:
-                    lines.append(f"! {cell.cell}: {name} does not compute what {cell.reference} does: {result.difference:.1f} times "
-                                 "what is allowed; its time does not count")
+                    lines.append(f"! {cell.cell}: {name} does not compute what {cell.reference} does: they are "
+                                 f"{result.difference:.1f} times as far apart as is allowed; its time does not count")
         return lines
 
     def show(self, terminal: Terminal) -> None:
@@ -101,9 +103,10 @@ class Report:
     def markdown(self) -> str:
         """The table of README: for each cell this library's time, and that of the fastest peer."""
         facts = self.conditions
-        lines = [f"{facts.get('cpu')}, {facts.get('instruction_set')}, {facts.get('system')}, load {facts.get('load_average')}; "
-                 f"Python {facts.get('python')}, numba {facts.get('numba')}. Measured in turns: "
-                 + ", ".join(f"{PEERS[name].title} {version}" for name, version in self.versions.items()) + "."]
+        versions = ", ".join(f"{PEERS[name].title} {version}" for name, version in self.versions.items())
+        lines = [f"{facts.get('cpu')}, {facts.get('instruction_set')}, {facts.get('system')}, "
+                 f"load {facts.get('load_average')}; Python {facts.get('python')}, numba {facts.get('numba')}. "
+                 f"Measured in turns: {versions}."]
         for job in self.jobs():
             lines += ["", f"**{JOBS[job][0].upper()}{JOBS[job][1:]}.** {self.summary(job)}", "",
                       "| model | batch | threads | microcnn | fastest peer | its time | times as fast |", "|-|-|-|-|-|-|-|"]

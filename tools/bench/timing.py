@@ -37,8 +37,12 @@ class Cell:
 
 @dataclass
 class Result:
-    """What a peer took, in microseconds a call: the lowest of the rounds' medians. agrees: whether it computes what the reference
-    does; difference: by how much it does not, as `disagreement` has it. differs: what it leaves out, as its runner says."""
+    """What a peer took.
+
+    us, rounds   microseconds a call: the lowest of the rounds' medians, and these
+    agrees       whether it computes what the reference does; difference: how far it is from that, as `disagreement` has it
+    differs      what its training step leaves out, as its runner says
+    """
 
     us: float
     rounds: list[float]
@@ -78,8 +82,8 @@ class Measured:
     def from_dict(cls, data: dict[str, Any]) -> Measured:
         """What as_dict made; KeyError or TypeError where something is missing."""
         cell = Cell(*(data[name] for name in ("job", "model", "batch", "threads")))
-        return cls(cell, data["macs"], {name: Result(**result) for name, result in data["results"].items()}, dict(data["failed"]),
-                   data["reference"])
+        results = {name: Result(**result) for name, result in data["results"].items()}
+        return cls(cell, data["macs"], results, dict(data["failed"]), data["reference"])
 
 
 def default_batches(job: str, macs: int) -> list[int]:

@@ -69,7 +69,8 @@ def _apply(node: Node, own: dict[str, Any], given: list[Any]) -> Any:
 
 
 def _weights(twin: Twin) -> Weights:
-    return {node.name: {role: jnp.asarray(array) for role, array in node.weights.items()} for node in twin.nodes if node.weights}
+    return {node.name: {role: jnp.asarray(array) for role, array in node.weights.items()}
+            for node in twin.nodes if node.weights}
 
 
 def infer(task: Task) -> Callable[..., Any]:

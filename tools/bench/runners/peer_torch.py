@@ -12,7 +12,6 @@ from torch import fx, nn
 from .twin import Node, Twin, refuse
 from .worker import Task
 
-
 CHANNELS_LAST = ("torch-cl",)
 
 
@@ -50,12 +49,12 @@ def module(twin: Twin) -> Any:
 def _layer(node: Node) -> Any:
     """The module of an operation with weights or windows, None of others."""
     attrs, weights = node.attrs, node.weights
-    pads = attrs.get("pads", [0] * 4)
+    kernel, pads = tuple(attrs.get("kernel", ())), attrs.get("pads", [0] * 4)
     padding = tuple(pads[:2]) if pads[:2] == pads[2:] else (0, 0)
     layer: Any = None
     if node.op == "Conv2d":
         K, CG = weights["weight"].shape[:2]
-        layer = nn.Conv2d(CG * attrs["groups"], K, tuple(attrs["kernel"]), tuple(attrs["stride"]), padding, tuple(attrs["dilation"]),
+        layer = nn.Conv2d(CG * attrs["groups"], K, kernel, tuple(attrs["stride"]), padding, tuple(attrs["dilation"]),
                           attrs["groups"], "bias" in weights)
     elif node.op == "Linear":
         K, C = weights["weight"].shape
@@ -65,10 +64,10 @@ def _layer(node: Node) -> Any:
         layer.running_mean, layer.running_var = torch.from_numpy(weights["mean"]), torch.from_numpy(weights["var"])
         weights = {"weight": weights["scale"], "bias": weights["bias"]}
     elif node.op == "MaxPool2d":
-        return nn.MaxPool2d(tuple(attrs["kernel"]), tuple(attrs["stride"]), padding, tuple(attrs["dilation"]),
+        return nn.MaxPool2d(kernel, tuple(attrs["stride"]), padding, tuple(attrs["dilation"]),
                             ceil_mode=attrs["ceil_mode"])
     elif node.op == "AvgPool2d" and pads[:2] == pads[2:]:
-        return nn.AvgPool2d(tuple(attrs["kernel"]), tuple(attrs["stride"]), padding, attrs["ceil_mode"], attrs["count_include_pad"])
+        return nn.AvgPool2d(kernel, tuple(attrs["stride"]), padding, attrs["ceil_mode"], attrs["count_include_pad"])
     else:
         return None
     for name in ("weight", "bias"):

@@ -45,8 +45,8 @@ class Twin:
         with np.load(stem.with_suffix(".npz")) as arrays:
             nodes = [Node(**{**node, "weights": {role: np.ascontiguousarray(arrays[name])
                                                  for role, name in node["weights"].items()}}) for node in data["nodes"]]
-        return cls(data["name"], data["input"], data["output"], nodes, {k: tuple(v) for k, v in data["shapes"].items()}, data["lr"],
-                   data["momentum"])
+        shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
+        return cls(data["name"], data["input"], data["output"], nodes, shapes, data["lr"], data["momentum"])
 
     def trained(self, last: bool) -> list[tuple[str, str]]:
         """(node, role) of the weights that train."""

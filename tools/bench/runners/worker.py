@@ -79,7 +79,7 @@ class Session:
             np.save(outputs, np.asarray(self.call(x), np.float32).reshape(batch, -1))
             return {}
         # the classes that are timed contradict each other: a network that has learned its batch by heart has gradients too
-        # small to be normal numbers, which take some peers many times as long
+        # small to be normal numbers, which may take a processor many times as long
         self.call, self.arguments = self.runner.train(task), itertools.cycle([(x, t), (x, (t + 1) % classes)])
         return {"losses": [float(self.call(x, t)) for _ in range(LOSSES)], "differs": getattr(self.runner, "DIFFERS", "")}
 
