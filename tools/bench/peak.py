@@ -57,7 +57,7 @@ class Peak:
         self.threads, self.lanes = threads, simd.lanes_of(np.dtype(dtype))
         self._data = [self._operands(dtype, number) for number in range(threads)]
         self._count = 1
-        while self._timed() < 1e-3:
+        while min(self._timed() for _ in range(5)) < 1e-3:      # one that a neighbour held up says nothing
             self._count *= 2
 
     def _operands(self, dtype: str, number: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A peer in a process of its own: it is asked in lines of JSON, and answers so. Nothing that it does can end the benchmark."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -45,7 +46,8 @@ class Worker:
                 [python, "-c", BOOT, str(RUNNERS), peer.module, peer.name, str(threads), pinned], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log, cwd=folder, env=environment(python, threads), text=True)
         self._answers: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         hello = self._answer(START_SECONDS)
         self.version, self.absent = hello.get("version"), bool(hello.get("absent"))
         if self.version is None:
@@ -90,14 +92,18 @@ class Worker:
         return lines[-1].strip()[:200] if lines else "it said nothing"
 
     def close(self) -> None:
-        """End the process: asked first, then forced."""
-        try:
-            assert self.process.stdin is not None
+        """End the process: asked first, then forced. May be called again."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(OSError):      # what was not sent cannot be sent any more
             self.process.stdin.close()
+        try:
             self.process.wait(5)
-        except (OSError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._listener.join(5)
+        if not self._listener.is_alive():       # else a child of the peer's own still holds the pipe
+            self.process.stdout.close()
 
 
 def _manner(code: int) -> str:
@@ -126,7 +132,10 @@ class Workers:
     def get(self, peer: Peer) -> Worker:
         """The peer's worker. One that died while it worked on something is started again for the next thing."""
         worker = self.running.get(peer.name)
-        if worker is None or (worker.problem and worker.version is not None):
+        if worker is not None and worker.problem and worker.version is not None:
+            worker.close()
+            worker = None
+        if worker is None:
             python = interpreter_of(peer, self.given)
             worker = self.running[peer.name] = Worker(peer, python, self.threads, self.core, self.folder)
         return worker

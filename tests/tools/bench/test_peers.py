@@ -98,6 +98,7 @@ def test_a_peer_that_does_not_answer_is_ended(stand_ins, tmp_path):
     assert worker.ask(0.2, **ask) == {"error": "no answer within 0.2 s, and was ended"}
     assert worker.process.poll() is not None
     assert "was ended" in worker.ask(1, do="time")["error"]
+    worker.close()
 
 
 def test_workers_end_with_the_block_and_come_back_after_death(stand_ins, tmp_path):
