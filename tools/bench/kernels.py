@@ -30,10 +30,11 @@ from ..commands import options
 from ..compiling import compile_shown
 from ..loading import check_writable
 from ..machine import conditions_of_machine
-from ..samples import example
+from ..samples import default_loss, example
 from ..terminal import Terminal, count_text, short, time_text
 from .models import MODELS, folded, graph_of, macs_of
 from .peak import Peak, copy_speed
+from .recipe import LR, MOMENTUM
 
 SCHEMA = "microcnn.bench.kernels/1"
 DIRECTIONS = ("forward", "backward_input", "backward_weight")
@@ -230,7 +231,8 @@ def measure(net: Net, lines: Sequence[Line], owner: Sequence[int], peak: Peak, s
 
     def run() -> list[int]:
         return [took for _, took in (net.timed_step(x, t) if training else net.timed_predict(x))]
-    runs, peaks = [], []
+    runs: list[list[int]] = []
+    peaks: list[float] = []
     run()
     begin = time.perf_counter()
     while (elapsed := time.perf_counter() - begin) < seconds or len(runs) < LEAST_RUNS:
@@ -240,8 +242,7 @@ def measure(net: Net, lines: Sequence[Line], owner: Sequence[int], peak: Peak, s
         runs.append(run())
         peaks.append((before + peak.gflops()) / 2)
     taken = np.asarray(runs, np.float64) / 1e3
-    if taken.shape[1] != len(owner):
-        raise DataError(f"the program has {taken.shape[1]} rows, its plan {len(owner)}")
+    assert taken.shape[1] == len(owner), "the program has other rows than its plan"
     times = np.zeros((len(taken), len(lines)))
     for row, number in enumerate(owner):
         times[:, number] += taken[:, row]
@@ -293,7 +294,8 @@ def one(graph: Graph, job: str, batch: int, threads: int, peak: Peak, copy: floa
     """Compile a model for a job and measure it."""
     how: dict[str, Any] = {"batch": batch}
     if job == "train":
-        how.update(train="all", loss="cross_entropy", optimizer=mc.SGD(lr=1e-3, momentum=0.9), bn="batch")
+        how.update(train="all", loss=default_loss(graph.shapes(), graph.outputs), optimizer=mc.SGD(lr=LR, momentum=MOMENTUM),
+                   bn="batch")
     else:
         graph = folded(graph)
     lines, owner = lines_of(graph, how)

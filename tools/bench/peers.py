@@ -25,8 +25,9 @@ from .models import MODELS, graph_of
 from .process import Workers
 from .recipe import Recipe
 from .table import Report, write_readme
-from .timing import Cell, default_batches, measure
+from .timing import Cell, Turns, default_batches, measure
 
+ALT = "Speed of microcnn and its peers for each network, beside the fastest peer"
 EPILOG = """examples:
   python -m microcnn.tools.bench peers --models digits-cnn --jobs infer
   python -m microcnn.tools.bench peers --python tf=/path/to/venv/bin/python --python litert=/path/to/other/bin/python
@@ -52,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="the interpreter of the environment in which a peer is installed (may be repeated)")
     parser.add_argument("--rounds", metavar="N", type=options.whole(), default=3, help="turns of each peer (3)")
     parser.add_argument("--seconds", metavar="S", type=options.real(above=0), default=0.2, help="how long a turn takes (0.2)")
+    parser.add_argument("--timeout", metavar="S", type=options.real(above=0), default=1800.0,
+                        help="how long a peer may take to answer, compiling included, before it is ended (1800)")
     parser.add_argument("--core", metavar="N", type=options.whole(0), help="the processor for one thread (the last one)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures as JSON")
     parser.add_argument("--from", dest="source", metavar="FILE", type=Path,
@@ -62,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and report. Returns 1 where a peer's outputs disagree, 130 after Ctrl-C, which keeps what was measured."""
+    """Measure and report. Returns 1 where outputs disagree or nothing was measured, 130 after Ctrl-C, which keeps the rest."""
     args, terminal = build_parser().parse_args(arguments), Terminal()
     for path in filter(None, (args.json, args.chart)):
         check_writable(path)
@@ -74,16 +77,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = Report.load(args.source)
     else:
         report, interrupted = run(args, terminal)
+    if not report.jobs():
+        terminal.say("nothing was measured")
+        return 130 if interrupted else 1
     report.show(terminal)
-    if args.json and report.measured:
+    if args.json:
         report.save(args.json)
         terminal.say(f"saved {args.json}")
-    if args.chart and report.measured:
+    if args.chart:
         from .chart import draw
         draw(report, args.chart)
         terminal.say(f"drew {args.chart}")
     if args.readme and not interrupted:
-        write_readme(args.readme, report.markdown())
+        picture = f"![{ALT}]({os.path.relpath(args.chart, args.readme.parent)})\n\n" if args.chart else ""
+        write_readme(args.readme, picture + report.markdown())
         terminal.say(f"wrote the table into {args.readme}")
     if interrupted:
         return 130
@@ -148,7 +155,7 @@ def _cells(args: argparse.Namespace, recipes: Sequence[Recipe], peers: Sequence[
             terminal.say(f"{recipe.name} does not train here: its output {recipe.output_shape} is no scores of classes")
     with terminal.progress(len(cells), "measuring") as bar:
         for number, (cell, recipe) in enumerate(cells):
-            found = measure(cell, recipe, there, workers, args.seconds, args.rounds,
+            found = measure(cell, recipe, there, workers, Turns(args.rounds, args.seconds, args.timeout),
                             lambda text, number=number: bar.show(number, text))     # type: ignore[misc]
             report.measured.append(found)
             for name, why in found.failed.items():

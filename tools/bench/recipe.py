@@ -44,7 +44,7 @@ class Recipe:
         for kind, which in (("plain", self.graph), ("folded", self.folded)):
             description, arrays = describe(which)
             atomic_write(folder / f"{kind}.json", [json.dumps(description, default=_number).encode()])
-            np.savez(folder / f"{kind}.npz", **arrays)
+            np.savez(folder / f"{kind}.npz", **arrays)   # type: ignore[arg-type]
 
     def prepare(self, batch: int) -> None:
         """Write what depends on the batch, where it is not there yet: ONNX files, and one batch of samples and classes."""

@@ -15,6 +15,8 @@ from .catalog import JOBS, PEERS
 from .timing import OURS, Measured
 
 SCHEMA = "microcnn.bench/1"
+# Losses that rounding moves by more than this say less about whether peers agree.
+ROUNDING = 1e-3
 MARKERS = "<!-- bench -->", "<!-- end of bench -->"
 
 
@@ -73,10 +75,13 @@ class Report:
                 f"lowest {min(leads):.2f})")
 
     def remarks(self) -> list[str]:
-        """What a reader of the figures has to know: what a peer leaves out, and whose outputs do not agree."""
+        """What a reader of the figures has to know: what a peer leaves out, what rounding does, and whose outputs disagree."""
         left_out = {name: result.differs for cell in self.measured for name, result in cell.results.items() if result.differs}
         lines = [f"* {PEERS[name].title}: {text}" for name, text in left_out.items()]
         for cell in self.measured:
+            if any(moved > ROUNDING for moved in cell.spread):
+                lines.append(f"~ {cell.cell}: rounding alone moves its losses by up to {max(cell.spread):.2g}; they were "
+                             "compared no closer than that")
             for name, result in cell.results.items():
                 if not result.agrees:
                     lines.append(f"! {cell.cell}: {name} does not compute what {cell.reference} does: they are "

@@ -18,7 +18,7 @@ from microcnn.tools.bench.process import Worker, Workers
 from microcnn.tools.bench.recipe import Recipe
 from microcnn.tools.bench.runners.twin import Twin
 from microcnn.tools.bench.table import MARKERS, Report, write_readme
-from microcnn.tools.bench.timing import Cell, Measured, Result, disagreement, measure
+from microcnn.tools.bench.timing import Cell, Measured, Result, Turns, disagreement, measure
 
 QUICK = ["--rounds", "2", "--seconds", "0.001", "--threads", "1"]
 
@@ -89,6 +89,23 @@ def test_peers_that_misbehave_end_nothing(stand_ins, tmp_path, capsys):
     assert Report.load(written).measured[0].fastest() is None
 
 
+def test_rounding_moves_losses_a_little(tmp_path):
+    recipe = Recipe(MODELS["digits-cnn"](), tmp_path / "model")
+    recipe.prepare(2)
+    peer = catalog.PEERS["microcnn"]
+    with Workers({}, 1, None, tmp_path) as workers:
+        what = {"folder": str(recipe.folder), "job": "train", "batch": 2}
+        losses = workers.get(peer).ask(600, do="prepare", outputs="", **what)["losses"]
+        spread = workers.get(peer).ask(600, do="spread", **what)["spread"]
+    assert losses[2] < losses[0] and len(spread) == 3 and 0 < max(spread) < 1e-4
+
+
+def test_without_any_peer_nothing_is_written(stand_ins, tmp_path, capsys):
+    written = tmp_path / "bench.json"
+    assert main(["peers", "--models", "digits-cnn", "--peers", "missing", "--json", str(written), *QUICK]) == 1
+    assert "nothing was measured" in capsys.readouterr().out and not written.exists()
+
+
 def test_a_peer_that_does_not_answer_is_ended(stand_ins, tmp_path):
     recipe = Recipe(MODELS["digits-cnn"](), tmp_path / "model")
     recipe.prepare(1)
@@ -106,7 +123,7 @@ def test_workers_end_with_the_block_and_come_back_after_death(stand_ins, tmp_pat
     peers = [stand_ins["dies"], stand_ins["zero"]]
     with Workers({}, 1, None, tmp_path) as workers:
         first = workers.get(stand_ins["dies"])
-        found = measure(Cell("infer", "digits-cnn", 1, 1), recipe, peers, workers, 0.001, 1, lambda text: None)
+        found = measure(Cell("infer", "digits-cnn", 1, 1), recipe, peers, workers, Turns(1, 0.001), lambda text: None)
         assert set(found.failed) == {"dies"} and set(found.results) == {"zero"} and found.reference == "zero"
         second = workers.get(stand_ins["dies"])
         assert second is not first and second.process.poll() is None
@@ -154,13 +171,15 @@ def test_how_far_apart():
     assert disagreement([2.0, 1.9, 1.8], losses) > 1        # no momentum
     assert disagreement([2.0, 1.9, 1.8], losses, first_step_only=True) == 0
     assert disagreement([2.0, float("nan"), 1.7], losses) == float("inf")
+    assert disagreement([2.0, 1.9, 1.8], losses, spread=[0.0, 0.0, 0.05]) < 1
+    assert disagreement([2.0, 1.8, 1.7], losses, spread=[0.0, 0.01, 0.05]) > 1
 
 
 def some_report():
     cells = []
     for job in ("infer", "train"):
         for threads in (1, 2):
-            measured = Measured(Cell(job, "resnet8", 8, threads), 12_501_632, reference="microcnn")
+            measured = Measured(Cell(job, "resnet8", 8, threads), 12_501_632, [0.0, 0.02, 0.01], reference="microcnn")
             for name, us in (("microcnn", 100.0), ("torch", 400.0), ("ort", 200.0), ("jax", 50.0)):
                 measured.results[name] = Result(us, [us], us, 9, name != "jax", 0.0 if name != "jax" else 7.0)
             cells.append(measured)
@@ -172,7 +191,8 @@ def test_what_does_not_agree_does_not_count(tmp_path):
     assert [cell.fastest() for cell in report.measured] == ["ort"] * 4
     assert report.measured[0].lead() == 2.0
     assert report.summary("infer").startswith("microcnn is 2.00 times as fast as the fastest peer (geometric mean of 2")
-    assert len(report.remarks()) == 4 and "they are 7.0 times as far apart" in report.remarks()[0]
+    assert len(report.remarks()) == 8 and "they are 7.0 times as far apart" in report.remarks()[1]
+    assert "rounding alone moves its losses by up to 0.02" in report.remarks()[0]
     report.save(tmp_path / "x.json")
     assert Report.load(tmp_path / "x.json").markdown() == report.markdown()
     (tmp_path / "x.json").write_text('{"schema": "microcnn.bench/1", "cells": [{}]}')

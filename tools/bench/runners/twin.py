@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Twin:
 
     def _mixes(self, node: Node | None) -> bool:
         """Whether a node makes one axis of channels and pixels."""
-        return node is not None and node.op == "Flatten" and np.prod(self.shapes[node.inputs[0]][1:]) > 1
+        return node is not None and node.op == "Flatten" and math.prod(self.shapes[node.inputs[0]][1:]) > 1
 
     def _rows(self, node: Node, makers: dict[str, Node]) -> np.ndarray:
         """A linear layer's weight (K, C) with its features in the order in which an image (H, W, C) has them."""

@@ -19,6 +19,8 @@ import numpy as np
 from .twin import Twin
 
 LOSSES = 3
+# Samples that differ by a little more than rounding does, and how many of them.
+NUDGE, NUDGES = 1e-6, 4
 MOST_CALLS = 20_000
 
 
@@ -64,16 +66,13 @@ class Session:
         self.runner, self.variant, self.threads = runner, variant, threads
         self.call: Callable[..., Any] | None = None
         self.arguments: Iterator[tuple[np.ndarray, ...]] = iter(())
+        self.losses: list[float] = []
 
     def prepare(self, folder: str, job: str, batch: int, outputs: str) -> dict[str, Any]:
         """Build the model and run it: its outputs go into a file, the losses of its first steps into the answer."""
         self.call = None
         gc.collect()
-        task = Task(Path(folder), batch, self.threads, self.variant, job)
-        with np.load(task.folder / f"data-{batch}.npz") as data:
-            x, t, classes = data["x"], data["t"], int(data["classes"])
-        if self.variant in getattr(self.runner, "CHANNELS_LAST", ()) and x.ndim == 4:
-            x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        task, x, t, classes = self._given(folder, job, batch)
         if job == "infer":
             self.call, self.arguments = self.runner.infer(task), itertools.repeat((x,))
             np.save(outputs, np.asarray(self.call(x), np.float32).reshape(batch, -1))
@@ -81,7 +80,27 @@ class Session:
         # the classes that are timed contradict each other: a network that has learned its batch by heart has gradients too
         # small to be normal numbers, which may take a processor many times as long
         self.call, self.arguments = self.runner.train(task), itertools.cycle([(x, t), (x, (t + 1) % classes)])
-        return {"losses": [float(self.call(x, t)) for _ in range(LOSSES)], "differs": getattr(self.runner, "DIFFERS", "")}
+        self.losses = [float(self.call(x, t)) for _ in range(LOSSES)]
+        return {"losses": self.losses, "differs": getattr(self.runner, "DIFFERS", "")}
+
+    def spread(self, folder: str, job: str, batch: int) -> dict[str, Any]:
+        """How far the losses of what is prepared move when the samples do by as little as rounding might move them."""
+        task, x, t, _ = self._given(folder, job, batch)
+        rng, moved = np.random.default_rng(0), []
+        for _ in range(NUDGES):
+            nudged = (x * (1 + NUDGE * rng.standard_normal(x.shape))).astype(x.dtype)
+            step = self.runner.train(task)
+            moved.append([abs(float(step(nudged, t)) - loss) for loss in self.losses])
+        return {"spread": np.max(moved, axis=0).tolist()}
+
+    def _given(self, folder: str, job: str, batch: int) -> tuple[Task, np.ndarray, np.ndarray, int]:
+        """The task, samples as the peer takes them, their classes, and how many classes there are."""
+        task = Task(Path(folder), batch, self.threads, self.variant, job)
+        with np.load(task.folder / f"data-{batch}.npz") as data:
+            x, t, classes = data["x"], data["t"], int(data["classes"])
+        if self.variant in getattr(self.runner, "CHANNELS_LAST", ()) and x.ndim == 4:
+            x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        return task, x, t, classes
 
     def convert(self, folder: str, batch: int) -> dict[str, Any]:
         """Write the model as .tflite: TensorFlow's runner can."""
