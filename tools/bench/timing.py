@@ -122,7 +122,7 @@ def measure(cell: Cell, recipe: Recipe, peers: Sequence[Peer], workers: Workers,
         tell(f"{cell}: {peer.name} prepares")
         outputs = recipe.folder / f"outputs-{peer.name}.npy"
         trouble = _convert(cell, recipe, workers, turns.patience) if peer.name == "litert" else ""
-        answer = {"error": trouble} if trouble else worker.ask(
+        answer: dict[str, Any] = {"error": trouble} if trouble else worker.ask(
             turns.patience, do="prepare", folder=str(recipe.folder), job=cell.job, batch=cell.batch, outputs=str(outputs))
         if "error" in answer:
             found.failed[peer.name] = answer["error"]
