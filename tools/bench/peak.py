@@ -1,0 +1,108 @@
+"""What this machine can do: multiply-adds in registers, and copying. Compiled through the same door as the kernels."""
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, types
+
+from microcnn.kernels import cache, simd
+from microcnn.kernels.entry import aligned_bytes, start_of
+from microcnn.kernels.vector import vector_fma, vector_load, vector_store
+
+# As many chains as two units with a latency of six keep busy; with the two factors they fit into sixteen registers.
+CHAINS = 12
+COPY_BYTES = 64 * 2**20
+
+
+def _multiply_add(pointer: Any, count: int, lanes: int) -> None:
+    """count steps, each one multiply-add on twelve independent vectors; in memory are the two factors, then the twelve."""
+    data = carray(pointer, (14 * lanes,))
+    factor, addend = vector_load(data, 0), vector_load(data, lanes)
+    a, b, c = vector_load(data, 2 * lanes), vector_load(data, 3 * lanes), vector_load(data, 4 * lanes)
+    d, e, f = vector_load(data, 5 * lanes), vector_load(data, 6 * lanes), vector_load(data, 7 * lanes)
+    g, h, i = vector_load(data, 8 * lanes), vector_load(data, 9 * lanes), vector_load(data, 10 * lanes)
+    j, k, m = vector_load(data, 11 * lanes), vector_load(data, 12 * lanes), vector_load(data, 13 * lanes)
+    for _ in range(count):
+        a, b, c = vector_fma(a, factor, addend), vector_fma(b, factor, addend), vector_fma(c, factor, addend)
+        d, e, f = vector_fma(d, factor, addend), vector_fma(e, factor, addend), vector_fma(f, factor, addend)
+        g, h, i = vector_fma(g, factor, addend), vector_fma(h, factor, addend), vector_fma(i, factor, addend)
+        j, k, m = vector_fma(j, factor, addend), vector_fma(k, factor, addend), vector_fma(m, factor, addend)
+    vector_store(a, data, 2 * lanes)
+    vector_store(b, data, 3 * lanes)
+    vector_store(c, data, 4 * lanes)
+    vector_store(d, data, 5 * lanes)
+    vector_store(e, data, 6 * lanes)
+    vector_store(f, data, 7 * lanes)
+    vector_store(g, data, 8 * lanes)
+    vector_store(h, data, 9 * lanes)
+    vector_store(i, data, 10 * lanes)
+    vector_store(j, data, 11 * lanes)
+    vector_store(k, data, 12 * lanes)
+    vector_store(m, data, 13 * lanes)
+
+
+class Peak:
+    """Measures multiply-adds a second on so many threads at once, in float32 or float64. dtype: a name."""
+
+    def __init__(self, threads: int, dtype: str = "float32"):
+        real = {"float32": types.float32, "float64": types.float64}[dtype]
+        signature = types.void(types.CPointer(real), types.int64, types.int64)
+        self._code = cache.compiled(lambda: cfunc(signature, cache=True, error_model="numpy")(_multiply_add), dtype)
+        self._call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(self._code.address)
+        self.threads, self.lanes = threads, simd.lanes_of(np.dtype(dtype))
+        self._data = [self._operands(dtype, number) for number in range(threads)]
+        self._count = 1
+        while min(self._timed() for _ in range(5)) < 1e-3:      # one that a neighbour held up says nothing
+            self._count *= 2
+
+    def _operands(self, dtype: str, number: int) -> np.ndarray:
+        """Two factors that keep numbers where they are, and vectors that differ."""
+        data = aligned_bytes((2 + CHAINS) * self.lanes * np.dtype(dtype).itemsize).view(dtype)
+        data[:self.lanes], data[self.lanes:2 * self.lanes] = 0.5, 1.0
+        data[2 * self.lanes:] = np.linspace(1, 2, CHAINS * self.lanes) + number
+        return data
+
+    def _timed(self) -> float:
+        """Seconds that all threads take for their steps. ctypes lets go of the interpreter: they run side by side."""
+        if self.threads == 1:
+            begin = time.perf_counter()
+            self._call(start_of(self._data[0]), self._count, self.lanes)
+            return time.perf_counter() - begin
+        spans: list[tuple[float, float]] = []
+        ready = threading.Barrier(self.threads)
+
+        def work(data: np.ndarray) -> None:
+            ready.wait()
+            begin = time.perf_counter()
+            self._call(start_of(data), self._count, self.lanes)
+            spans.append((begin, time.perf_counter()))
+        workers = [threading.Thread(target=work, args=(data,)) for data in self._data]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return max(end for _, end in spans) - min(begin for begin, _ in spans)
+
+    def gflops(self) -> float:
+        """GFLOP/s, a multiply-add as two, over about a millisecond."""
+        return 2 * CHAINS * self.lanes * self._count * self.threads / self._timed() / 1e9
+
+
+def copy_speed() -> float:
+    """GB/s, read and written together, of one thread that copies more than caches hold: the median of seven."""
+    source, target = np.ones(COPY_BYTES // 8), np.zeros(COPY_BYTES // 8)
+    return 2 * COPY_BYTES / _median_seconds(lambda: np.copyto(target, source), 7) / 1e9
+
+
+def _median_seconds(function: Callable[[], Any], times: int) -> float:
+    took = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        function()
+        took.append(time.perf_counter() - begin)
+    return float(np.median(took))
