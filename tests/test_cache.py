@@ -192,23 +192,18 @@ def test_a_process_waits_until_the_other_has_compiled(copied):
 
 def test_every_cache_path_lies_in_our_folder(warm):
     code = STEP + """
-import sys
-from numba.core.dispatcher import Dispatcher
 step()
-inside, paths = cache.folder(), []
-for name, module in list(sys.modules.items()):
-    if name.startswith("microcnn.kernels."):
-        for value in vars(module).values():
-            if isinstance(value, Dispatcher) and value._cache.cache_path:
-                paths.append(value._cache.cache_path)
-paths += [c._cache.cache_path for e in entry.ENTRIES.values() for c in e._compiled.values()]
-assert len(paths) > 20, paths
+inside = cache.folder()
+paths = [c._cache.cache_path for e in entry.ENTRIES.values() for c in e._compiled.values()]
+assert paths
 assert all(inside in __import__("pathlib").Path(path).parents for path in paths), paths
 import numba
 print(inside.parent.parent, numba.config.CACHE_DIR)
 """
     assert fresh(code, warm) == f"{warm} {warm}"
     assert {path.suffix for path in warm.rglob("*") if path.is_file()} == {".nbi", ".nbc", ""}
+    # what an entry calls is part of its code: nothing else is stored
+    assert {path.name.partition("-")[0] for path in warm.rglob("*.nb[ic]")} <= {"update.sgd", "program._execute"}
     assert [path.name for path in warm.rglob("*") if path.is_file() and not path.suffix] == ["lock"]
 
 

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 
 from .batchnorm_statistics import FACTOR, FIRST, SCRATCH, SECOND, chunk_count, statistics, tile_rows
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import (
@@ -77,7 +77,7 @@ def _normalise_chunk(x, mean, bias, factor, factor_at, begin, end, C, low, high,
             vector_write(_clamp(value, low, high, x), y, at + c, count)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def normalise(x, mean, bias, factor, factor_at, rows, C, low, high, threads, y):
     """y = clamp((x - mean) * factor + bias, low, high)
 
@@ -180,7 +180,7 @@ def _sums_chunk(x, mean, y, dy, begin, end, C, masked, low, high, need_dx, need_
             _scale_tile(y, dy, row, last, C, masked, low, high, accumulate, scratch, dx)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def backward_sums(x, mean, y, dy, rows, C, masked, low, high, need_dx, need_sums, accumulate, threads, scratch, dx):
     """The sums over the rows that batch norm's gradients are made of, and dx where the statistics are frozen.
 
@@ -251,7 +251,7 @@ def _dx_chunk(x, mean, y, dy, begin, end, C, masked, low, high, accumulate, scra
             _put(value, dx, at + c, count, accumulate)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def backward_through_statistics(x, mean, y, dy, rows, C, masked, low, high, accumulate, threads, scratch, dx):
     """The gradient of the input where mean and variance depend on it.
 

@@ -7,6 +7,7 @@ versions, and holds an exclusive lock on it.
 """
 import atexit
 import contextlib
+import functools
 import hashlib
 import os
 import pickle
@@ -30,8 +31,10 @@ except ImportError:   # Windows
 
 PACKAGE = Path(__file__).resolve().parent.parent
 KEEP = 2
-# The numba releases whose internals `helper` knows.
+# The numba releases whose internals `helper` and `kernel` know.
 LEAN = (0, 60) <= numba.version_info.short <= (0, 68)
+# What the names of the libraries begin with that numba makes of a parallel loop.
+LOOP_PARTS = ("__numba_parfor_gufunc", "<numba.np.ufunc.wrappers.", "parallelgufuncwrapper")
 
 _lock = threading.RLock()
 _folder = None
@@ -202,7 +205,7 @@ def _interrupt_later():
 
 def compiled(make, subfolder=""):
     """make(), compiled or loaded: an entry or an executor. Raises CacheError."""
-    with _interrupt_later(), compiling(subfolder) as target:
+    with _interrupt_later(), compiling(subfolder) as target, _parts_as_code():
         try:
             made = make()
         except (pickle.UnpicklingError, EOFError):
@@ -225,7 +228,19 @@ def helper(function):
     that it ends up in is optimised once: a third of the compile time. Where numba's internals are not what we know, this
     is numba.njit, with the same result.
     """
-    dispatcher = numba.njit(error_model="numpy")(function)
+    return _lean(numba.njit(error_model="numpy")(function))
+
+
+def kernel(function):
+    """Decorator: a helper with a parallel branch, which an entry calls.
+
+    It has no cache of its own: what an entry calls is part of the entry's machine code.
+    """
+    return _lean(numba.njit(parallel=True, nogil=True, error_model="numpy")(function))
+
+
+def _lean(dispatcher):
+    """The dispatcher, whose function stays LLVM code until it is part of an entry."""
     compiler = getattr(dispatcher, "_compiler", None)
     if not LEAN or not hasattr(compiler, "_customize_flags"):
         return dispatcher
@@ -235,21 +250,45 @@ def helper(function):
         return flags
 
     def add_overload(compiled):
-        library = compiled.library
-        library._optimize_final_module = library._finalize_specific = _nothing
-        library._codegen._add_module, add_module = _nothing_for, library._codegen._add_module
-        try:
-            library._ensure_finalized()
-        finally:
-            library._codegen._add_module = add_module
+        if not compiled.library._finalized:
+            _leave_as_code(compiled.library)
         # what callers look the function up by; numba takes the Python wrapper, which is not made
         compiled = compiled._replace(entry_point=object())
-        dispatcher.targetctx.insert_user_function(compiled.entry_point, compiled.fndesc, [library])
+        dispatcher.targetctx.insert_user_function(compiled.entry_point, compiled.fndesc, [compiled.library])
         dispatcher.overloads[tuple(compiled.signature.args)] = compiled
 
     compiler._customize_flags = lean_flags
     dispatcher.add_overload = add_overload
     return dispatcher
+
+
+def _leave_as_code(library):
+    """Link a library's parts, and neither optimise it nor make machine code of it: it is to be a part of another one."""
+    library._optimize_final_module = library._finalize_specific = _nothing
+    library._codegen._add_module, add_module = _nothing_for, library._codegen._add_module
+    try:
+        type(library).finalize(library)
+    finally:
+        library._codegen._add_module = add_module
+
+
+@contextlib.contextmanager
+def _parts_as_code():
+    """Within, the libraries that numba makes of a parallel loop, three of them one in the other, stay LLVM code as well."""
+    codegen = numba.core.registry.cpu_target.target_context.codegen()
+    create = codegen.create_library
+
+    def create_library(name, **how):
+        library = create(name, **how)
+        if LEAN and name.startswith(LOOP_PARTS):
+            library.finalize = functools.partial(_leave_as_code, library)
+        return library
+
+    codegen.create_library = create_library
+    try:
+        yield
+    finally:
+        codegen.create_library = create
 
 
 def _nothing():

@@ -7,12 +7,12 @@ small band of the image with its zeros in scratch, which stays in the first-leve
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import transpose_matrix
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
-from .tile import rows_table, tile_add, tile_clamp, tile_fill, tile_fma, tile_fma_tail, tile_store, tile_zeros
+from .tile import rows_table, tile_add, tile_clamp, tile_fill, tile_fma_steps, tile_fma_steps_tail, tile_store, tile_zeros
 
 
 @helper
@@ -58,17 +58,13 @@ def _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k
         if masked:
             for r in range(R):
                 for s in range(S):
-                    begin = r * x_row + s * x_tap
-                    for t in range(window):
-                        tile = tile_fma_tail(tile, x, rows, begin + t, weight, w_at, columns)
-                        w_at += w_row
+                    tile = tile_fma_steps_tail(tile, x, rows, r * x_row + s * x_tap, weight, w_at, w_row, window, columns)
+                    w_at += window * w_row
         else:
             for r in range(R):
                 for s in range(S):
-                    begin = r * x_row + s * x_tap
-                    for t in range(window):
-                        tile = tile_fma(tile, x, rows, begin + t, weight, w_at)
-                        w_at += w_row
+                    tile = tile_fma_steps(tile, x, rows, r * x_row + s * x_tap, weight, w_at, w_row, window)
+                    w_at += window * w_row
         out = rows_table(y_table, p, count, y_at, mr)
         if residual.size > 0:
             tile = tile_add(tile, residual, out, 0, count, columns)
@@ -133,7 +129,7 @@ def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, b
                         w_row, bias, residual, y, n * y_size + y_base + oh * y_row, y_table, g * KG, (g + 1) * KG, low, high)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S, dilation_h,
                    dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, chunks,
                    low, high, threads, y):
@@ -194,7 +190,7 @@ def _flip_tap(job, weight, S, C, K, G, tap_r, tap_s, step_r, step_s, TR, TS, w_r
         transpose_matrix(weight, (r * S + s) * CG * K + g * KG, K, packed, job * KG * w_row + g * CG, w_row, CG, KG)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def conv2d_flip(weight, S, C, K, G, tap_r, tap_s, step_r, step_s, TR, TS, w_row, threads, packed):
     """The flipped, transposed weights of one phase of the stride: every step-th tap, last first.
 

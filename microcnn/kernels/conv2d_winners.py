@@ -8,7 +8,7 @@ position add their channels' weights, which stay there too until the position is
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .conv2d import copy_band, fill_table
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
@@ -113,7 +113,7 @@ def _samples(chunk, chunks, x, indices, y, dy, batch, sizes, low, high, base, pl
         _add_sample(own_values, own_offsets, own_counts, pixels, K, image, row_step, R, vectors, n == begin, part, own_sums)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def conv2d_backward_weight_winners(x, indices, y, dy, batch, sizes, kernel_h, kernel_w, stride_h, stride_w, PH, PW, low, high,
                                    chunks, accumulate, accumulate_bias, threads, base, place, passed, values, offsets,
                                    counts, images, partials, sums, dweight, dbias):

@@ -4,7 +4,7 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, threads_for, view
 from .reduction import MAX, MIN, _across_lanes, _total
 from .simd import is_real_array, lanes, lanes_of, vector_type
@@ -90,7 +90,7 @@ def _place_job(x, y, job, C, inner, sign, last):
             y[to] = _place_in_row(x, at, C, sign, last)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def place_of_extreme(x, C, inner, sign, last, threads, y):
     """Where in each group its largest number stands (sign 1), or its smallest (sign -1); a NaN counts as that.
 

@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .special import vector_rint
@@ -53,7 +53,7 @@ def _chunk(x, scale, zero, y, chunk, C, inner, kind, low, high):
         i = row_end
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def quantize_linear(x, scale, zero, C, inner, kind, low, high, threads, y):
     """x / scale, rounded to the even of two, plus zero, between low and high; the way back, (x - zero) scale; or both.
 

@@ -6,7 +6,7 @@ the group; otherwise they lie `inner` apart, the groups are neighbours, and a ve
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
 from .vector import (
@@ -105,7 +105,7 @@ def _forward_job(x, y, job, C, inner, kind):
             _forward_columns(x, y, at, min(width, inner - first), C, inner, kind)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def softmax_forward(x, C, inner, kind, threads, y):
     """Softmax (kind 0) or its logarithm (kind 1) of each group.
 
@@ -188,7 +188,7 @@ def _backward_job(y, dy, dx, job, C, inner, kind, accumulate):
             _backward_columns(y, dy, dx, at, min(width, inner - first), C, inner, kind, accumulate)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def softmax_backward(y, dy, C, inner, kind, accumulate, threads, dx):
     """The gradient of softmax (kind 0) or log-softmax (kind 1) from its output.
 

@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .elementwise import CHUNK, extent, fetch, next_place, place_of, put, row_at, row_width
 from .entry import entry, fields_of, threads_for, view
 from .vector import vector_of, vector_where_equal
@@ -29,7 +29,7 @@ def _job(mask, a, b, y, job, segments, rows_per_job, rows, dims, mask_strides, a
         place = next_place(place, dims)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@kernel
 def select_strided(mask, a, b, dims, mask_strides, a_strides, b_strides, threads, y):
     """a where the mask is not 0, else b.
 
