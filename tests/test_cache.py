@@ -309,6 +309,16 @@ def test_a_damaged_file_is_compiled_anew(copied, suffix, content):
     assert fresh(STEP + "print(step(), hits())", copied) == "0.75 1"
 
 
+def test_what_another_process_compiled_is_taken_over(copied, tmp_path):
+    code = STEP + f"cache.adopt({str(copied)!r})\nprint(step(), hits(), step('float64'), hits('float64'))"
+    assert fresh(code, tmp_path / "own") == "0.75 1 0.75 0"
+    assert not list(copied.rglob("*.nbi")) and not list((tmp_path / "own").rglob("*.moving"))
+    # what is here stays: the copy knows nothing of float64
+    shutil.copytree(tmp_path / "own", tmp_path / "second")
+    assert fresh(STEP + f"cache.adopt({str(tmp_path / 'second')!r})\nprint(step(), hits())", tmp_path / "own") == "0.75 1"
+    assert len(list((tmp_path / "second").rglob("*.nbi"))) == 2
+
+
 def test_the_fingerprint_is_of_all_that_is_compiled(monkeypatch, tmp_path):
     from microcnn.kernels import cache
     kept = cache.fingerprint()
@@ -323,8 +333,6 @@ def test_the_fingerprint_is_of_all_that_is_compiled(monkeypatch, tmp_path):
         (tree / name).write_bytes(original)
     monkeypatch.setattr("numba.__version__", "9.9")
     assert cache.fingerprint() != kept
-
-
 
 
 def test_ctrl_c_while_a_kernel_compiles(tmp_path):

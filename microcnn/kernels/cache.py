@@ -220,6 +220,32 @@ def compiled(make, subfolder=""):
         return made
 
 
+def stored(function, subfolder=""):
+    """Whether compiled code of this entry lies in the cache; that it fits this processor is not said."""
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}-{function.__code__.co_firstlineno}."
+    return any(path.name.startswith(name) for path in (folder() / subfolder).rglob("*.nbi"))
+
+
+def adopt(root):
+    """Take over what a process of this version compiled into a cache of its own, NUMBA_CACHE_DIR=root; its files move.
+
+    Of what is here already nothing is replaced. Raises CacheError where code cannot be stored.
+    """
+    with compiling() as target:
+        source = Path(root).absolute() / "microcnn" / target.name
+        for index in sorted(source.rglob("*.nbi")):
+            place = target / index.relative_to(source)
+            if place.exists():
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # the index last: it promises the code
+            for file in [*index.parent.glob(f"{index.stem}.*.nbc"), index]:
+                # under another name until it is whole: the other cache may lie on another disk
+                moving = place.with_name(f"{file.name}.{os.getpid()}.moving")
+                shutil.move(file, moving)
+                moving.replace(place.with_name(file.name))
+
+
 def helper(function):
     """Decorator: a compiled function that only compiled functions call.
 

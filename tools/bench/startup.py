@@ -1,14 +1,15 @@
 """How long a process takes from its start to its first result: python -m microcnn.tools.bench.startup MODEL ...
 
 Everything is measured in fresh processes, interleaved, and the median is told. What numba itself takes, its import and a
-function of its own from its cache, stands beside it: on a busy or a slow machine both grow.
+function of its own from its cache, stands beside it: on a busy or a slow machine both grow. Of warmup the processor's time is
+told too, which neighbours on the machine disturb less.
 """
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import microcnn as mc
-from microcnn.errors import MicroCNNError
+from microcnn.errors import FileError, MicroCNNError
 
 from ..commands.options import whole
 from ..loading import check_suffix, load_model
@@ -79,14 +80,20 @@ def child(code: str, cache: Path | None = None) -> tuple[float, float]:
     return began, float(ran.stdout.split()[-1])
 
 
-def warm_up(model: Path, cache: Path, train: bool) -> tuple[float, int]:
-    """(seconds that `microcnn warmup` takes from the process's start, bytes in its cache folder). Raises MicroCNNError."""
+def warm_up(model: Path, cache: Path, train: bool) -> dict[str, float]:
+    """What `microcnn warmup` takes from the process's start on, its processors' time, and the bytes in its cache folder.
+
+    Raises MicroCNNError.
+    """
     command = [sys.executable, "-m", "microcnn.tools.cli", "warmup", str(model), *(["--train"] if train else [])]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
     ran = subprocess.run(command, env={**os.environ, "NUMBA_CACHE_DIR": str(cache)}, capture_output=True, text=True)
     if ran.returncode:
         raise MicroCNNError(f"microcnn warmup {model} ended with {ran.returncode}: {ran.stderr.strip().splitlines()[-1:]}")
-    return time.monotonic() - began, folder_bytes(cache)
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"warmup_us": seconds * 1e6, "warmup_processor_us": spent * 1e6, "cache_bytes": folder_bytes(cache)}
 
 
 def folder_bytes(folder: Path) -> int:
@@ -123,17 +130,14 @@ def measure(models: Sequence[Path], train: bool, repeats: int, terminal: Termina
         for number, model in enumerate(models):
             bar.show(2 * number + 1, f"warmup {model.name}")
             cache = folder / str(number)
-            seconds, size = warm_up(model, cache, train)
+            warmed = warm_up(model, cache, train)
             native, codes = folder / f"{number}.mcnn", {"numba_us": numba}
             load_model(model).save(native)
             bar.show(2 * number + 2, f"first result of {model.name}")
             codes["mcnn_us"] = (PREDICT.format(path=str(native)), cache, True)
             if model.suffix.lower() == ".onnx":
                 codes["onnx_us"] = (PREDICT.format(path=str(model)), cache, True)
-            result["models"].append({"model": str(model), "train": train, "warmup_us": seconds * 1e6, "cache_bytes": size,
-                                     **medians(repeats, **codes)})
-            with contextlib.suppress(FileExistsError):
-                whole_cache.mkdir()
+            result["models"].append({"model": str(model), "train": train, **warmed, **medians(repeats, **codes)})
             merge(cache, whole_cache)
         result["cache_bytes"] = folder_bytes(whole_cache)
         bar.show(2 * len(models) + 1)
@@ -154,12 +158,14 @@ def show(result: dict[str, Any], terminal: Terminal) -> None:
     terminal.say(f"import microcnn, beyond numpy: {time_text(result['import_us'])}. From the start of a process to the first "
                  f"result of a function that numba has cached: {time_text(result['numba_us'])}")
 
-    def cell(model: dict[str, Any], key: str) -> str:
-        return f"{time_text(model[key])}  ({model[key] / model['numba_us']:.2f})" if key in model else "-"
-    terminal.table(("model", ">warmup", ">cache", ">.mcnn, warm", ">.onnx, warm", ">numba alone"),
-                   [(Path(model["model"]).parent.name + "/" + Path(model["model"]).name, time_text(model["warmup_us"]),
-                     bytes_text(model["cache_bytes"]), cell(model, "mcnn_us"), cell(model, "onnx_us"),
-                     time_text(model["numba_us"])) for model in result["models"]],
+    rows = []
+    for model in result["models"]:
+        path = Path(model["model"])
+        first = [f"{time_text(model[key])}  ({model[key] / model['numba_us']:.2f})" if key in model else "-"
+                 for key in ("mcnn_us", "onnx_us")]
+        rows.append((f"{path.parent.name}/{path.name}", time_text(model["warmup_us"]), time_text(model["warmup_processor_us"]),
+                     bytes_text(model["cache_bytes"]), *first, time_text(model["numba_us"])))
+    terminal.table(("model", ">warmup", ">processor", ">cache", ">.mcnn, warm", ">.onnx, warm", ">numba alone"), rows,
                    "From the start of a process to the first result (and how many times what numba alone takes)")
     terminal.say(f"the cache of all together: {bytes_text(result['cache_bytes'])}")
 
@@ -175,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     for model in args.models:
         check_suffix(model)
+        if not model.exists():
+            raise FileError(f"{model}: no such file")
     terminal = Terminal()
     result = measure(args.models, args.train, args.repeats, terminal)
     if args.json:
