@@ -1,4 +1,4 @@
-"""The measurement of start-up: what it measures is there, and came from caches of its own."""
+"""The measurement of start-up."""
 import json
 
 import pytest
@@ -7,8 +7,7 @@ from microcnn.errors import MicroCNNError
 from microcnn.tools.bench import startup
 
 
-def test_startup_of_a_small_model(capsys, tmp_path, model, monkeypatch):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "not used"))
+def test_startup_of_a_small_model(capsys, model):
     assert startup.main([str(model), "--repeats", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     measured, = found["models"]
@@ -16,7 +15,6 @@ def test_startup_of_a_small_model(capsys, tmp_path, model, monkeypatch):
     assert min(found["import_us"], found["numba_us"], measured["mcnn_us"], measured["numba_us"]) > 0
     assert measured["warmup_us"] > 0 and measured["warmup_processor_us"] > 0
     assert found["cache_bytes"] == measured["cache_bytes"] > 10_000
-    assert not (tmp_path / "not used").exists()
 
 
 def test_startup_of_nothing(tmp_path):
