@@ -1,16 +1,28 @@
 """Fixtures for all tests."""
+import importlib
+import importlib.util
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from microcnn import waking
-
 from . import WORK
 
 ROOT = Path(__file__).resolve().parent.parent
+
+if importlib.util.find_spec("microcnn.tools") is None:
+    # installed without -e: the source folder, which the tests see first, lacks the tools, and what is installed is tested
+    for module in [name for name in sys.modules if name.partition(".")[0] == "microcnn"]:
+        del sys.modules[module]
+    kept = sys.path[:]
+    sys.path[:] = [entry for entry in kept if Path(entry).resolve() != ROOT]
+    importlib.import_module("microcnn")
+    sys.path[:] = kept
+
+from microcnn import waking  # noqa: E402
 
 # not measured: which tests run in threads may not depend on the machine
 waking._least_work = WORK

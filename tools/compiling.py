@@ -6,16 +6,27 @@ from typing import Any
 from .terminal import Terminal
 
 
-def compile_shown(graph: Any, terminal: Terminal, **how: Any) -> tuple[Any, int]:
-    """graph.compile(**how), and how many kernels it had to compile or to load. Raises CompileError."""
+def compile_shown(graph: Any, terminal: Terminal, processes: int = 1, **how: Any) -> tuple[Any, int]:
+    """graph.compile(**how), and how many kernels it had to compile or to load. Raises CompileError.
+
+    processes: how many of them compile what is in no cache yet.
+    """
     from microcnn.net import Net
     options = {"batch": 1, "train": None, "loss": None, "optimizer": None, "bn": "frozen", "dtype": "float32",
                "budget": None, "input_shapes": None, "augment": None, **how}
-    count = 0
+    ahead = count = 0
+    if processes > 1:
+        from microcnn.planned import Planned
+
+        from .ahead import compile_ahead, missing
+        planned = Planned(graph, **options)
+        needed = {row.kernel for schedule in planned._planned.values() for row in schedule.prepared + schedule.rows}
+        names = missing(sorted(needed), planned.dtype.name)
+        ahead = count = compile_ahead(names, planned.dtype.name, terminal, processes)
     with terminal.progress(1, "compiling kernels") as bar:
         def progress(done: int, total: int, name: str) -> None:
             nonlocal count
-            count, bar.total = total, max(1, total)
+            count, bar.total = ahead + total, max(1, total)
             bar.show(done, f"{done}/{total} {name}".rstrip())
 
         net = Net(graph, progress=progress, **options)

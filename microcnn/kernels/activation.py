@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .special import vector_expm1
@@ -66,6 +66,7 @@ def _forward_chunk(x, y, begin, end, kind, low, high):
         vector_store_first(_activate(vector_load_first(x, i, end - i), kind, low, high, x), y, i, end - i)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def activation_forward(x, kind, low, high, threads, y):
     """Apply an activation.
@@ -111,6 +112,7 @@ def _backward_chunk(y, dy, dx, begin, end, kind, low, high, accumulate):
         vector_store_first(value, dx, i, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def activation_backward(y, dy, kind, low, high, accumulate, threads, dx):
     """The gradient of an activation from its output.

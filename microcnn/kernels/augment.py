@@ -5,7 +5,7 @@ What happens to a sample is a function of a key, the step and its place in the b
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .dropout import dropout_key
 from .entry import SEED, STEP, entry, fields_of, number, slot, threads_for, view
 from .simd import lanes
@@ -109,6 +109,7 @@ def _sample(n, x, y, outer, H, W, inner, shift_h, shift_w, flips, crop, brightne
         _recolour(y, n * size, size, own, brightness, noise)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def augment(x, batch, outer, H, W, inner, shift_h, shift_w, flips, crop, brightness, noise, key, threads, y):
     """Samples changed at random.

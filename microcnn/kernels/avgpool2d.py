@@ -6,7 +6,7 @@ so that windows may overlap and no two jobs write the same place.
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
 from .vector import vector_add, vector_div, vector_mul, vector_of, vector_read, vector_write
@@ -69,6 +69,7 @@ def _average_row(x, job, geometry, y):
         ow += windows
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def average_pool(x, batch, geometry, threads, y):
     """The average of each window.
@@ -156,6 +157,7 @@ def _spread_row(dy, job, geometry, accumulate, dx):
             ow += windows
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def average_unpool(dy, batch, geometry, accumulate, threads, dx):
     """The gradient of average pooling: dy spread evenly over each window; overlapping windows add up.
@@ -213,6 +215,7 @@ def _global_average(x, n, c, pixels, C, y):
     vector_write(vector_div(total, vector_of(x, real(pixels))), y, n * C + c, C - c)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def global_average_pool(x, batch, pixels, C, threads, y):
     """The average over all pixels.
@@ -253,6 +256,7 @@ def _global_spread(dy, n, begin, end, pixels, C, accumulate, dx):
             vector_write(value, dx, to, C - c)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def global_average_unpool(dy, batch, pixels, C, accumulate, threads, dx):
     """The gradient of the average over all pixels.

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 
 from .batchnorm_statistics import FACTOR, FIRST, SCRATCH, SECOND, chunk_count, statistics, tile_rows
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import (
@@ -77,6 +77,7 @@ def _normalise_chunk(x, mean, bias, factor, factor_at, begin, end, C, low, high,
             vector_write(_clamp(value, low, high, x), y, at + c, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def normalise(x, mean, bias, factor, factor_at, rows, C, low, high, threads, y):
     """y = clamp((x - mean) * factor + bias, low, high)
@@ -186,6 +187,7 @@ def _sums_chunk(x, mean, y, dy, begin, end, C, masked, low, high, need_dx, need_
             _scale_tile(y, dy, row, last, C, masked, low, high, accumulate, scratch, dx)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def backward_sums(x, mean, y, dy, rows, C, masked, low, high, need_dx, need_sums, accumulate, threads, scratch, dx):
     """The sums over the rows that batch norm's gradients are made of, and dx where the statistics are frozen.
@@ -270,6 +272,7 @@ def _batch_sums_chunk(x, mean, bias, dy, begin, end, C, clamps, low, high, scrat
             _add_sums(plain, weighted, scratch, to + c, C, count, row == begin)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def backward_batch_sums(x, mean, bias, dy, rows, C, clamps, low, high, threads, scratch):
     """The sums over the rows that batch norm's gradients are made of, where it ran on the batch's statistics.
@@ -311,6 +314,7 @@ def _dx_chunk(x, mean, bias, dy, begin, end, C, clamps, low, high, accumulate, s
                 _put(vector_mul(value, factor), dx, at, count, accumulate)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def backward_through_statistics(x, mean, bias, dy, rows, C, clamps, low, high, accumulate, threads, scratch, dx):
     """The gradient of the input where mean and variance depend on it.

@@ -6,7 +6,7 @@ shape alone; a chunk's sums go to its own part of scratch and are merged in orde
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .simd import lanes
 from .vector import (
     vector_add,
@@ -101,6 +101,7 @@ def statistics_chunk(x, begin, end, C, scratch, to):
             vector_write(squares, scratch, to + C + c, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def statistics(x, scale, rows, C, eps, threads, saved, scratch):
     """Mean and population variance of each channel.

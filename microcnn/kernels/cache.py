@@ -7,6 +7,7 @@ versions, and holds an exclusive lock on it.
 """
 import atexit
 import contextlib
+import functools
 import hashlib
 import os
 import pickle
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import llvmlite
 import numba
+from numba.core.caching import NullCache
 
 from ..errors import CacheError
 
@@ -30,8 +32,10 @@ except ImportError:   # Windows
 
 PACKAGE = Path(__file__).resolve().parent.parent
 KEEP = 2
-# The numba releases whose internals `helper` knows.
+# The numba releases whose internals `helper` and `kernel` know.
 LEAN = (0, 60) <= numba.version_info.short <= (0, 68)
+# What the names of the libraries begin with that numba makes of a parallel loop.
+LOOP_PARTS = ("__numba_parfor_gufunc", "<numba.np.ufunc.wrappers.", "parallelgufuncwrapper")
 
 _lock = threading.RLock()
 _folder = None
@@ -202,7 +206,7 @@ def _interrupt_later():
 
 def compiled(make, subfolder=""):
     """make(), compiled or loaded: an entry or an executor. Raises CacheError."""
-    with _interrupt_later(), compiling(subfolder) as target:
+    with _interrupt_later(), compiling(subfolder) as target, _parts_as_code():
         try:
             made = make()
         except (pickle.UnpicklingError, EOFError):
@@ -217,6 +221,32 @@ def compiled(make, subfolder=""):
         return made
 
 
+def stored(function, subfolder=""):
+    """Whether compiled code of this entry lies in the cache; that it fits this processor is not said."""
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}-{function.__code__.co_firstlineno}."
+    return any(path.name.startswith(name) for path in (folder() / subfolder).rglob("*.nbi"))
+
+
+def adopt(root):
+    """Take over what a process of this version compiled into a cache of its own, NUMBA_CACHE_DIR=root; its files move.
+
+    Of what is here already nothing is replaced. Raises CacheError where code cannot be stored.
+    """
+    with compiling() as target:
+        source = Path(root).absolute() / "microcnn" / target.name
+        for index in sorted(source.rglob("*.nbi")):
+            place = target / index.relative_to(source)
+            if place.exists():
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # the index last: it promises the code
+            for file in [*index.parent.glob(f"{index.stem}.*.nbc"), index]:
+                # under another name until it is whole: the other cache may lie on another disk
+                moving = place.with_name(f"{file.name}.{os.getpid()}.moving")
+                shutil.move(file, moving)
+                moving.replace(place.with_name(file.name))
+
+
 def helper(function):
     """Decorator: a compiled function that only compiled functions call.
 
@@ -225,7 +255,19 @@ def helper(function):
     that it ends up in is optimised once: a third of the compile time. Where numba's internals are not what we know, this
     is numba.njit, with the same result.
     """
-    dispatcher = numba.njit(error_model="numpy")(function)
+    return _lean(numba.njit(error_model="numpy")(function))
+
+
+def kernel(dispatcher):
+    """Decorator upon numba.njit(parallel=True, cache=True): a function with a parallel branch, which an entry calls.
+
+    It is a helper, too. What an entry calls is part of the entry's machine code, which is what lies in the cache.
+    """
+    return _lean(dispatcher)
+
+
+def _lean(dispatcher):
+    """The dispatcher, whose function stays LLVM code until it is part of an entry."""
     compiler = getattr(dispatcher, "_compiler", None)
     if not LEAN or not hasattr(compiler, "_customize_flags"):
         return dispatcher
@@ -235,21 +277,46 @@ def helper(function):
         return flags
 
     def add_overload(compiled):
-        library = compiled.library
-        library._optimize_final_module = library._finalize_specific = _nothing
-        library._codegen._add_module, add_module = _nothing_for, library._codegen._add_module
-        try:
-            library._ensure_finalized()
-        finally:
-            library._codegen._add_module = add_module
+        if not compiled.library._finalized:
+            _leave_as_code(compiled.library)
         # what callers look the function up by; numba takes the Python wrapper, which is not made
         compiled = compiled._replace(entry_point=object())
-        dispatcher.targetctx.insert_user_function(compiled.entry_point, compiled.fndesc, [library])
+        dispatcher.targetctx.insert_user_function(compiled.entry_point, compiled.fndesc, [compiled.library])
         dispatcher.overloads[tuple(compiled.signature.args)] = compiled
 
     compiler._customize_flags = lean_flags
     dispatcher.add_overload = add_overload
+    dispatcher._cache = NullCache()
     return dispatcher
+
+
+def _leave_as_code(library):
+    """Link a library's parts, and neither optimise it nor make machine code of it: it is to be a part of another one."""
+    library._optimize_final_module = library._finalize_specific = _nothing
+    library._codegen._add_module, add_module = _nothing_for, library._codegen._add_module
+    try:
+        type(library).finalize(library)
+    finally:
+        library._codegen._add_module = add_module
+
+
+@contextlib.contextmanager
+def _parts_as_code():
+    """Within, the libraries that numba makes of a parallel loop, three of them one in the other, stay LLVM code as well."""
+    codegen = numba.core.registry.cpu_target.target_context.codegen()
+    create = codegen.create_library
+
+    def create_library(name, **how):
+        library = create(name, **how)
+        if LEAN and name.startswith(LOOP_PARTS):
+            library.finalize = functools.partial(_leave_as_code, library)
+        return library
+
+    codegen.create_library = create_library
+    try:
+        yield
+    finally:
+        codegen.create_library = create
 
 
 def _nothing():

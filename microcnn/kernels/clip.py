@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import FLAGS, entry, fields_of, number, threads_for, view, view_as
 from .simd import lanes
 from .vector import vector_fma, vector_of, vector_read, vector_sum
@@ -26,6 +26,7 @@ def _chunk(gradient, chunk, chunks, partial):
     partial[chunk] = vector_sum(total)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def sum_of_squares(gradient, threads, partial):
     """The sum of the squares of all numbers.

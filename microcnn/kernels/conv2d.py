@@ -7,19 +7,19 @@ small band of the image with its zeros in scratch, which stays in the first-leve
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import transpose_matrix
-from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, SEEN1, lanes
+from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, MULTIPLIES_BY_ELEMENT, SEEN1, lanes
 from .tile import (
     rows_strided,
     rows_table,
     tile_add,
     tile_clamp,
     tile_fill,
-    tile_fma,
-    tile_fma_tail,
+    tile_fma_steps,
+    tile_fma_steps_tail,
     tile_fma_taps,
     tile_store,
     tile_zeros,
@@ -69,17 +69,13 @@ def _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k
         if masked:
             for r in range(R):
                 for s in range(S):
-                    begin = r * x_row + s * x_tap
-                    for t in range(window):
-                        tile = tile_fma_tail(tile, x, rows, begin + t, weight, w_at, columns)
-                        w_at += w_row
+                    tile = tile_fma_steps_tail(tile, x, rows, r * x_row + s * x_tap, weight, w_at, w_row, window, columns)
+                    w_at += window * w_row
         else:
             for r in range(R):
                 for s in range(S):
-                    begin = r * x_row + s * x_tap
-                    for t in range(window):
-                        tile = tile_fma(tile, x, rows, begin + t, weight, w_at)
-                        w_at += w_row
+                    tile = tile_fma_steps(tile, x, rows, r * x_row + s * x_tap, weight, w_at, w_row, window)
+                    w_at += window * w_row
         out = rows_table(y_table, p, count, y_at, mr)
         if residual.size > 0:
             tile = tile_add(tile, residual, out, 0, count, columns)
@@ -156,7 +152,7 @@ def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, b
     if copied:
         zero_run(part, 0, rows * columns * C)
     merged = G == 1 and dilation_w == 1
-    near = OW if merged and S == 3 and stride_w == 1 and OW % MR1 == 0 else 0
+    near = OW if merged and S == 3 and stride_w == 1 and OW % MR1 == 0 and not MULTIPLIES_BY_ELEMENT else 0
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         n, oh = job // bands, (job % bands) * band
         height = min(band, OH - oh)
@@ -178,6 +174,7 @@ def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, b
                         0)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S, dilation_h,
                    dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, chunks,
@@ -239,6 +236,7 @@ def _flip_tap(job, weight, S, C, K, G, tap_r, tap_s, step_r, step_s, TR, TS, w_r
         transpose_matrix(weight, (r * S + s) * CG * K + g * KG, K, packed, job * KG * w_row + g * CG, w_row, CG, KG)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_flip(weight, S, C, K, G, tap_r, tap_s, step_r, step_s, TR, TS, w_row, threads, packed):
     """The flipped, transposed weights of one phase of the stride: every step-th tap, last first.

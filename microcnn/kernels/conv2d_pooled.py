@@ -6,7 +6,7 @@ which both see the same weights. The band of the input has its channels in plane
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .conv2d import copy_band
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import zero_run
@@ -88,6 +88,7 @@ def _bands(chunk, chunks, x, weight, bias, padded, batch, sizes, low, high, y, i
                 k += channels
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_pooled_forward(x, weight, bias, padded, batch, sizes, low, high, chunks, threads, y, indices):
     """y = clamp(max over 2 x 2 windows of (x * weight + bias)), windows side by side, and which of the four won.

@@ -7,7 +7,7 @@ first-level cache.
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import transpose_matrix
@@ -91,6 +91,7 @@ def _samples(chunk, chunks, dy, packed, dy_table, s_table, sums, batch, H, W, C,
         put_image(sums, image, residual, H, W, C, pad_top, pad_left, columns, n, low, high, dx)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_backward_input_few(dy, packed, dy_table, s_table, sums, batch, H, W, C, OH, OW, K, R, S, w_row, stride_h, stride_w,
                               dilation_h, pad_top, pad_left, rows, columns, chunks, bias, residual, low, high, threads, dx):

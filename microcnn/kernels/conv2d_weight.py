@@ -7,7 +7,7 @@ taps, over bands of the image that hold their zeros.
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .conv2d import copy_band, fill_table
 from .entry import entry, fields_of, threads_for, view, view_as
 from .layout import zero_run
@@ -93,6 +93,7 @@ def _tap_job(job, groups, tiles, chunks, blocks, bands, band, samples, x, dy, ba
                    stride_w, dilation_h, dilation_w, pad_top, pad_left, first and block == begin, total)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_backward_weight(x, dy, batch, H, W, C, OH, OW, K, G, R, S, stride_h, stride_w, dilation_h, dilation_w, pad_top,
                            pad_left, band, samples, chunks, accumulate, threads, partials, dweight):
@@ -202,6 +203,7 @@ def _window_chunk(chunk, chunks, x, dy, batch, H, W, C, OH, OW, K, R, S, stride_
             k += size
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_backward_weight_few(x, dy, batch, H, W, C, OH, OW, K, R, S, stride_h, stride_w, dilation_h, dilation_w, pad_top,
                                pad_left, band, chunks, accumulate, threads, x_table, row_table, padded, partials, dweight):

@@ -7,7 +7,7 @@ channel's dW, and the dW of several channels stay in registers while all pixels 
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .conv2d import copy_band, fill_table
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
@@ -103,6 +103,7 @@ def _samples(chunk, chunks, x, indices, y, dy, batch, sizes, low, high, base, pl
         _add_biases(own_passed, pixels, K, own_sums)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_backward_weight_winners(x, indices, y, dy, batch, sizes, kernel_h, kernel_w, stride_h, stride_w, PH, PW, low, high,
                                    chunks, accumulate, accumulate_bias, threads, base, place, passed, images, partials,

@@ -7,7 +7,7 @@ sum is added to a padded image in the first-level cache.
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .conv2d import fill_table
 from .conv2d_scatter import put_image
 from .conv2d_winners import passed_on
@@ -98,6 +98,7 @@ def _samples(chunk, chunks, indices, y, dy, packed, batch, sizes, low, high, acc
         put_image(image, 0, residual, H, W, C, pad_top, pad_left, columns, n, lowest, highest, dx)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_backward_input_winners(indices, y, dy, packed, batch, sizes, kernel_h, kernel_w, stride_h, stride_w, low, high,
                                   chunks, accumulate, threads, base, place, passed, values, channels, counts, images, dx):

@@ -6,7 +6,7 @@ every pixel has all its taps and images of any size run alike. 3 x 3 kernels kee
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .conv2d import copy_band
 from .entry import entry, fields_of, number, threads_for, view
 from .layout import zero_run
@@ -114,6 +114,7 @@ def _bands(chunk, chunks, x, weight, bias, residual, padded, batch, H, W, C, R, 
                              y_at, y_pixel, OW, count, low, high)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def depthwise2d_forward(x, weight, bias, residual, padded, batch, H, W, C, R, S, w_at, w_row, w_tap, dilation_h, dilation_w,
                         stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, chunks, low,
@@ -252,6 +253,7 @@ def _weight_chunk(chunk, chunks, x, dy, padded, batch, H, W, C, OH, OW, R, S, st
                                     height, OW, count, total, (r * S + s) * C + c)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def depthwise2d_backward_weight(x, dy, padded, batch, H, W, C, OH, OW, R, S, stride_h, stride_w, dilation_h, dilation_w,
                                 pad_top, pad_left, band, chunks, accumulate, threads, partials, dweight):

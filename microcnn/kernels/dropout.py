@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import SEED, STEP, entry, fields_of, number, slot, threads_for, view
 from .simd import lanes
 from .uniform import vector_uniform
@@ -63,6 +63,7 @@ def _dropout_chunk(x, y, begin, end, key, p, scale, accumulate):
         vector_store_first(value, y, i, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def dropout(x, key, p, accumulate, threads, y):
     """Inverted dropout, and its gradient with the same key: 0 with probability p, else x / (1 - p).

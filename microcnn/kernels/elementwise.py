@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .powers import vector_fmod, vector_pow
 from .simd import lanes
@@ -92,6 +92,7 @@ def _chunk(a, b, y, begin, end, kind, low, high):
                            y, i, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def combine_same_shape(a, b, kind, low, high, threads, y):
     """A function of two arrays of one shape, clamped.
@@ -251,6 +252,7 @@ def _broadcast_job(a, b, y, job, dims, a_strides, b_strides, kind, low, high):
         place = next_place(place, dims)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def combine_strided(a, b, dims, a_strides, b_strides, kind, low, high, threads, y):
     """A function of two operands that broadcast against each other, clamped.

@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .elementwise import (
     ADD,
     CUBE,
@@ -160,6 +160,7 @@ def _gradient_job(dy, a, b, dx, job, dims, a_strides, b_strides, given, kind, se
         place = next_place(place, dims)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def gradient_strided(dy, a, b, dims, a_strides, b_strides, given, kind, second, accumulate, threads, dx):
     """The gradient of an operand that does not repeat and lies as the result does.
@@ -260,6 +261,7 @@ def _reduce_job(dy, a, b, dx, job, blocks, width, dims, strides, a_strides, b_st
         put(total, dx, at, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def sum_strided(dy, a, b, dims, strides, a_strides, b_strides, given, kind, second, accumulate, threads, dx):
     """The gradient of an operand that repeats, or lies otherwise than the result: summed over the axes that repeat it.

@@ -7,7 +7,7 @@ the target's fastest one and, where there is one, that along which the source is
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, outside, slot, threads_for, view
 from .simd import lanes
 from .transpose import transpose_square
@@ -203,6 +203,7 @@ def _move_job(job, x, batch, d0, d1, d2, d3, d4, s0, s1, s2, s3, s4, accumulate,
     _move_blocks(x, y, job * group, min(count, (job + 1) * group), blocks, _size(sizes), accumulate, y)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def move(x, batch, d0, d1, d2, d3, d4, s0, s1, s2, s3, s4, accumulate, threads, y):
     """Put the axes of each sample into another order.
@@ -275,6 +276,7 @@ def _fill_chunk(y, begin, end):
         vector_write(value, y, i, end - i)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def fill_zero(threads, y):
     """Zeros.

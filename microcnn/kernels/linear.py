@@ -2,11 +2,22 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .layout import zero_run
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
-from .tile import rows_strided, tile_add, tile_clamp, tile_fill, tile_fma, tile_fma_tail, tile_store, tile_zeros
+from .tile import (
+    rows_strided,
+    tile_add,
+    tile_clamp,
+    tile_fill,
+    tile_fma,
+    tile_fma_steps,
+    tile_fma_steps_tail,
+    tile_fma_tail,
+    tile_store,
+    tile_zeros,
+)
 from .transpose import transpose_block
 from .vector import vector_add, vector_fma, vector_load, vector_load_first, vector_of, vector_store_first, vector_sum
 
@@ -27,11 +38,9 @@ def _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, col
             tile = tile_fill(tile, bias, k, columns)
         rows = rows_strided(m * C, C, count, mr)
         if masked:
-            for c in range(C):
-                tile = tile_fma_tail(tile, x, rows, c, weight, k + c * w_row, columns)
+            tile = tile_fma_steps_tail(tile, x, rows, 0, weight, k, w_row, C, columns)
         else:
-            for c in range(C):
-                tile = tile_fma(tile, x, rows, c, weight, k + c * w_row)
+            tile = tile_fma_steps(tile, x, rows, 0, weight, k, w_row, C)
         out = rows_strided(m * K + k, K, count, mr)
         if residual.size > 0:
             tile = tile_add(tile, residual, out, 0, count, columns)
@@ -45,11 +54,11 @@ def _forward_rows(x, weight, bias, residual, begin, end, C, K, w_row, low, high,
     k = 0
     while k < K:
         left = K - k
-        if MR4 > 0 and left > 3 * width:
+        if left > 3 * width and (MR4 > 0 or end - begin < 4):
             columns = min(left, 4 * width)
             if end - begin < 4:
                 _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, 1, 4)
-            else:
+            elif MR4 > 0:
                 _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, MR4, 4)
         elif left > width:
             columns = min(left, 2 * width)
@@ -60,6 +69,7 @@ def _forward_rows(x, weight, bias, residual, begin, end, C, K, w_row, low, high,
         k += columns
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, threads, y):
     """y = clamp(x weight + bias + residual).
@@ -159,6 +169,7 @@ def _weight_part(job, groups, x, dy, M, C, K, chunks, chunk_rows, c_rows, accumu
         _weight_job(x, dy, begin, end, c_begin, c_end, C, K, False, part)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def linear_backward_weight(x, dy, M, C, K, chunks, chunk_rows, accumulate, threads, partials, dweight):
     """dweight = x^T dy.
@@ -218,6 +229,7 @@ def _bias_chunk(dy, begin, end, K, total):
         k += step
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def linear_backward_bias(dy, M, K, chunks, accumulate, threads, partials, dbias):
     """dbias = the sum of dy over its rows.
@@ -291,6 +303,7 @@ def _input_job(dy, M, weight, c_begin, c_end, C, K, accumulate, dx):
             _input_dots(dy, m, weight, c, C, K, accumulate, dx)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def linear_backward_input_few(dy, weight, M, C, K, accumulate, threads, dx):
     """dx = dy weight^T for few rows, as dot products: the weights are read once and not transposed.
@@ -334,6 +347,7 @@ def _transpose_job(job, weight, C, K, w_row, packed):
     transpose_matrix(weight, job * step, K, packed, job * step * w_row, w_row, C, min(step, K - job * step))
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def linear_transpose(weight, C, K, w_row, threads, packed):
     """packed (K, w_row) = weight (C, K) transposed, for the gradient of the input; columns past C are undefined.

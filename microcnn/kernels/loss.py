@@ -7,7 +7,7 @@ in order.
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import FLAGS, LOSS, entry, fields_of, number, outside, slot, threads_for, view, view_as
 from .simd import lanes
 from .vector import (
@@ -195,6 +195,7 @@ def _cross_entropy_chunk(x, labels, goal, sample_weight, class_weight, rows, C, 
     partial[2 * CHUNKS + chunk] = correct
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def softmax_cross_entropy(x, labels, goal, sample_weight, class_weight, rows, C, inner, probabilities, smoothing,
                           ignore_index, gradient, counting, threads, dx, partial):
@@ -290,6 +291,7 @@ def _mse_chunk(x, target, sample_weight, size, gradient, chunk, chunks, dx, part
     partial[chunk] = loss
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def mean_squared_error(x, target, sample_weight, size, gradient, threads, dx, partial):
     """The mean of weight (x - target)^2 over all numbers, and its gradient.

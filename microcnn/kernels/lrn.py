@@ -7,7 +7,7 @@ import numba
 import numpy as np
 
 from .batchnorm_statistics import chunk_count
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .powers import vector_pow
 from .simd import lanes
@@ -70,6 +70,7 @@ def _forward_job(x, begin, end, C, size, alpha, beta, bias, line, to, y):
             vector_write(vector_mul(vector_take(x, at + c, C - c), _power(sums, beta, x)), y, at + c, C - c)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def local_response(x, rows, C, size, alpha, beta, bias, threads, scratch, y):
     """y = x / (bias + alpha / size * the sum of squares of the `size` channels around it) ** beta
@@ -126,6 +127,7 @@ def _backward_job(x, dy, begin, end, C, size, alpha, beta, bias, accumulate, lin
             vector_write(value, dx, at + c, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def local_response_backward(x, dy, rows, C, size, alpha, beta, bias, accumulate, threads, scratch, dx):
     """The gradient of local_response.

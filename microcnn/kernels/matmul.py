@@ -6,7 +6,7 @@ along it, which makes one kernel of the product and of both its gradients.
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .elementwise import next_place, place_of, row_at, rows_of
 from .elementwise_gradient import kept_axes, repeated_axes
 from .entry import entry, fields_of, threads_for, view
@@ -79,6 +79,7 @@ def _product_job(job, per_matrix, a, b, y, dims, a_strides, b_strides, y_strides
         place = next_place(place, repeated)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def products(a, b, dims, a_strides, b_strides, y_strides, sizes, strides, accumulate, threads, y):
     """y = a b for many matrices.
@@ -125,6 +126,7 @@ def _transpose_job(job, x, C, K, y):
     transpose_matrix(x, job * C * K, K, y, job * C * K, C, C, K)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def transpose_all(x, count, C, K, threads, y):
     """y (count, K, C) = x (count, C, K) with every matrix transposed.

@@ -9,7 +9,7 @@ between the bounds, which is where a gradient passes, the winner is the same. Th
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, outside, threads_for, view, view_as
 from .simd import lanes
 from .vector import (
@@ -142,6 +142,7 @@ def _max_row(x, job, geometry, index_bytes, low, high, y, indices):
         ow += windows
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def max_pool(x, batch, geometry, index_bytes, low, high, threads, y, indices):
     """The maximum of each window, clamped to low..high.
@@ -241,6 +242,7 @@ def _unpool_row(indices, y, dy, job, geometry, index_bytes, low, high, accumulat
             ow += windows
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def max_unpool(indices, y, dy, batch, geometry, index_bytes, low, high, accumulate, threads, dx):
     """The gradient of max pooling: dy at each window's winner; overlapping windows add up.

@@ -6,7 +6,7 @@ and 0 in the source, which repeats it.
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import BLOCK, SIDE, move_block, move_line
 from .simd import lanes
@@ -78,6 +78,7 @@ def _copy_job(job, x, x_at, y, y_at, dims, x_strides, y_strides, accumulate):
                  accumulate)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def copy_box(x, x_at, dims, x_strides, y_strides, accumulate, threads, y, y_at):
     """Copy a box of x into a box of y.
@@ -123,6 +124,7 @@ def _fill_rows(y, y_at, begin, end, dims, strides, value):
             vector_write(vector, y, at + j, dims[5] - j)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def fill_box(value, dims, strides, threads, y, y_at):
     """One number everywhere in a box of y.
@@ -192,6 +194,7 @@ def _gather_rows(x, order, starts, begin, end, size, count, inner, accumulate, y
             _gather_long(x, order, starts[i], starts[i + 1], outer * size * inner, inner, y, row * inner, accumulate)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def sum_rows(x, order, starts, outer, size, count, inner, accumulate, threads, y):
     """y[o, i] = the sum of x[o, order[k]] over k from starts[i] to starts[i + 1]; 0 where there is none.

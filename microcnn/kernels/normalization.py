@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from .batchnorm_statistics import statistics_chunk
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import (
@@ -105,6 +105,7 @@ def _group_job(phase, job, x, scale, bias, P, C, G, chunks, eps, sums, saved, y)
         _normalise_pixels(x, scale, bias, saved, 2 * n * C, n * P + begin, n * P + end, C, y)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def group_norm(x, scale, bias, batch, P, C, G, chunks, eps, threads, sums, saved, y):
     """Each group of channels of each sample with mean 0 and variance 1, times scale, plus bias.
@@ -224,6 +225,7 @@ def _group_backward_job(phase, job, x, dy, scale, saved, P, C, G, chunks, accumu
             _gradient_pixels(x, dy, scale, saved, 2 * n * C, sums, n * step, n * P + begin, n * P + end, C, accumulate, dx)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def group_norm_backward(x, dy, scale, saved, batch, P, C, G, chunks, accumulate, accumulate_scale, accumulate_bias, threads,
                         sums, dx, dscale, dbias):
@@ -295,6 +297,7 @@ def _rows_job(x, scale, bias, begin, end, M, eps, saved, y):
             vector_write(_shifted(value, bias, i, count), y, at + i, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def layer_norm(x, scale, bias, rows, M, chunks, eps, threads, saved, y):
     """Each row with mean 0 and variance 1, times scale, plus bias.
@@ -360,6 +363,7 @@ def _rows_backward_job(x, dy, scale, saved, begin, end, M, accumulate, sums, to,
             vector_write(value, dx, at + i, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def layer_norm_backward(x, dy, scale, saved, rows, M, chunks, accumulate, accumulate_scale, accumulate_bias, threads, sums, dx,
                         dscale, dbias):

@@ -5,7 +5,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from .axis import job_count, job_shape, unit_at
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, threads_for, view
 from .reduction import MAX, MIN, across_lanes, total_of
 from .simd import is_real_array, lanes, lanes_of, vector_type
@@ -87,6 +87,7 @@ def _place_job(x, y, job, C, inner, sign, last):
             y[to] = _place_in_row(x, at, C, sign, last)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def place_of_extreme(x, C, inner, sign, last, threads, y):
     """Where in each group its largest number stands (sign 1), or its smallest (sign -1); a NaN counts as that.

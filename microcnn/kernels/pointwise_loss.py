@@ -6,7 +6,7 @@ number follows from the sizes only.
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import LOSS, entry, fields_of, number, outside, slot, threads_for, view, view_as
 from .loss import CHUNKS, PART, _add_to_slot, _address, _total
 from .simd import lanes
@@ -123,6 +123,7 @@ def _chunk(x, target, sample_weight, pos_weight, size, kind, bound, gradient, ch
     partial[chunk] = loss
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def pointwise(x, target, sample_weight, pos_weight, size, kind, bound, gradient, threads, dx, partial):
     """The mean of weight loss(x, target) over all numbers, and its gradient.

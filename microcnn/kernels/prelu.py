@@ -3,7 +3,7 @@ import numba
 import numpy as np
 
 from .axis import beside, run_at
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
 from .vector import (
@@ -40,6 +40,7 @@ def _chunk(x, value, slope, result, chunk, C, inner, accumulate):
         i = run_end
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def times_slope(x, value, slope, C, inner, accumulate, threads, result):
     """value where x is positive, else value times the slope: PReLU with value = x, its gradient with value = dy.
@@ -103,6 +104,7 @@ def _slope_job(x, dy, dslope, job, C, inner, accumulate):
         vector_write(total, dslope, at, length)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def prelu_slope_gradient(x, dy, C, inner, accumulate, threads, dslope):
     """The gradient of PReLU's slope: the sum of x dy where x is not positive.

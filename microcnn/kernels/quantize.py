@@ -3,7 +3,7 @@ import numba
 import numpy as np
 
 from .axis import beside, run_at
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .special import vector_rint
@@ -48,6 +48,7 @@ def _chunk(x, scale, zero, y, chunk, C, inner, kind, low, high):
         i = run_end
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def quantize_linear(x, scale, zero, C, inner, kind, low, high, threads, y):
     """x / scale, rounded to the even of two, plus zero, between low and high; the way back, (x - zero) scale; or both.

@@ -4,7 +4,7 @@ import numpy as np
 from numba.extending import intrinsic
 
 from .axis import job_count, job_shape, unit_at
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .powers import vector_ln
 from .simd import lanes
@@ -167,6 +167,7 @@ def _work_of(kind, size):
     return size * (20 if kind >= LOG_SUM else 2)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def reduce(x, C, inner, kind, scale, threads, y):
     """One number for each group.
@@ -283,6 +284,7 @@ def _backward_job(x, y, dy, dx, job, C, inner, kind, scale, accumulate):
             vector_write(value, dx, i, have)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def reduce_backward(x, y, dy, C, inner, kind, scale, accumulate, threads, dx):
     """The gradient of reduce.

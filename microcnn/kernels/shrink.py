@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import vector_add, vector_of, vector_sub, vector_take, vector_where_greater, vector_write
@@ -23,6 +23,7 @@ def _chunk(x, chunk, lambd, bias, y):
         vector_write(vector_where_greater(least, value, vector_add(value, moved), above), y, i, end - i)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def shrink_forward(x, lambd, bias, threads, y):
     """Numbers of at most lambd in magnitude become 0, the others come closer to 0 by bias.
@@ -63,6 +64,7 @@ def _gradient_chunk(x, dy, chunk, lambd, accumulate, dx):
         vector_write(passed, dx, i, end - i)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def shrink_backward(x, dy, lambd, accumulate, threads, dx):
     """The gradient of Shrink.

@@ -31,8 +31,9 @@ INSTRUCTION_SET = _instruction_set()
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "neon": 16, "sse": 16}[INSTRUCTION_SET]
 REGISTERS = {"avx512": 32, "avx2": 16, "neon": 32, "sse": 16}[INSTRUCTION_SET]
 
-# Rows of the tiles four, two and one vectors wide: what fills the registers without spilling. 0: no such tile.
-MR4, MR2, MR1 = {"avx512": (6, 8, 8), "avx2": (0, 6, 8), "neon": (6, 8, 8), "sse": (0, 6, 8)}[INSTRUCTION_SET]
+# Rows of the tiles four, two and one vectors wide: what fills the registers without spilling. 0: no such tile. 6 x 4 would
+# just fit into NEON's 32, but LLVM spills three of them; 8 x 2 loads hardly more for a multiply-add.
+MR4, MR2, MR1 = {"avx512": (6, 8, 8), "avx2": (0, 6, 8), "neon": (0, 8, 8), "sse": (0, 6, 8)}[INSTRUCTION_SET]
 # Pixels of the input that a tile one vector wide sees through three neighbouring taps.
 SEEN1 = MR1 + 2
 # Rows of the tiles that hold whole windows of 3, 5 and 7 rows, each one or two vectors wide, for as many channels as fit.
@@ -42,6 +43,8 @@ WIDE_WINDOWS3, WIDE_WINDOWS5, WIDE_WINDOWS7 = (rows * ((REGISTERS - 2) // (2 * r
 PLANES, EVEN_PLANES = (6, 4) if REGISTERS == 32 else (3, 2)
 # Where a load with a lane mask costs no more than a plain one, the plain variant of a loop is not needed.
 MASKS_ARE_FREE = INSTRUCTION_SET == "avx512"
+# Where one lane of a register can be a factor, broadcasts are not needed.
+MULTIPLIES_BY_ELEMENT = INSTRUCTION_SET == "neon"
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 

@@ -3,7 +3,7 @@ import numba
 import numpy as np
 
 from .axis import job_count, job_shape, unit_at
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
 from .vector import (
@@ -93,6 +93,7 @@ def _forward_job(x, y, job, C, inner, kind):
             _forward_columns(x, y, at, count, C, inner, kind)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def softmax_forward(x, C, inner, kind, threads, y):
     """Softmax (kind 0) or its logarithm (kind 1) of each group.
@@ -174,6 +175,7 @@ def _backward_job(y, dy, dx, job, C, inner, kind, accumulate):
             _backward_columns(y, dy, dx, at, count, C, inner, kind, accumulate)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def softmax_backward(y, dy, C, inner, kind, accumulate, threads, dx):
     """The gradient of softmax (kind 0) or log-softmax (kind 1) from its output.

@@ -8,7 +8,7 @@ import math
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .powers import vector_trunc
 from .simd import lanes
@@ -235,6 +235,7 @@ def _forward_chunk(x, y, chunk, kind, a, b, c):
         vector_write(_function(vector_take(x, i, count), kind, a, b, c, x), y, i, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def unary_forward(x, kind, a, b, c, threads, y):
     """Apply a function to every number.
@@ -272,6 +273,7 @@ def _backward_chunk(kept, dy, dx, chunk, kind, a, b, c, accumulate):
         vector_write(value, dx, i, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def unary_backward(kept, dy, kind, a, b, c, accumulate, threads, dx):
     """The gradient of a function: dy times its derivative.

@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .entry import RATE, STEP, entry, fields_of, number, slot, slot_number, threads_for, view, view_as
 from .simd import lanes
 from .vector import (
@@ -57,6 +57,7 @@ def _sgd_chunk(weight, gradient, velocity, begin, end, rate, momentum, dampening
         vector_write(vector_fma(g, descent, w), weight, i, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def sgd_step(weight, gradient, velocity, rate, momentum, dampening, weight_decay, nesterov, scale, first_step,
              threads):
@@ -124,6 +125,7 @@ def _adam_chunk(weight, gradient, first, second, begin, end, rate, beta1, beta2,
         vector_write(vector_fma(descent, vector_div(m, denominator), w), weight, i, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def adam_step(weight, gradient, first, second, rate, beta1, beta2, eps, weight_decay, decoupled, scale, steps,
               threads):
@@ -167,6 +169,7 @@ def _scaled_chunk(x, y, begin, end, scale):
         vector_write(vector_fma(vector_take(x, i, count), factor, vector_take(y, i, count)), y, i, count)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def add_scaled(x, scale, threads, y):
     """y += scale x

@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper
+from .cache import helper, kernel
 from .elementwise import extent, fetch, jobs_of, next_place, part_of, place_of, put, row_at, row_width, rows_of
 from .entry import entry, fields_of, threads_for, view
 from .vector import vector_of, vector_where_equal
@@ -26,6 +26,7 @@ def _job(mask, a, b, y, job, dims, mask_strides, a_strides, b_strides):
         place = next_place(place, dims)
 
 
+@kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def select_strided(mask, a, b, dims, mask_strides, a_strides, b_strides, threads, y):
     """a where the mask is not 0, else b.

@@ -217,6 +217,7 @@ def copy_at_the_end_of_memory():
     for offset in (0, 2 * page):
         if libc.mprotect(ctypes.c_void_p(address + offset), ctypes.c_size_t(page), 0):
             raise OSError(ctypes.get_errno(), "mprotect")
+    *_, stepped = tile_functions(3, 2)
     for dtype in (np.float32, np.float64):
         width = simd.lanes_of(np.dtype(dtype))
         middle = np.frombuffer(memory, dtype, page // np.dtype(dtype).itemsize, page)
@@ -224,6 +225,10 @@ def copy_at_the_end_of_memory():
         for count in range(width):
             copy_first(middle, size - count, middle, size - count, count)
             copy_first(middle, 0, middle, 0, count)
+            columns = width + count
+            if count > 0:
+                stepped(middle[size - 15:], 5, middle[size - 5 * columns:], columns, 5, np.zeros(3 * columns, dtype),
+                        columns, 3, columns, False)
     print("untouched")
     # the array and the mapping hold each other; nothing of this is to be torn down
     sys.stdout.flush()
@@ -279,6 +284,7 @@ def test_reading_and_writing_other_dtypes(other, dtype):
 def tile_functions(mr, nv):
     fill, zeros, strided, table = tile.tile_fill, tile.tile_zeros, tile.rows_strided, tile.rows_table
     fma, tail, add, clamp, store = tile.tile_fma, tile.tile_fma_tail, tile.tile_add, tile.tile_clamp, tile.tile_store
+    steps, steps_tail = tile.tile_fma_steps, tile.tile_fma_steps_tail
 
     @numba.njit
     def product(a, a_stride, b, b_stride, depth, c, c_stride, row_count, count):
@@ -299,13 +305,23 @@ def tile_functions(mr, nv):
             tile = tail(tile, a, rows, k, b, k * b_stride, count)
         tile = clamp(add(tile, c, c_rows, 0, row_count, count), low, high)
         store(tile, c, c_rows, 0, row_count, count)
-    return product, fused
+
+    @numba.njit
+    def stepped(a, a_stride, b, b_stride, depth, c, c_stride, row_count, count, whole):
+        """c = a b, all steps at once; b is read up to `count` columns, or whole vectors."""
+        rows = strided(0, a_stride, row_count, mr)
+        if whole:
+            tile = steps(zeros(a, mr, nv), a, rows, 0, b, 0, b_stride, depth)
+        else:
+            tile = steps_tail(zeros(a, mr, nv), a, rows, 0, b, 0, b_stride, depth, count)
+        store(tile, c, strided(0, c_stride, row_count, mr), 0, row_count, count)
+    return product, fused, stepped
 
 
 @DTYPES
 @pytest.mark.parametrize("mr, nv", [(1, 1), (4, 1), (3, 2), (2, 4)])
 def test_tiles(mr, nv, dtype):
-    product, fused = compiled((mr, nv), lambda: tile_functions(mr, nv))
+    product, fused, stepped = compiled((mr, nv), lambda: tile_functions(mr, nv))
     width, depth = nv * simd.lanes_of(np.dtype(dtype)), 7
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(mr, depth)).astype(dtype), rng.normal(size=(depth, width)).astype(dtype)
@@ -322,6 +338,8 @@ def test_tiles(mr, nv, dtype):
             np.testing.assert_allclose(c[:row_count, :count], (a @ b)[:row_count, :count], rtol=tolerance,
                                        atol=tolerance)
             assert (c[~inside] == 77).all()
+            if count <= width - width // nv:        # the last vector would be empty
+                continue
             c[inside] = 0.5
             fused(a.reshape(-1), a_rows, b.reshape(-1), width, depth, bias, dtype(-1), dtype(1), c.reshape(-1),
                   width + 3, row_count, count)
@@ -331,8 +349,27 @@ def test_tiles(mr, nv, dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize("mr, nv", [(4, 1), (3, 2)])
+def test_steps_of_a_tile(mr, nv, dtype):
+    """No step, fewer than a register has lanes, several registers full and some more."""
+    *_, stepped = compiled((mr, nv), lambda: tile_functions(mr, nv))
+    width = nv * simd.lanes_of(np.dtype(dtype))
+    rng = np.random.default_rng(1)
+    tolerance = 1e-5 if dtype == np.float32 else 1e-13
+    for depth in (0, 1, 3, 4, 5, 11):
+        for count in (width - 1, width):
+            a, b = rng.normal(size=(mr, depth)).astype(dtype), rng.normal(size=(depth, count)).astype(dtype)
+            for row_count in (1, mr):
+                c = np.full((mr, width), 77, dtype)
+                stepped(a.reshape(-1), depth, b.reshape(-1), count, depth, c.reshape(-1), width, row_count, count,
+                        count == width)
+                np.testing.assert_allclose(c[:row_count, :count], (a @ b)[:row_count], rtol=tolerance, atol=tolerance)
+                assert (c[row_count:] == 77).all() and (c[:, count:] == 77).all()
+
+
+@DTYPES
 def test_tile_clamp_keeps_nan(dtype):
-    _, fused = compiled((1, 1), lambda: tile_functions(1, 1))
+    _, fused, _ = compiled((1, 1), lambda: tile_functions(1, 1))
     width = simd.lanes_of(np.dtype(dtype))
     c = np.full(width, np.nan, dtype)
     fused(np.ones(1, dtype), np.zeros(2, np.int64), np.ones(width, dtype), width, 1, np.ones(width, dtype), dtype(0),

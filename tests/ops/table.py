@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
@@ -238,6 +237,7 @@ def training(case):
 
 def runtime(case):
     """onnxruntime, on the exported graph."""
+    onnxruntime = pytest.importorskip("onnxruntime")
     model = export_onnx(case.graph())
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 3, 1, 1

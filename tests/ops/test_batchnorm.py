@@ -91,7 +91,7 @@ def test_folding_changes_nothing_but_what_trains(rng, bias):
 
 @pytest.mark.parametrize("bn", ["frozen", "batch", "fold"])
 def test_what_was_trained_goes_out_in_inference_form(rng, bn):
-    import onnxruntime
+    onnxruntime = pytest.importorskip("onnxruntime")
     case = Case(bn, network, 3, bn)
     inputs = case.inputs(dtype="float32")
     net = case.compile("float32", loss="mse", optimizer=mc.SGD(lr=0.01))

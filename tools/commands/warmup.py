@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from microcnn.errors import CompileError
+from microcnn.threads import usable_cpus
 
 from ..compiling import compile_shown
 from ..loading import input_shapes, load_model
@@ -26,6 +27,8 @@ def add_warmup(parser: argparse.ArgumentParser) -> None:
     options.add_shape(parser)
     options.add_dtype(parser)
     options.add_threads(parser)
+    parser.add_argument("--processes", type=options.whole(), metavar="N",
+                        help="how many processes compile, each takes about 200 MB (2 where there are as many processors)")
 
 
 def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -42,8 +45,9 @@ def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
         raise CompileError("--loss belongs to training; give --train too, or leave it out")
     optimizer = {"sgd": mc.SGD, "adam": mc.Adam, "adamw": mc.AdamW}[args.optimizer](lr=1e-3)
     began = time.perf_counter()
-    net, count = compile_shown(graph, terminal, batch=args.batch, train=args.train, loss=loss, bn=args.bn,
-                               dtype=args.dtype, optimizer=optimizer if args.train else None, input_shapes=shapes)
+    net, count = compile_shown(graph, terminal, args.processes or min(2, usable_cpus()), batch=args.batch, train=args.train,
+                               loss=loss, bn=args.bn, dtype=args.dtype, optimizer=optimizer if args.train else None,
+                               input_shapes=shapes)
     x, t = example(net.graph, 1, net.loss, args.dtype, {i.name: net.shapes[i.name] for i in net.graph.inputs})
     net.predict(x)
     if args.train is not None:

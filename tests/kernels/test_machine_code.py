@@ -1,0 +1,44 @@
+"""What the processor gets: the inner loops of the tiles hold multiply-adds and the loads that feed them, and nothing else."""
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from tests.kernels.machine_code import Loop, inner_loops
+
+ENTRIES = ("conv2d.forward", "linear.forward", "conv2d_weight.backward", "linear.backward_weight")
+loops_for = functools.cache(inner_loops)
+
+# Multiply-adds and loads of one turn of each entry's largest tile. AVX2: 6 x 2 with a broadcast for each row. NEON: 8 x 2;
+# where the inputs of a row are neighbours, four steps at once, by element.
+LARGEST = {
+    "haswell": {"conv2d.forward": (12, 8), "linear.forward": (12, 8), "conv2d_weight.backward": (12, 8),
+                "linear.backward_weight": (12, 8)},
+    "cortex-a72": {"conv2d.forward": (64, 16), "linear.forward": (64, 16), "conv2d_weight.backward": (16, 10),
+                   "linear.backward_weight": (16, 10)},
+}
+
+
+def fewest_loads(loops: list[Loop]) -> Loop:
+    """The loop that loads least for a multiply-add."""
+    return min(loops, key=lambda loop: loop.loads / loop.fma)
+
+
+@pytest.mark.parametrize("target", LARGEST)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_tiles_stay_in_registers(target, entry):
+    loops = loops_for(target, *ENTRIES)[entry]
+    assert len(loops) >= 4
+    for loop in loops:
+        listing = "\n".join(loop.body)
+        assert loop.spills == 0, f"{loop.spills} registers go to the stack:\n{listing}"
+        assert loop.stores == 0, f"{loop.stores} stores:\n{listing}"
+    largest = fewest_loads(loops)
+    fma, loads = LARGEST[target][entry]
+    assert largest.fma % fma == 0 and largest.loads * fma <= largest.fma * loads, "\n".join(largest.body)
+
+
+def test_a_tile_that_is_too_large_is_seen():
+    """8 x 2 needs 16 registers for its sums alone, and AVX2 has no more."""
+    assert any(loop.spills > 0 for loop in inner_loops("haswell", "linear.backward_weight", MR2=8)["linear.backward_weight"])

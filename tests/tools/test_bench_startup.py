@@ -1,0 +1,24 @@
+"""The measurement of start-up."""
+import json
+
+import pytest
+
+from microcnn.errors import MicroCNNError
+from microcnn.tools.bench import startup
+
+
+def test_startup_of_a_small_model(capsys, model):
+    assert startup.main([str(model), "--repeats", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    measured, = found["models"]
+    assert measured["model"] == str(model) and "onnx_us" not in measured
+    assert min(found["import_us"], found["numba_us"], measured["mcnn_us"], measured["numba_us"]) > 0
+    assert measured["warmup_us"] > 0 and measured["warmup_processor_us"] > 0
+    assert found["cache_bytes"] == measured["cache_bytes"] > 10_000
+
+
+def test_startup_of_nothing(tmp_path):
+    with pytest.raises(MicroCNNError, match="expected a file that ends in"):
+        startup.main([str(tmp_path / "model.bin")])
+    with pytest.raises(MicroCNNError, match="no such file"):
+        startup.main([str(tmp_path / "model.onnx")])

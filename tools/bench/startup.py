@@ -1,0 +1,200 @@
+"""How long a process takes from its start to its first result: python -m microcnn.tools.bench.startup MODEL ...
+
+Everything is measured in fresh processes, interleaved, and the median is told. What numba itself takes, its import and a
+function of its own from its cache, stands beside it: on a busy or a slow machine both grow. Of warmup the processor's time is
+told too, which neighbours on the machine disturb less.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import microcnn as mc
+from microcnn.errors import FileError, MicroCNNError
+
+from ..commands.options import whole
+from ..loading import check_suffix, load_model
+from ..machine import conditions_of_machine
+from ..terminal import Terminal, bytes_text, time_text
+
+# What a child runs; each prints the microseconds it measured, or the time when it was done by time.monotonic, which is one
+# clock for all processes.
+IMPORT = """
+import time, numpy
+began = time.perf_counter()
+import microcnn
+print((time.perf_counter() - began) * 1e6)
+"""
+NUMBA = """
+import sys, time
+sys.path.insert(0, {folder!r})
+import numpy, numba
+import yardstick
+yardstick.total(numpy.ones(8, numpy.float32))
+print(time.monotonic())
+"""
+# In a file of its own, because numba caches no function that was typed in.
+YARDSTICK = """
+import numba
+
+@numba.njit(cache=True)
+def total(x):
+    result = x[0]
+    for i in range(1, x.size):
+        result += x[i]
+    return result
+"""
+PREDICT = """
+import time
+import numpy
+import microcnn as mc
+from pathlib import Path
+path = Path({path!r})
+net = (mc.load if path.suffix == ".mcnn" else mc.load_onnx)(path).compile()
+shapes = [net.shapes[entry.name] for entry in net.graph.inputs]
+x = {{entry.name: numpy.zeros((1, *shape), numpy.float32) for entry, shape in zip(net.graph.inputs, shapes)}}
+net.predict(x if len(x) > 1 else next(iter(x.values())))
+print(time.monotonic())
+"""
+
+
+def child(code: str, cache: Path | None = None) -> tuple[float, float]:
+    """(when a fresh process began, by time.monotonic; the number that the code prints). Raises MicroCNNError."""
+    environment = dict(os.environ)
+    if cache is not None:
+        environment["NUMBA_CACHE_DIR"] = str(cache)
+    began = time.monotonic()
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if ran.returncode:
+        raise MicroCNNError(f"a measured process ended with {ran.returncode}: {ran.stderr.strip().splitlines()[-1:]}")
+    return began, float(ran.stdout.split()[-1])
+
+
+def warm_up(model: Path, cache: Path, train: bool) -> dict[str, float]:
+    """What `microcnn warmup` takes from the process's start on, its processors' time, and the bytes in its cache folder.
+
+    Raises MicroCNNError.
+    """
+    command = [sys.executable, "-m", "microcnn.tools.cli", "warmup", str(model), *(["--train"] if train else [])]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
+    ran = subprocess.run(command, env={**os.environ, "NUMBA_CACHE_DIR": str(cache)}, capture_output=True, text=True)
+    if ran.returncode:
+        raise MicroCNNError(f"microcnn warmup {model} ended with {ran.returncode}: {ran.stderr.strip().splitlines()[-1:]}")
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"warmup_us": seconds * 1e6, "warmup_processor_us": spent * 1e6, "cache_bytes": folder_bytes(cache)}
+
+
+def folder_bytes(folder: Path) -> int:
+    """The sizes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def medians(repeats: int, **codes: tuple[str, Path, bool]) -> dict[str, float]:
+    """Median microseconds by name of (code, cache folder, whether the code prints the clock), one after the other, repeated.
+
+    The first run of each is not counted: files are read from the disk then, and what numba caches is compiled.
+    """
+    found: dict[str, list[float]] = {name: [] for name in codes}
+    for repeat in range(repeats + 1):
+        for name, (code, cache, clock) in codes.items():
+            began, printed = child(code, cache)
+            if repeat:
+                found[name].append((printed - began) * 1e6 if clock else printed)
+    return {name: statistics.median(numbers) for name, numbers in found.items()}
+
+
+def measure(models: Sequence[Path], train: bool, repeats: int, terminal: Terminal) -> dict[str, Any]:
+    """All figures: `import_us`, `numba_us`, and of each model its warmup, its cache and its first results."""
+    result: dict[str, Any] = {"schema": "microcnn.startup/1", "conditions": conditions_of_machine(), "models": []}
+    with tempfile.TemporaryDirectory(prefix="microcnn-startup-") as name, \
+            terminal.progress(2 * len(models) + 1, "measuring") as bar:
+        folder = Path(name)
+        (folder / "yardstick.py").write_text(YARDSTICK, encoding="utf-8")
+        numba = (NUMBA.format(folder=str(folder)), folder / "numba", True)
+        bar.show(0, "imports")
+        common = medians(repeats, import_us=(IMPORT, folder / "numba", False), numba_us=numba)
+        result |= common
+        whole_cache = folder / "all"
+        for number, model in enumerate(models):
+            bar.show(2 * number + 1, f"warmup {model.name}")
+            cache = folder / str(number)
+            warmed = warm_up(model, cache, train)
+            native, codes = folder / f"{number}.mcnn", {"numba_us": numba}
+            load_model(model).save(native)
+            bar.show(2 * number + 2, f"first result of {model.name}")
+            codes["mcnn_us"] = (PREDICT.format(path=str(native)), cache, True)
+            if model.suffix.lower() == ".onnx":
+                codes["onnx_us"] = (PREDICT.format(path=str(model)), cache, True)
+            result["models"].append({"model": str(model), "train": train, **warmed, **medians(repeats, **codes)})
+            merge(cache, whole_cache)
+        result["cache_bytes"] = folder_bytes(whole_cache)
+        bar.show(2 * len(models) + 1)
+    return result
+
+
+def merge(folder: Path, into: Path) -> None:
+    """What would lie in one cache folder, had all models been compiled into it."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            target = into / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+
+
+def show(result: dict[str, Any], terminal: Terminal) -> None:
+    """The figures as a table."""
+    terminal.say(f"import microcnn, beyond numpy: {time_text(result['import_us'])}. From the start of a process to the first "
+                 f"result of a function that numba has cached: {time_text(result['numba_us'])}")
+
+    rows = []
+    for model in result["models"]:
+        path = Path(model["model"])
+        first = [f"{time_text(model[key])}  ({model[key] / model['numba_us']:.2f})" if key in model else "-"
+                 for key in ("mcnn_us", "onnx_us")]
+        rows.append((f"{path.parent.name}/{path.name}", time_text(model["warmup_us"]), time_text(model["warmup_processor_us"]),
+                     bytes_text(model["cache_bytes"]), *first, time_text(model["numba_us"])))
+    terminal.table(("model", ">warmup", ">processor", ">cache", ">.mcnn, warm", ">.onnx, warm", ">numba alone"), rows,
+                   "From the start of a process to the first result (and how many times what numba alone takes)")
+    terminal.say(f"the cache of all together: {bytes_text(result['cache_bytes'])}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code. Raises MicroCNNError."""
+    parser = argparse.ArgumentParser(prog="python -m microcnn.tools.bench startup", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help=".onnx or .mcnn")
+    parser.add_argument("--train", action="store_true", help="warm up for training too")
+    parser.add_argument("--repeats", type=whole(), default=5, metavar="N", help="processes for each median (5)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    args = parser.parse_args(arguments)
+    for model in args.models:
+        check_suffix(model)
+        if not model.exists():
+            raise FileError(f"{model}: no such file")
+    terminal = Terminal()
+    result = measure(args.models, args.train, args.repeats, terminal)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        show(result, terminal)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except mc.MicroCNNError as failed:
+        print(f"startup: error: {failed}", file=sys.stderr)
+        sys.exit(2)
