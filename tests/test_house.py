@@ -147,6 +147,18 @@ def test_an_op_is_three_files():
     assert [judge(case).verdict for case in cases] == ["passed", "passed"]
 
 
+def test_every_parallel_kernel_says_how_it_is_compiled():
+    """Both decorators stand on the function itself: numba keeps the options of one that is shared."""
+    njit = "numba.njit(parallel=True, cache=True, nogil=True, error_model='numpy')"
+    parallel = []
+    for path in sorted((ROOT / "microcnn" / "kernels").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and "numba.prange(" in ast.unparse(node):
+                parallel.append(f"{path.stem}.{node.name}")
+                assert [ast.unparse(one) for one in node.decorator_list] == ["kernel", njit], parallel[-1]
+    assert len(parallel) > 50
+
+
 def test_readme_names_every_subcommand():
     from microcnn.tools.cli import COMMANDS
     assert set(re.findall(r"^\| `microcnn (\w+)", (ROOT / "README.md").read_text(), re.M)) == set(COMMANDS)
