@@ -315,8 +315,9 @@ def test_what_another_process_compiled_is_taken_over(copied, tmp_path):
     assert not list(copied.rglob("*.nbi")) and not list((tmp_path / "own").rglob("*.moving"))
     # what is here stays: the copy knows nothing of float64
     shutil.copytree(tmp_path / "own", tmp_path / "second")
+    offered = sorted((tmp_path / "second").rglob("*.nbi"))
     assert fresh(STEP + f"cache.adopt({str(tmp_path / 'second')!r})\nprint(step(), hits())", tmp_path / "own") == "0.75 1"
-    assert len(list((tmp_path / "second").rglob("*.nbi"))) == 2
+    assert len(offered) >= 2 and sorted((tmp_path / "second").rglob("*.nbi")) == offered
 
 
 def test_the_fingerprint_is_of_all_that_is_compiled(monkeypatch, tmp_path):

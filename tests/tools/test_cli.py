@@ -1,6 +1,7 @@
 """The command: what it prints, what it writes, and one clear line for everything that is wrong."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -385,8 +386,9 @@ print(sorted(made.cache_hits for entry in ENTRIES.values() for made in entry._co
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     own, taken = json.loads(first.stdout.splitlines()[-1]), json.loads(second.stdout.splitlines()[-1])
     assert set(own) == {0, 1} and set(taken) == {1} and len(own) == len(taken)
-    count = f"{len(own)} kernels are ready"
-    assert first.stdout.startswith(count) and second.stdout.startswith(count)
+    counts = [int(re.match(r"(\d+) kernels are ready", made.stdout)[1]) for made in (first, second)]
+    # one more where several threads are there to be woken: a kernel that measures how long that takes
+    assert counts[0] == counts[1] and len(own) - counts[0] in (0, 1)
 
 
 def test_doctor(capsys):
