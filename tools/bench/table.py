@@ -109,7 +109,7 @@ class Report:
         """The table of README: for each cell this library's time, and that of the fastest peer."""
         facts = self.conditions
         versions = ", ".join(f"{PEERS[name].title} {version}" for name, version in self.versions.items())
-        lines = [f"{facts.get('cpu')}, {facts.get('instruction_set')}, {facts.get('system')}, "
+        lines = [f"{facts.get('cpu')}, {facts.get('instruction_set')}, {str(facts.get('system')).partition('-')[0]}, "
                  f"load {facts.get('load_average')}; Python {facts.get('python')}, numba {facts.get('numba')}. "
                  f"Measured in turns: {versions}."]
         for job in self.jobs():
