@@ -19,8 +19,8 @@ CHUNKS = 8
 MOST_ROWS, MOST_VECTORS = 7, 2
 # A sample that leaves the second-level cache would be read from memory once for each output channel.
 IMAGE_BYTES = 128 * 1024
-# Measured, in cycles: a multiply-add with an unaligned operand from memory, the same in a tile, finding a winner, adding a
-# register to an image, and writing a register of the gradient that winners are spread out to.
+# Measured, in cycles: a multiply-add with an unaligned operand from memory, the same in a tile, finding a winner's window,
+# adding a register to an image, and writing a register of the gradient that winners are spread out to.
 FROM_MEMORY, IN_TILE, FIND, ADD_UP, SPREAD = 1.5, 0.75, 5.0, 4.0, 10.0
 
 

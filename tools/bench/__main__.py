@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -15,16 +14,10 @@ COMMANDS = {
 }
 
 
-def available() -> dict[str, str]:
-    """The subcommands whose modules are here."""
-    return {name: text for name, text in COMMANDS.items() if importlib.util.find_spec(f"{__package__}.{name}")}
-
-
 def usage() -> str:
     """What --help prints."""
-    found = available()
     lines = ["usage: python -m microcnn.tools.bench COMMAND ...", "", "Measurements that anyone can repeat.", "", "commands:"]
-    lines += [f"  {name:9} {text}" for name, text in found.items()]
+    lines += [f"  {name:9} {text}" for name, text in COMMANDS.items()]
     return "\n".join([*lines, "", "python -m microcnn.tools.bench COMMAND --help says more."])
 
 
@@ -36,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     try:
-        if given[0] not in available():
-            raise MicroCNNError(f"there is no command {given[0]!r}; expected one of {', '.join(available())}")
+        if given[0] not in COMMANDS:
+            raise MicroCNNError(f"there is no command {given[0]!r}; expected one of {', '.join(COMMANDS)}")
         code = importlib.import_module(f".{given[0]}", __package__).main(given[1:])
         sys.stdout.flush()
         return int(code or 0)

@@ -16,10 +16,11 @@ JOBS = {"infer": "inference", "train": "a whole training step", "last": "a step 
 class Peer:
     """A library as it is measured.
 
-    module   its runner, in runners/
-    title    what readers know it as
-    jobs     what it can do
-    sibling  the peer whose interpreter it shares
+    module     its runner, in runners/
+    title      what readers know it as
+    jobs       what it can do
+    sibling    the peer whose interpreter it shares
+    converter  the peer that writes the model in its form
     """
 
     name: str
@@ -27,6 +28,7 @@ class Peer:
     title: str
     jobs: tuple[str, ...] = tuple(JOBS)
     sibling: str | None = None
+    converter: str | None = None
 
 
 PEERS = {peer.name: peer for peer in (
@@ -37,7 +39,7 @@ PEERS = {peer.name: peer for peer in (
     Peer("tf", "peer_tf", "TensorFlow"),
     Peer("ort", "peer_ort", "ONNX Runtime", ("infer",)),
     Peer("ort-training", "peer_ort_training", "ONNX Runtime Training", ("train", "last")),
-    Peer("litert", "peer_litert", "LiteRT", ("infer",)),
+    Peer("litert", "peer_litert", "LiteRT", ("infer",), converter="tf"),
     Peer("openvino", "peer_openvino", "OpenVINO", ("infer",)),
     Peer("jax", "peer_jax", "JAX"),
 )}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -303,7 +302,3 @@ def one(graph: Graph, job: str, batch: int, threads: int, peak: Peak, copy: floa
     with terminal.progress(100, short(graph.name)) as bar:
         found, reached = measure(net, lines, owner, peak, seconds, lambda share: bar.show(round(100 * share), "measuring"))
     return KernelRun(graph.name, batch, threads, job == "train", reached, copy, found)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,7 +159,3 @@ def _cells(args: argparse.Namespace, recipes: Sequence[Recipe], peers: Sequence[
             report.measured.append(found)
             for name, why in found.failed.items():
                 bar.say(f"{cell}: {name} failed: {why}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

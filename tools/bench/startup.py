@@ -1,4 +1,4 @@
-"""How long a process takes from its start to its first result: python -m microcnn.tools.bench.startup MODEL ...
+"""How long a process takes from its start to its first result: python -m microcnn.tools.bench startup MODEL ...
 
 Everything is measured in fresh processes, interleaved, and the median is told. What numba itself takes, its import and a
 function of its own from its cache, stands beside it: on a busy or a slow machine both grow. Of warmup the processor's time is
@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import microcnn as mc
 from microcnn.errors import FileError, MicroCNNError
+from microcnn.files import atomic_write
 
 from ..commands.options import whole
-from ..loading import check_suffix, load_model
+from ..loading import check_suffix, check_writable, load_model
 from ..machine import conditions_of_machine
 from ..terminal import Terminal, bytes_text, time_text
 
@@ -177,24 +177,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help=".onnx or .mcnn")
     parser.add_argument("--train", action="store_true", help="warm up for training too")
     parser.add_argument("--repeats", type=whole(), default=5, metavar="N", help="processes for each median (5)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args(arguments)
     for model in args.models:
         check_suffix(model)
         if not model.exists():
             raise FileError(f"{model}: no such file")
+    if args.json:
+        check_writable(args.json)
     terminal = Terminal()
     result = measure(args.models, args.train, args.repeats, terminal)
+    show(result, terminal)
     if args.json:
-        print(json.dumps(result, indent=1))
-    else:
-        show(result, terminal)
+        atomic_write(args.json, [(json.dumps(result, indent=1) + "\n").encode()])
+        terminal.say(f"saved {args.json}")
     return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except mc.MicroCNNError as failed:
-        print(f"startup: error: {failed}", file=sys.stderr)
-        sys.exit(2)

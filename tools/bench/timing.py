@@ -121,7 +121,7 @@ def measure(cell: Cell, recipe: Recipe, peers: Sequence[Peer], workers: Workers,
         worker = workers.get(peer)
         tell(f"{cell}: {peer.name} prepares")
         outputs = recipe.folder / f"outputs-{peer.name}.npy"
-        trouble = _convert(cell, recipe, workers, turns.patience) if peer.name == "litert" else ""
+        trouble = _convert(peer, cell, recipe, workers, turns.patience) if peer.converter else ""
         answer: dict[str, Any] = {"error": trouble} if trouble else worker.ask(
             turns.patience, do="prepare", folder=str(recipe.folder), job=cell.job, batch=cell.batch, outputs=str(outputs))
         if "error" in answer:
@@ -178,9 +178,10 @@ def disagreement(found: Any, wanted: Any, first_step_only: bool = False, spread:
     return float(apart)
 
 
-def _convert(cell: Cell, recipe: Recipe, workers: Workers, patience: float) -> str:
-    """Have TensorFlow write the .tflite file, where it is not there yet; why it could not, else ""."""
+def _convert(peer: Peer, cell: Cell, recipe: Recipe, workers: Workers, patience: float) -> str:
+    """Have the peer's converter write the .tflite file, where it is not there yet; why it could not, else ""."""
     if Path(recipe.folder, f"folded-{cell.batch}.tflite").exists():
         return ""
-    answer = workers.get(PEERS["tf"]).ask(patience, do="convert", folder=str(recipe.folder), batch=cell.batch)
-    return f"TensorFlow, which converts models for it, did not: {answer['error']}" if "error" in answer else ""
+    converter = PEERS[peer.converter or ""]
+    answer = workers.get(converter).ask(patience, do="convert", folder=str(recipe.folder), batch=cell.batch)
+    return f"{converter.title}, which converts models for it, did not: {answer['error']}" if "error" in answer else ""

@@ -5,11 +5,20 @@ import pytest
 
 from microcnn.errors import MicroCNNError
 from microcnn.tools.bench import startup
+from tests.tiny import convolutional
 
 
-def test_startup_of_a_small_model(capsys, model):
-    assert startup.main([str(model), "--repeats", "1", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "small.mcnn"
+    convolutional().save(path)
+    return path
+
+
+def test_startup_of_a_small_model(capsys, tmp_path, model):
+    assert startup.main([str(model), "--repeats", "1", "--json", str(tmp_path / "s.json")]) == 0
+    assert "beyond numpy" in capsys.readouterr().out
+    found = json.loads((tmp_path / "s.json").read_text())
     measured, = found["models"]
     assert measured["model"] == str(model) and "onnx_us" not in measured
     assert min(found["import_us"], found["numba_us"], measured["mcnn_us"], measured["numba_us"]) > 0
