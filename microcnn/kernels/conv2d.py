@@ -11,19 +11,10 @@ from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import transpose_matrix
+from .rows import rows_strided, rows_table
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, MULTIPLIES_BY_ELEMENT, SEEN1, lanes
-from .tile import (
-    rows_strided,
-    rows_table,
-    tile_add,
-    tile_clamp,
-    tile_fill,
-    tile_fma_steps,
-    tile_fma_steps_tail,
-    tile_fma_taps,
-    tile_store,
-    tile_zeros,
-)
+from .tile import tile_add, tile_clamp, tile_fill, tile_store, tile_zeros
+from .tile_fma import tile_fma_steps, tile_fma_steps_tail, tile_fma_taps
 
 
 @helper

@@ -10,8 +10,10 @@ from .cache import helper, kernel
 from .conv2d import copy_band
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import zero_run
-from .simd import EVEN_PLANES, PLANES, lanes
-from .tile import rows_strided, tile_clamp, tile_fma, tile_zeros
+from .rows import rows_strided
+from .simd import MR_POOLED, MR_POOLED_EVEN, lanes
+from .tile import tile_clamp, tile_zeros
+from .tile_fma import tile_fma
 from .tile_pool import tile_fill_rows, tile_store_turned, tile_windows
 
 
@@ -77,14 +79,14 @@ def _bands(chunk, chunks, x, weight, bias, padded, batch, sizes, low, high, y, i
             at, y_at = 2 * i * columns, ((n * PH + ph + i) * PW) * K
             k = 0
             while k < K:
-                if (K - k) % EVEN_PLANES == 0 or K - k < EVEN_PLANES:
-                    channels = min(K - k, EVEN_PLANES)
+                if (K - k) % MR_POOLED_EVEN == 0 or K - k < MR_POOLED_EVEN:
+                    channels = min(K - k, MR_POOLED_EVEN)
                     _pooled_row(planes, at, plane, row_step, columns, weight, bias, C, K, R, S, k, channels, PW, low, high, y,
-                                y_at, indices, EVEN_PLANES)
+                                y_at, indices, MR_POOLED_EVEN)
                 else:
-                    channels = min(K - k, PLANES)
+                    channels = min(K - k, MR_POOLED)
                     _pooled_row(planes, at, plane, row_step, columns, weight, bias, C, K, R, S, k, channels, PW, low, high, y,
-                                y_at, indices, PLANES)
+                                y_at, indices, MR_POOLED)
                 k += channels
 
 

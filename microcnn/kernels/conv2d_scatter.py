@@ -11,8 +11,10 @@ from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import transpose_matrix
+from .rows import rows_table
 from .simd import MR1, MR2, lanes
-from .tile import rows_table, tile_accumulate, tile_fma, tile_zeros
+from .tile import tile_accumulate, tile_zeros
+from .tile_fma import tile_fma
 from .vector import vector_add, vector_max, vector_min, vector_of, vector_take, vector_write
 
 

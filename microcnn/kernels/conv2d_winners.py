@@ -12,8 +12,10 @@ from .conv2d import copy_band, fill_table
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
 from .linear import add_partials
+from .rows import rows_grid, rows_strided
 from .simd import WIDE_WINDOWS3, WIDE_WINDOWS5, WIDE_WINDOWS7, WINDOWS3, WINDOWS5, WINDOWS7, lanes
-from .tile import rows_grid, rows_strided, tile_add, tile_fma_windows, tile_store, tile_zeros
+from .tile import tile_add, tile_store, tile_zeros
+from .tile_fma import tile_fma_windows
 from .vector import vector_add, vector_load_first, vector_of, vector_store_first, vector_take, vector_where_greater
 
 

@@ -13,8 +13,10 @@ from .conv2d_scatter import put_image
 from .conv2d_winners import passed_on
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import zero_run
+from .rows import rows_strided
 from .simd import lanes
-from .tile import rows_strided, tile_accumulate, tile_fma_rows, tile_zeros
+from .tile import tile_accumulate, tile_zeros
+from .tile_fma import tile_fma_rows
 
 
 @helper

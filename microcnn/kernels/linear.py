@@ -5,19 +5,10 @@ import numpy as np
 from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .layout import zero_run
+from .rows import rows_strided
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
-from .tile import (
-    rows_strided,
-    tile_add,
-    tile_clamp,
-    tile_fill,
-    tile_fma,
-    tile_fma_steps,
-    tile_fma_steps_tail,
-    tile_fma_tail,
-    tile_store,
-    tile_zeros,
-)
+from .tile import tile_add, tile_clamp, tile_fill, tile_store, tile_zeros
+from .tile_fma import tile_fma, tile_fma_steps, tile_fma_steps_tail, tile_fma_tail
 from .transpose import transpose_block
 from .vector import vector_add, vector_fma, vector_load, vector_load_first, vector_of, vector_store_first, vector_sum
 

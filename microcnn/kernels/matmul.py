@@ -11,8 +11,10 @@ from .elementwise import next_place, place_of, row_at, rows_of
 from .elementwise_gradient import kept_axes, repeated_axes
 from .entry import entry, fields_of, threads_for, view
 from .linear import BLOCK, transpose_matrix
+from .rows import rows_strided
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
-from .tile import rows_strided, tile_add, tile_fma, tile_fma_tail, tile_store, tile_zeros
+from .tile import tile_add, tile_store, tile_zeros
+from .tile_fma import tile_fma, tile_fma_tail
 
 # Rows of a result that one iteration of a parallel loop takes.
 ROWS = 48

@@ -1,7 +1,8 @@
 """SIMD registers as numba values: how wide they are, and what LLVM code the operations on them are made of.
 
-The operations stand in tile.py (Tile: MR rows x NV vectors; Rows: where its rows begin), vector.py (Vector: one register)
-and transpose.py. All work on flat (1-D, contiguous) arrays and element offsets, in float32 and float64.
+The operations stand in vector.py (Vector: one register), tile.py (Tile: MR rows x NV vectors), tile_fma.py, tile_pool.py,
+rows.py (Rows: where the rows of a tile begin) and transpose.py. All work on flat (1-D, contiguous) arrays and element
+offsets, in float32 and float64.
 
 The register width follows the CPU that numba compiles for, which NUMBA_CPU_NAME together with NUMBA_CPU_FEATURES can
 override, not the host. Loads and stores are unaligned; a count limits the ones that would leave their buffer.
@@ -39,8 +40,9 @@ SEEN1 = MR1 + 2
 # Rows of the tiles that hold whole windows of 3, 5 and 7 rows, each one or two vectors wide, for as many channels as fit.
 WINDOWS3, WINDOWS5, WINDOWS7 = (rows * ((REGISTERS - 2) // rows) for rows in (3, 5, 7))
 WIDE_WINDOWS3, WIDE_WINDOWS5, WIDE_WINDOWS7 = (rows * ((REGISTERS - 2) // (2 * rows)) for rows in (3, 5, 7))
-# Channels in each of two tiles that hold two neighbouring rows of pixels, two vectors of them: usually, and where they divide.
-PLANES, EVEN_PLANES = (6, 4) if REGISTERS == 32 else (3, 2)
+# Rows, which are channels, of the two tiles that hold neighbouring rows of pixels, two vectors wide: mostly, and where K
+# divides by it.
+MR_POOLED, MR_POOLED_EVEN = (6, 4) if REGISTERS == 32 else (3, 2)
 # Where a load with a lane mask costs no more than a plain one, the plain variant of a loop is not needed.
 MASKS_ARE_FREE = INSTRUCTION_SET == "avx512"
 # Where one lane of a register can be a factor, broadcasts are not needed.

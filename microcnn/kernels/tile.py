@@ -1,4 +1,4 @@
-"""Tile and Rows: a block of vector registers as one numba value, and where its rows begin.
+"""Tile: a block of vector registers as one numba value, and what fills, stores and clamps it.
 
 LLVM keeps a Tile, MR rows x NV vectors, in registers across ordinary Python loops. MR and NV are literal integers.
 """
@@ -6,20 +6,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from .simd import (
-    I32,
-    I64,
-    MULTIPLIES_BY_ELEMENT,
-    lanes_of,
-    load_vector,
-    masked_load,
-    masked_store,
-    multiply_add,
-    pointer_to,
-    splat,
-    store_vector,
-    vector_type,
-)
+from .rows import RowsType, row_starts
+from .simd import I64, lanes_of, load_vector, masked_load, masked_store, pointer_to, splat, store_vector, vector_type
 
 
 class TileType(types.Type):
@@ -36,21 +24,7 @@ class TileModel(models.PrimitiveModel):
         super().__init__(dmm, tile, ir.ArrayType(vector_type(tile.dtype), tile.mr * tile.nv))
 
 
-class RowsType(types.Type):
-    """The element offsets at which a tile's MR rows begin."""
-
-    def __init__(self, mr):
-        self.mr = mr
-        super().__init__(name=f"Rows({mr})")
-
-
-@register_model(RowsType)
-class RowsModel(models.PrimitiveModel):
-    def __init__(self, dmm, rows):
-        super().__init__(dmm, rows, ir.ArrayType(I64, rows.mr))
-
-
-def _columns(builder, pointer, tile, count=None):
+def load_columns(builder, pointer, tile, count=None):
     """The tile's NV vectors at pointer; with a count, only that many numbers are read, the rest are zero."""
     vector = vector_type(tile.dtype)
     columns = []
@@ -59,33 +33,6 @@ def _columns(builder, pointer, tile, count=None):
         columns.append(load_vector(builder, at, vector) if count is None else
                        masked_load(builder, at, vector, builder.sub(count, I64(j * vector.count))))
     return columns
-
-
-def _load_some(builder, pointer, vector, count):
-    """The first count >= 1 lanes from pointer on, without masks: in the lanes past them stands the last number again."""
-    last = builder.sub(count, I64(1))
-    value = ir.Constant(vector, ir.Undefined)
-    for lane in range(vector.count):
-        at = builder.select(builder.icmp_signed("<", I64(lane), last), I64(lane), last)
-        value = builder.insert_element(value, builder.load(builder.gep(pointer, [at])), I32(lane))
-    return value
-
-
-def _factors(builder, pointer, tile, count=None):
-    """_columns for inner loops, each loaded when it is asked for. All but the last vector's numbers are among the count;
-    the lanes past it are undefined."""
-    vector = vector_type(tile.dtype)
-    load_last = _load_some if MULTIPLIES_BY_ELEMENT else masked_load
-    for j in range(tile.nv):
-        at = builder.gep(pointer, [I64(j * vector.count)])
-        yield load_vector(builder, at, vector) if count is None or j < tile.nv - 1 else \
-            load_last(builder, at, vector, builder.sub(count, I64(j * vector.count)))
-
-
-def _row_starts(context, builder, array_type, array, rows, offset):
-    """A function that makes the pointer to array[rows[i] + offset]."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return lambda i: builder.gep(builder.gep(data, [builder.extract_value(rows, i)]), [offset])
 
 
 @intrinsic(prefer_literal=True)
@@ -109,266 +56,10 @@ def tile_fill(typing_context, tile, b, b_offset, count):
 
     def codegen(context, builder, sig, args):
         value, b_array, b_off, limit = args
-        columns = _columns(builder, pointer_to(context, builder, sig.args[1], b_array, b_off), tile, limit)
+        columns = load_columns(builder, pointer_to(context, builder, sig.args[1], b_array, b_off), tile, limit)
         for k in range(tile.mr * tile.nv):
             value = builder.insert_value(value, columns[k % tile.nv], k)
         return value
-    return signature, codegen
-
-
-@intrinsic(prefer_literal=True)
-def rows_strided(typing_context, start, stride, count, mr):
-    """Rows at start + min(i, count - 1) * stride: those past count repeat the last, so that reading them is safe."""
-    if not isinstance(mr, types.IntegerLiteral):
-        return None
-    rows = RowsType(mr.literal_value)
-    signature = rows(types.intp, types.intp, types.intp, mr)
-
-    def codegen(context, builder, sig, args):
-        start, stride, count, _ = args
-        last = builder.sub(count, I64(1))
-        value = ir.Constant(context.get_value_type(rows), ir.Undefined)
-        for i in range(rows.mr):
-            step = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
-            value = builder.insert_value(value, builder.add(start, builder.mul(step, stride)), i)
-        return value
-    return signature, codegen
-
-
-@intrinsic(prefer_literal=True)
-def rows_grid(typing_context, start, stride, count, inner_stride, inner_count, inner, mr):
-    """Row i at start + min(i // inner, count - 1) * stride + min(i % inner, inner_count - 1) * inner_stride."""
-    if not (isinstance(mr, types.IntegerLiteral) and isinstance(inner, types.IntegerLiteral)):
-        return None
-    rows, width = RowsType(mr.literal_value), inner.literal_value
-    signature = rows(types.intp, types.intp, types.intp, types.intp, types.intp, inner, mr)
-
-    def codegen(context, builder, sig, args):
-        start, stride, count, inner_stride, inner_count, _, _ = args
-
-        def step(i, count, stride):
-            last = builder.sub(count, I64(1))
-            return builder.mul(builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last), stride)
-        value = ir.Constant(context.get_value_type(rows), ir.Undefined)
-        for i in range(rows.mr):
-            row = builder.add(start, step(i // width, count, stride))
-            value = builder.insert_value(value, builder.add(row, step(i % width, inner_count, inner_stride)), i)
-        return value
-    return signature, codegen
-
-
-@intrinsic(prefer_literal=True)
-def rows_table(typing_context, table, at, count, base, mr):
-    """Rows at base + table[at + min(i, count - 1)]."""
-    if not (isinstance(mr, types.IntegerLiteral) and isinstance(table, types.Array) and table.dtype == types.int64):
-        return None
-    rows = RowsType(mr.literal_value)
-    signature = rows(table, types.intp, types.intp, types.intp, mr)
-
-    def codegen(context, builder, sig, args):
-        table, at, count, base, _ = args
-        pointer = pointer_to(context, builder, sig.args[0], table, at)
-        last = builder.sub(count, I64(1))
-        value = ir.Constant(context.get_value_type(rows), ir.Undefined)
-        for i in range(rows.mr):
-            step = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
-            offset = builder.load(builder.gep(pointer, [step]))
-            value = builder.insert_value(value, builder.add(base, offset), i)
-        return value
-    return signature, codegen
-
-
-def _fma(tile, a, rows, b, *count):
-    """The typing and code of tile_fma, with a count of tile_fma_tail."""
-    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
-        return None
-    signature = tile(tile, a, rows, types.intp, b, types.intp, *[types.intp for _ in count])
-
-    def codegen(context, builder, sig, args):
-        value, a_array, row_offsets, a_off, b_array, b_off, *limit = args
-        columns = list(_factors(builder, pointer_to(context, builder, sig.args[4], b_array, b_off), tile, *limit))
-        start = _row_starts(context, builder, sig.args[1], a_array, row_offsets, a_off)
-        scalars = [builder.load(start(i)) for i in range(tile.mr)]
-        for i, scalar in enumerate(scalars):
-            row = splat(builder, scalar, lanes_of(tile.dtype))
-            for j in range(tile.nv):
-                k = i * tile.nv + j
-                total = multiply_add(builder, row, columns[j], builder.extract_value(value, k))
-                value = builder.insert_value(value, total, k)
-        return value
-    return signature, codegen
-
-
-def _steps(tile, a, rows, b, *count):
-    """The typing and code of tile_fma_steps, with a count of tile_fma_steps_tail."""
-    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
-        return None
-    signature = tile(tile, a, rows, types.intp, b, types.intp, types.intp, types.intp, *[types.intp for _ in count])
-    vector = vector_type(tile.dtype)
-
-    def codegen(context, builder, sig, args):
-        value, a_array, row_offsets, a_off, b_array, b_off, b_row, steps, *limit = args
-        numbers = [builder.extract_value(value, k) for k in range(tile.mr * tile.nv)]
-        start = _row_starts(context, builder, sig.args[1], a_array, row_offsets, a_off)
-        starts = [start(i) for i in range(tile.mr)]
-        b_start = pointer_to(context, builder, sig.args[4], b_array, b_off)
-
-        def one(builder, t, numbers):
-            columns = list(_factors(builder, builder.gep(b_start, [builder.mul(t, b_row)]), tile, *limit))
-            for i, pointer in enumerate(starts):
-                row = splat(builder, builder.load(builder.gep(pointer, [t])), vector.count)
-                for j, column in enumerate(columns):
-                    k = i * tile.nv + j
-                    numbers[k] = multiply_add(builder, row, column, numbers[k])
-
-        def several(builder, t, numbers):
-            # neighbouring inputs of a row in one register, a lane of it for each step: multiply-adds by element
-            inputs = [load_vector(builder, builder.gep(pointer, [t]), vector) for pointer in starts]
-            for lane in range(vector.count):
-                every = ir.Constant(ir.VectorType(I32, vector.count), [lane] * vector.count)
-                pointer = builder.gep(b_start, [builder.mul(builder.add(t, I64(lane)), b_row)])
-                for j, column in enumerate(_factors(builder, pointer, tile, *limit)):
-                    for i, row in enumerate(inputs):
-                        k = i * tile.nv + j
-                        factor = builder.shuffle_vector(row, row, every)
-                        numbers[k] = multiply_add(builder, factor, column, numbers[k])
-
-        done = I64(0)
-        if MULTIPLIES_BY_ELEMENT:
-            done = builder.and_(steps, I64(-vector.count))
-            numbers = _loop(builder, I64(0), done, vector.count, numbers, several)
-        for k, number in enumerate(_loop(builder, done, steps, 1, numbers, one)):
-            value = builder.insert_value(value, number, k)
-        return value
-    return signature, codegen
-
-
-def _loop(builder, begin, end, step, values, body):
-    """values after body(builder, index, values) for index from begin to end, in registers."""
-    before = builder.block
-    inside, after = builder.append_basic_block("steps"), builder.append_basic_block("steps.done")
-    builder.cbranch(builder.icmp_signed("<", begin, end), inside, after)
-    builder.position_at_end(inside)
-    index = builder.phi(I64)
-    index.add_incoming(begin, before)
-    phis = [builder.phi(value.type) for value in values]
-    for phi, value in zip(phis, values, strict=True):
-        phi.add_incoming(value, before)
-    current = list(phis)
-    body(builder, index, current)
-    following = builder.add(index, I64(step))
-    index.add_incoming(following, builder.block)
-    for phi, value in zip(phis, current, strict=True):
-        phi.add_incoming(value, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, end), inside, after)
-    left = builder.block
-    builder.position_at_end(after)
-    results = [builder.phi(value.type) for value in values]
-    for phi, first, last in zip(results, values, current, strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(last, left)
-    return results
-
-
-@intrinsic
-def tile_fma_steps(typing_context, tile, a, rows, a_offset, b, b_offset, b_row, steps):
-    """tile[i, :] += the sum over t < steps of a[rows[i] + a_offset + t] * b[b_offset + t * b_row : ... + nv * lanes]"""
-    return _steps(tile, a, rows, b)
-
-
-@intrinsic
-def tile_fma_steps_tail(typing_context, tile, a, rows, a_offset, b, b_offset, b_row, steps, count):
-    """tile_fma_steps for the first count columns, more than (nv - 1) * lanes: no more of b is read; the rest is undefined."""
-    return _steps(tile, a, rows, b, count)
-
-
-@intrinsic
-def tile_fma(typing_context, tile, a, rows, a_offset, b, b_offset):
-    """tile[i, :] += a[rows[i] + a_offset] * b[b_offset : b_offset + nv * lanes]"""
-    return _fma(tile, a, rows, b)
-
-
-@intrinsic
-def tile_fma_tail(typing_context, tile, a, rows, a_offset, b, b_offset, count):
-    """tile_fma for the first count columns, more than (nv - 1) * lanes: no more of b is read; the rest is undefined."""
-    return _fma(tile, a, rows, b, count)
-
-
-@intrinsic
-def tile_fma_taps(typing_context, tile, a, rows, a_offset, b, b_offset, b_step, count):
-    """tile[i, :] += a[rows[i + s] + a_offset] * b[b_offset + s * b_step : ... + count] for each of its taps s: as many as there
-    are rows more than the tile has, and one. Every number of a is read once for all its taps.
-    """
-    if not (isinstance(tile, TileType) and isinstance(rows, RowsType) and tile.nv == 1 and rows.mr >= tile.mr):
-        return None
-    signature = tile(tile, a, rows, types.intp, b, types.intp, types.intp, types.intp)
-    taps = rows.mr - tile.mr + 1
-
-    def codegen(context, builder, sig, args):
-        value, a_array, row_offsets, a_off, b_array, b_off, b_step, count = args
-        columns = [_columns(builder, pointer_to(context, builder, sig.args[4], b_array,
-                                                builder.add(b_off, builder.mul(I64(s), b_step))), tile, count)[0]
-                   for s in range(taps)]
-        start = _row_starts(context, builder, sig.args[1], a_array, row_offsets, a_off)
-        scalars = [builder.load(start(i)) for i in range(rows.mr)]
-        for j, scalar in enumerate(scalars):
-            factor = splat(builder, scalar, lanes_of(tile.dtype))
-            for s in range(taps):
-                if 0 <= j - s < tile.mr:
-                    total = multiply_add(builder, factor, columns[s], builder.extract_value(value, j - s))
-                    value = builder.insert_value(value, total, j - s)
-        return value
-    return signature, codegen
-
-
-@intrinsic
-def tile_fma_rows(typing_context, tile, value, b, rows, b_offset):
-    """tile[i, :] += value * b[rows[i] + b_offset : ... + nv * lanes]"""
-    if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
-        return None
-    signature = tile(tile, tile.dtype, b, rows, types.intp)
-
-    def codegen(context, builder, sig, args):
-        total, scalar, b_array, row_offsets, b_off = args
-        start = _row_starts(context, builder, sig.args[2], b_array, row_offsets, b_off)
-        factor = splat(builder, scalar, lanes_of(tile.dtype))
-        for i in range(tile.mr):
-            for j, column in enumerate(_columns(builder, start(i), tile)):
-                k = i * tile.nv + j
-                total = builder.insert_value(total, multiply_add(builder, factor, column, builder.extract_value(total, k)), k)
-        return total
-    return signature, codegen
-
-
-@intrinsic
-def tile_fma_windows(typing_context, tile, values, at, count, b, rows, base, indices, i_at, places):
-    """tile[j * mr + r, :] += values[at + j] * b[rows[r] + base + places[indices[i_at + j]] : ... + nv * lanes]
-
-    mr is the number of rows, of which the tile has a multiple: one block for each of its channels j, of which those past
-    count repeat the last.
-    """
-    if not (isinstance(tile, TileType) and isinstance(rows, RowsType) and tile.mr % rows.mr == 0):
-        return None
-    signature = tile(tile, values, types.intp, types.intp, b, rows, types.intp, indices, types.intp, places)
-
-    def codegen(context, builder, sig, args):
-        total, values, at, count, b_array, row_offsets, base, indices, i_at, places = args
-        value_at = pointer_to(context, builder, sig.args[1], values, at)
-        index_at = pointer_to(context, builder, sig.args[7], indices, i_at)
-        place_at = pointer_to(context, builder, sig.args[9], places, I64(0))
-        last = builder.sub(count, I64(1))
-        for channel in range(tile.mr // rows.mr):
-            step = builder.select(builder.icmp_signed("<", I64(channel), last), I64(channel), last)
-            index = builder.zext(builder.load(builder.gep(index_at, [step])), I64)
-            window = builder.add(base, builder.load(builder.gep(place_at, [index])))
-            factor = splat(builder, builder.load(builder.gep(value_at, [step])), lanes_of(tile.dtype))
-            start = _row_starts(context, builder, sig.args[4], b_array, row_offsets, window)
-            for i in range(rows.mr):
-                for j, column in enumerate(_columns(builder, start(i), tile)):
-                    k = (channel * rows.mr + i) * tile.nv + j
-                    value = multiply_add(builder, factor, column, builder.extract_value(total, k))
-                    total = builder.insert_value(total, value, k)
-        return total
     return signature, codegen
 
 
@@ -389,7 +80,7 @@ def tile_store(typing_context, tile, c, rows, c_offset, row_count, count):
 
     def codegen(context, builder, sig, args):
         value, c_array, row_offsets, c_off, row_count, count = args
-        start = _row_starts(context, builder, sig.args[1], c_array, row_offsets, c_off)
+        start = row_starts(context, builder, sig.args[1], c_array, row_offsets, c_off)
         full = builder.icmp_signed(">=", count, I64(tile.nv * lanes))
 
         def store(i):
@@ -417,9 +108,9 @@ def tile_add(typing_context, tile, c, rows, c_offset, row_count, count):
 
     def codegen(context, builder, sig, args):
         value, c_array, row_offsets, c_off, _, count = args
-        start = _row_starts(context, builder, sig.args[1], c_array, row_offsets, c_off)
+        start = row_starts(context, builder, sig.args[1], c_array, row_offsets, c_off)
         for i in range(tile.mr):
-            for j, column in enumerate(_columns(builder, start(i), tile, count)):
+            for j, column in enumerate(load_columns(builder, start(i), tile, count)):
                 k = i * tile.nv + j
                 value = builder.insert_value(value, builder.fadd(builder.extract_value(value, k), column), k)
         return value
@@ -436,11 +127,11 @@ def tile_accumulate(typing_context, tile, c, rows, c_offset, row_count, count):
 
     def codegen(context, builder, sig, args):
         value, c_array, row_offsets, c_off, row_count, count = args
-        start = _row_starts(context, builder, sig.args[1], c_array, row_offsets, c_off)
+        start = row_starts(context, builder, sig.args[1], c_array, row_offsets, c_off)
 
         def add(i):
             pointer = start(i)
-            for j, column in enumerate(_columns(builder, pointer, tile, count)):
+            for j, column in enumerate(load_columns(builder, pointer, tile, count)):
                 total = builder.fadd(builder.extract_value(value, i * tile.nv + j), column)
                 masked_store(builder, total, builder.gep(pointer, [I64(j * lanes)]),
                              builder.sub(count, I64(j * lanes)))

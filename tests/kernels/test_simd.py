@@ -1,4 +1,4 @@
-"""Vector and Tile intrinsics against numpy, on this CPU's instruction set and on the ones it can pretend to have."""
+"""Vector intrinsics against numpy, on this CPU's instruction set and on the ones it can pretend to have."""
 import ctypes
 import json
 import mmap
@@ -13,21 +13,12 @@ import numba
 import numpy as np
 import pytest
 
-from microcnn.kernels import simd, tile, vector
+from microcnn.kernels import simd, vector
 from microcnn.kernels.uniform import vector_uniform
+from tests.kernels.jitted import compiled, tile_functions
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-COMPILED = {}
-
-
-def compiled(name, make):
-    """make()'s jitted function, made once."""
-    if name not in COMPILED:
-        COMPILED[name] = make()
-    return COMPILED[name]
-
-
 def lanewise(name, *operands):
     """The intrinsic `name` on one vector of each operand."""
     operation = getattr(vector, name)
@@ -281,102 +272,6 @@ def test_reading_and_writing_other_dtypes(other, dtype):
         assert y[0] == 77 and (y[1 + inside:] == 77).all()
 
 
-def tile_functions(mr, nv):
-    fill, zeros, strided, table = tile.tile_fill, tile.tile_zeros, tile.rows_strided, tile.rows_table
-    fma, tail, add, clamp, store = tile.tile_fma, tile.tile_fma_tail, tile.tile_add, tile.tile_clamp, tile.tile_store
-    steps, steps_tail = tile.tile_fma_steps, tile.tile_fma_steps_tail
-
-    @numba.njit
-    def product(a, a_stride, b, b_stride, depth, c, c_stride, row_count, count):
-        """c = a b, whole vectors of b."""
-        rows = strided(0, a_stride, row_count, mr)
-        tile = zeros(a, mr, nv)
-        for k in range(depth):
-            tile = fma(tile, a, rows, k, b, k * b_stride)
-        store(tile, c, strided(0, c_stride, row_count, mr), 0, row_count, count)
-
-    @numba.njit
-    def fused(a, a_rows, b, b_stride, depth, bias, low, high, c, c_stride, row_count, count):
-        """c = clamp(bias + a b + c), rows of a by table, only `count` columns read."""
-        rows = table(a_rows, 1, row_count, 0, mr)
-        c_rows = strided(0, c_stride, row_count, mr)
-        tile = fill(zeros(a, mr, nv), bias, 0, count)
-        for k in range(depth):
-            tile = tail(tile, a, rows, k, b, k * b_stride, count)
-        tile = clamp(add(tile, c, c_rows, 0, row_count, count), low, high)
-        store(tile, c, c_rows, 0, row_count, count)
-
-    @numba.njit
-    def stepped(a, a_stride, b, b_stride, depth, c, c_stride, row_count, count, whole):
-        """c = a b, all steps at once; b is read up to `count` columns, or whole vectors."""
-        rows = strided(0, a_stride, row_count, mr)
-        if whole:
-            tile = steps(zeros(a, mr, nv), a, rows, 0, b, 0, b_stride, depth)
-        else:
-            tile = steps_tail(zeros(a, mr, nv), a, rows, 0, b, 0, b_stride, depth, count)
-        store(tile, c, strided(0, c_stride, row_count, mr), 0, row_count, count)
-    return product, fused, stepped
-
-
-@DTYPES
-@pytest.mark.parametrize("mr, nv", [(1, 1), (4, 1), (3, 2), (2, 4)])
-def test_tiles(mr, nv, dtype):
-    product, fused, stepped = compiled((mr, nv), lambda: tile_functions(mr, nv))
-    width, depth = nv * simd.lanes_of(np.dtype(dtype)), 7
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(mr, depth)).astype(dtype), rng.normal(size=(depth, width)).astype(dtype)
-    bias = rng.normal(size=width).astype(dtype)
-    order = rng.permutation(mr)
-    a_rows = np.append(-10**9, order * depth)
-    tolerance = 1e-5 if dtype == np.float32 else 1e-13
-    for row_count in range(1, mr + 1):
-        for count in {1, width // 2 + 1, width - 1, width} - {0}:
-            c = np.full((mr + 1, width + 3), 77, dtype)
-            inside = np.zeros(c.shape, bool)
-            inside[:row_count, :count] = True
-            product(a.reshape(-1), depth, b.reshape(-1), width, depth, c.reshape(-1), width + 3, row_count, count)
-            np.testing.assert_allclose(c[:row_count, :count], (a @ b)[:row_count, :count], rtol=tolerance,
-                                       atol=tolerance)
-            assert (c[~inside] == 77).all()
-            if count <= width - width // nv:        # the last vector would be empty
-                continue
-            c[inside] = 0.5
-            fused(a.reshape(-1), a_rows, b.reshape(-1), width, depth, bias, dtype(-1), dtype(1), c.reshape(-1),
-                  width + 3, row_count, count)
-            expected = np.clip(bias + a[order] @ b + 0.5, -1, 1)[:row_count, :count]
-            np.testing.assert_allclose(c[:row_count, :count], expected, rtol=tolerance, atol=tolerance)
-            assert (c[~inside] == 77).all()
-
-
-@DTYPES
-@pytest.mark.parametrize("mr, nv", [(4, 1), (3, 2)])
-def test_steps_of_a_tile(mr, nv, dtype):
-    """No step, fewer than a register has lanes, several registers full and some more."""
-    *_, stepped = compiled((mr, nv), lambda: tile_functions(mr, nv))
-    width = nv * simd.lanes_of(np.dtype(dtype))
-    rng = np.random.default_rng(1)
-    tolerance = 1e-5 if dtype == np.float32 else 1e-13
-    for depth in (0, 1, 3, 4, 5, 11):
-        for count in (width - 1, width):
-            a, b = rng.normal(size=(mr, depth)).astype(dtype), rng.normal(size=(depth, count)).astype(dtype)
-            for row_count in (1, mr):
-                c = np.full((mr, width), 77, dtype)
-                stepped(a.reshape(-1), depth, b.reshape(-1), count, depth, c.reshape(-1), width, row_count, count,
-                        count == width)
-                np.testing.assert_allclose(c[:row_count, :count], (a @ b)[:row_count], rtol=tolerance, atol=tolerance)
-                assert (c[row_count:] == 77).all() and (c[:, count:] == 77).all()
-
-
-@DTYPES
-def test_tile_clamp_keeps_nan(dtype):
-    _, fused, _ = compiled((1, 1), lambda: tile_functions(1, 1))
-    width = simd.lanes_of(np.dtype(dtype))
-    c = np.full(width, np.nan, dtype)
-    fused(np.ones(1, dtype), np.zeros(2, np.int64), np.ones(width, dtype), width, 1, np.ones(width, dtype), dtype(0),
-          dtype(6), c, width, 1, width)
-    assert np.isnan(c).all()
-
-
 CPUS = {
     "haswell": ("+avx2,+fma,+avx,+bmi2,+sse4.2", "avx2", 32),
     "nehalem": ("+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+sse", "sse", 16),
@@ -401,11 +296,11 @@ def test_width_follows_the_cpu_that_numba_compiles_for(cpu):
 @X86
 @pytest.mark.parametrize("cpu", CPUS)
 def test_intrinsics_on_other_cpus(cpu):
-    """All of the above once more, compiled for a narrower CPU."""
+    """All of the above, and the tiles, once more, compiled for a narrower CPU."""
     if os.environ.get("NUMBA_CPU_NAME"):
         pytest.skip("this is the other CPU")
     if cpu == "haswell" and not llvmlite.binding.get_host_cpu_features().get("avx2"):
         pytest.skip("this CPU cannot run AVX2 code")
-    this_file = str(Path(__file__).relative_to(ROOT))
-    result = child("-m", "pytest", "-q", "-p", "no:cacheprovider", this_file, **pretend(cpu))
+    files = [str(Path(__file__).with_name(name).relative_to(ROOT)) for name in ("test_simd.py", "test_tile.py")]
+    result = child("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, **pretend(cpu))
     assert result.returncode == 0, result.stdout[-4000:]

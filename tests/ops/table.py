@@ -87,6 +87,11 @@ def built(shape, *layers, seed=1):
     return lively(mc.Sequential(list(layers), input_shape=shape, seed=seed).graph())
 
 
+def chain(shape, *layers):
+    """What builds that network, when a Case asks for it."""
+    return lambda: built(shape, *layers)
+
+
 def lively(graph, seed=5):
     """The graph with random weights for its batch norms and biases."""
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ import pytest
 
 import microcnn as mc
 from microcnn.layers import conv2d
-from tests.ops.table import Case, built, table
+from tests.ops.table import Case, built, chain, table
 
 ROW = "conv2d_pooled.forward"
 
@@ -14,20 +14,16 @@ def choose(monkeypatch, one):
     monkeypatch.setattr(conv2d, "pooled_pays", lambda s, g, pool: one)
 
 
-def pooled(conv, shape, *rest):
-    return lambda: built(shape, conv, *rest)
-
-
 CASES = [Case(name, build, batch) for name, build, batch in (
-    ("3x3", pooled(mc.Conv2d(4, 3, padding=1), (1, 8, 8), mc.ReLU(), mc.MaxPool2d(2)), 2),
-    ("5x5-no-bias", pooled(mc.Conv2d(6, 5, bias=False), (1, 12, 10), mc.ReLU6(), mc.MaxPool2d(2)), 3),
-    ("three-colours", pooled(mc.Conv2d(5, 3, padding=1), (3, 8, 7), mc.MaxPool2d(2)), 2),
-    ("2x3-dilated", pooled(mc.Conv2d(7, (2, 3), dilation=(3, 1), padding=(2, 0)), (2, 7, 8), mc.MaxPool2d(2)), 2),
-    ("wide", pooled(mc.Conv2d(3, 3), (1, 6, 72), mc.ReLU(), mc.MaxPool2d(2)), 1),
-    ("left-over", pooled(mc.Conv2d(2, 3), (2, 9, 9), mc.ReLU(), mc.MaxPool2d(2)), 2),
-    ("batch-norm-folded", pooled(mc.Conv2d(4, 3, bias=False), (1, 8, 8), mc.BatchNorm2d(), mc.ReLU(), mc.MaxPool2d(2)), 2),
-    ("behind-a-layer", pooled(mc.BatchNorm2d(), (2, 8, 8), mc.Conv2d(3, 3), mc.ReLU(), mc.MaxPool2d(2), mc.Flatten(),
-                              mc.Linear(3)), 9))]
+    ("3x3", chain((1, 8, 8), mc.Conv2d(4, 3, padding=1), mc.ReLU(), mc.MaxPool2d(2)), 2),
+    ("5x5-no-bias", chain((1, 12, 10), mc.Conv2d(6, 5, bias=False), mc.ReLU6(), mc.MaxPool2d(2)), 3),
+    ("three-colours", chain((3, 8, 7), mc.Conv2d(5, 3, padding=1), mc.MaxPool2d(2)), 2),
+    ("2x3-dilated", chain((2, 7, 8), mc.Conv2d(7, (2, 3), dilation=(3, 1), padding=(2, 0)), mc.MaxPool2d(2)), 2),
+    ("wide", chain((1, 6, 72), mc.Conv2d(3, 3), mc.ReLU(), mc.MaxPool2d(2)), 1),
+    ("left-over", chain((2, 9, 9), mc.Conv2d(2, 3), mc.ReLU(), mc.MaxPool2d(2)), 2),
+    ("batch-norm-folded", chain((1, 8, 8), mc.Conv2d(4, 3, bias=False), mc.BatchNorm2d(), mc.ReLU(), mc.MaxPool2d(2)), 2),
+    ("behind-a-layer", chain((2, 8, 8), mc.BatchNorm2d(), mc.Conv2d(3, 3), mc.ReLU(), mc.MaxPool2d(2), mc.Flatten(),
+                             mc.Linear(3)), 9))]
 
 
 @table(CASES)

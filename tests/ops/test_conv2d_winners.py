@@ -6,7 +6,7 @@ import pytest
 
 import microcnn as mc
 from microcnn.layers import conv2d
-from tests.ops.table import Case, built, table
+from tests.ops.table import Case, built, chain, table
 
 CHOICES = {"both": (True, True), "weights": (True, False), "input": (False, True), "none": (False, False)}
 ROWS = {"conv2d_winners.backward_weight": "weights", "conv2d_winners_input.backward_input": "input"}
@@ -18,23 +18,19 @@ def choose(monkeypatch, choice):
     monkeypatch.setattr(conv2d, "winners_pay", lambda s, g, winners, needs_dx: (weights, inputs and needs_dx))
 
 
-def pooled(conv, shape, *rest):
-    return lambda: built(shape, conv, *rest)
-
-
 # Windows of up to seven rows, of one register and two; with and without bias, activation and padding.
 CASES = [Case(name, build, batch) for name, build, batch in (
-    ("3x3", pooled(mc.Conv2d(4, 3, padding=1), (1, 8, 8), mc.ReLU(), mc.MaxPool2d(2)), 2),
-    ("5x5-no-bias", pooled(mc.Conv2d(3, 5, bias=False), (1, 11, 10), mc.ReLU6(), mc.MaxPool2d(2)), 3),
-    ("two-registers", pooled(mc.Conv2d(5, 5, padding=2), (3, 8, 7), mc.MaxPool2d(2)), 2),
-    ("7x7-strided", pooled(mc.Conv2d(17, 7, stride=2, padding=3), (1, 15, 14), mc.ReLU(), mc.MaxPool2d((2, 3))), 1),
-    ("1x1-strided", pooled(mc.Conv2d(5, 1, stride=(2, 1)), (3, 9, 6), mc.ReLU(), mc.MaxPool2d(3)), 2),
-    ("2x3-dilated", pooled(mc.Conv2d(4, (2, 3), dilation=(3, 1), padding=(2, 0, 1, 3)), (2, 7, 8), mc.MaxPool2d((1, 2))), 2),
-    ("ceil", pooled(mc.Conv2d(4, 3), (2, 9, 9), mc.ReLU(), mc.MaxPool2d(2, ceil_mode=True)), 2),
-    ("rest", pooled(mc.Conv2d(4, 3), (2, 9, 8), mc.ReLU(), mc.MaxPool2d(3)), 2),
-    ("conv-pool-conv-pool", pooled(mc.Conv2d(4, 3, padding=1), (1, 12, 12), mc.ReLU(), mc.MaxPool2d(2), mc.Conv2d(5, 3),
-                                   mc.ReLU(), mc.MaxPool2d(2), mc.Flatten(), mc.Linear(3)), 9),
-    ("batch-norm-before", pooled(mc.BatchNorm2d(), (2, 6, 6), mc.Conv2d(3, 3), mc.ReLU(), mc.MaxPool2d(2)), 2))]
+    ("3x3", chain((1, 8, 8), mc.Conv2d(4, 3, padding=1), mc.ReLU(), mc.MaxPool2d(2)), 2),
+    ("5x5-no-bias", chain((1, 11, 10), mc.Conv2d(3, 5, bias=False), mc.ReLU6(), mc.MaxPool2d(2)), 3),
+    ("two-registers", chain((3, 8, 7), mc.Conv2d(5, 5, padding=2), mc.MaxPool2d(2)), 2),
+    ("7x7-strided", chain((1, 15, 14), mc.Conv2d(17, 7, stride=2, padding=3), mc.ReLU(), mc.MaxPool2d((2, 3))), 1),
+    ("1x1-strided", chain((3, 9, 6), mc.Conv2d(5, 1, stride=(2, 1)), mc.ReLU(), mc.MaxPool2d(3)), 2),
+    ("2x3-dilated", chain((2, 7, 8), mc.Conv2d(4, (2, 3), dilation=(3, 1), padding=(2, 0, 1, 3)), mc.MaxPool2d((1, 2))), 2),
+    ("ceil", chain((2, 9, 9), mc.Conv2d(4, 3), mc.ReLU(), mc.MaxPool2d(2, ceil_mode=True)), 2),
+    ("rest", chain((2, 9, 8), mc.Conv2d(4, 3), mc.ReLU(), mc.MaxPool2d(3)), 2),
+    ("conv-pool-conv-pool", chain((1, 12, 12), mc.Conv2d(4, 3, padding=1), mc.ReLU(), mc.MaxPool2d(2), mc.Conv2d(5, 3),
+                                  mc.ReLU(), mc.MaxPool2d(2), mc.Flatten(), mc.Linear(3)), 9),
+    ("batch-norm-before", chain((2, 6, 6), mc.BatchNorm2d(), mc.Conv2d(3, 3), mc.ReLU(), mc.MaxPool2d(2)), 2))]
 
 
 @pytest.mark.parametrize("choice", ["both", "weights", "input"])
