@@ -9,7 +9,7 @@ import numpy as np
 
 from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
-from .layout import copy_run, zero_run
+from .layout import copy_panels, copy_run, vectors_of, zero_run
 from .linear import transpose_matrix
 from .rows import rows_strided, rows_table
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, MULTIPLIES_BY_ELEMENT, SEEN1, lanes
@@ -43,7 +43,7 @@ def fill_table(table, rows, columns, row_step, column_step):
 
 
 @helper
-def _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k, w_row, bias, residual, y, y_at, y_table,
+def _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, w_at, w_row, bias, k, residual, y, y_at, y_table,
                  columns, low, high, mr, nv):
     """All pixels of a band, mr at a time, columns <= nv * lanes of their channels: all taps of all input channels.
 
@@ -56,17 +56,17 @@ def _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k
         if bias.size > 0:
             tile = tile_fill(tile, bias, k, columns)
         rows = rows_table(x_table, p, count, x_at, mr)
-        w_at = k
+        tap_at = w_at
         if masked:
             for r in range(R):
                 for s in range(S):
-                    tile = tile_fma_steps_tail(tile, x, rows, r * x_row + s * x_tap, weight, w_at, w_row, window, columns)
-                    w_at += window * w_row
+                    tile = tile_fma_steps_tail(tile, x, rows, r * x_row + s * x_tap, weight, tap_at, w_row, window, columns)
+                    tap_at += window * w_row
         else:
             for r in range(R):
                 for s in range(S):
-                    tile = tile_fma_steps(tile, x, rows, r * x_row + s * x_tap, weight, w_at, w_row, window)
-                    w_at += window * w_row
+                    tile = tile_fma_steps(tile, x, rows, r * x_row + s * x_tap, weight, tap_at, w_row, window)
+                    tap_at += window * w_row
         out = rows_table(y_table, p, count, y_at, mr)
         if residual.size > 0:
             tile = tile_add(tile, residual, out, 0, count, columns)
@@ -100,52 +100,77 @@ def _row_tiles(x, x_at, x_table, pixels, OW, C, R, x_row, weight, k, w_row, bias
 
 @helper
 def _pixels(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, w_row, bias, residual, y, y_at, y_table, k_begin,
-            k_end, low, high, near):
+            k_end, low, high, near, depth, panel):
     """All pixels of a band, output channels k_begin to k_end, a block of channels after the other.
 
     near: how many pixels a row has, where the window is three taps of neighbouring pixels and a multiple of tiles fits; else 0.
+    depth: how many rows of the weight all pixels pass over before the next ones are read, their sums waiting in y; 0: all.
     """
     width = lanes(x)
-    k = k_begin
-    while k < k_end:
-        left = k_end - k
-        if MR4 > 0 and left > 3 * width:
-            columns = min(left, 4 * width)
-            _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k, w_row, bias, residual, y, y_at + k,
-                         y_table, columns, low, high, MR4, 4)
-        elif left > width:
-            columns = min(left, 2 * width)
-            _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k, w_row, bias, residual, y, y_at + k,
-                         y_table, columns, low, high, MR2, 2)
-        elif near > 0:
-            columns = left
-            _row_tiles(x, x_at, x_table, pixels, near, window // 3, R, x_row, weight, k, w_row, bias, residual, y, y_at + k,
-                       y_table, columns, low, high, MR1, SEEN1)
-        else:
-            columns = left
-            _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, k, w_row, bias, residual, y, y_at + k,
-                         y_table, columns, low, high, MR1, 1)
-        k += columns
+    # whole rows of windows where several fit, else one tap and a part of its channels
+    taps_h, taps_w, part = max(R, 1), max(S, 1), max(window, 1)
+    if depth > 0:
+        taps_h = max(1, depth // window) if S == 1 else 1
+        taps_w = 1
+        part = (window + depth - 1) // depth
+        part = (window + part - 1) // part
+    for r in range(0, max(R, 1), taps_h):
+        for s in range(0, max(S, 1), taps_w):
+            for t in range(0, max(window, 1), part):
+                rows, taps, length = min(R - r, taps_h), min(S - s, taps_w), min(window - t, part)
+                first = r + s + t == 0
+                last = r + taps_h >= R and s + taps_w >= S and t + part >= window
+                begin, w_begin = x_at + r * x_row + s * x_tap + t, ((r * S + s) * window + t) * w_row
+                biased, added = bias if first else bias[:0], residual if first else y
+                least, most = low if last else -x.dtype.type(np.inf), high if last else x.dtype.type(np.inf)
+                if panel.size > 0:
+                    copy_panels(weight, w_begin, w_row, rows * length, k_begin, k_end, panel)
+                k = k_begin
+                while k < k_end:
+                    vectors = vectors_of(k_end - k, width)
+                    columns = min(k_end - k, vectors * width)
+                    source, w_at, row = weight, w_begin + k, w_row
+                    if panel.size > 0:
+                        source, w_at, row = panel, (k - k_begin) * rows * length, vectors * width
+                    if MR4 > 0 and vectors == 4:
+                        _pixel_tiles(x, begin, x_table, pixels, rows, taps, length, x_row, x_tap, source, w_at, row, biased, k,
+                                     added, y, y_at + k, y_table, columns, least, most, MR4, 4)
+                    elif vectors == 2:
+                        _pixel_tiles(x, begin, x_table, pixels, rows, taps, length, x_row, x_tap, source, w_at, row, biased, k,
+                                     added, y, y_at + k, y_table, columns, least, most, MR2, 2)
+                    elif near > 0:
+                        _row_tiles(x, x_at, x_table, pixels, near, window // 3, R, x_row, weight, k, w_row, bias, residual, y,
+                                   y_at + k, y_table, columns, low, high, MR1, SEEN1)
+                    else:
+                        _pixel_tiles(x, begin, x_table, pixels, rows, taps, length, x_row, x_tap, source, w_at, row, biased, k,
+                                     added, y, y_at + k, y_table, columns, least, most, MR1, 1)
+                    k += columns
 
 
 @helper
-def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S, dilation_h,
-           dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band, low, high, y):
-    """The bands of one chunk of the work, one after the other."""
+def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, panels, batch, H, W, C, K, G, w_row, R, S,
+           dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band, splits, depth,
+           low, high, y):
+    """The bands of one chunk of the work, one after the other, each as often as its channels are split."""
     bands = (OH + band - 1) // band
-    jobs = batch * bands
+    jobs = batch * bands * splits
     rows = (band - 1) * stride_h + (max(R, 1) - 1) * dilation_h + 1
     columns = (OW - 1) * stride_w + (max(S, 1) - 1) * dilation_w + 1
     CG, KG = C // G, K // G
     copied = padded.size > 0
     part = padded[chunk * rows * columns * C:(chunk + 1) * rows * columns * C] if copied else x
+    panel = panels[chunk * (panels.size // chunks):(chunk + 1) * (panels.size // chunks)]
     width = columns if copied else W
     if copied:
         zero_run(part, 0, rows * columns * C)
     merged = G == 1 and dilation_w == 1
-    near = OW if merged and S == 3 and stride_w == 1 and OW % MR1 == 0 and not MULTIPLIES_BY_ELEMENT else 0
+    near = OW if merged and depth == 0 and S == 3 and stride_w == 1 and OW % MR1 == 0 and not MULTIPLIES_BY_ELEMENT else 0
+    channels = K
+    if splits > 1:
+        tile = 4 * lanes(x)
+        channels = ((K + tile - 1) // tile + splits - 1) // splits * tile
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
-        n, oh = job // bands, (job % bands) * band
+        split, n, oh = job // (batch * bands), job // bands % batch, (job % bands) * band
         height = min(band, OH - oh)
         top = oh * stride_h + origin_h
         if copied:
@@ -154,29 +179,33 @@ def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, b
             begin = 0
         else:
             begin = ((n * H + top) * W + origin_w) * C
+        y_at = n * y_size + y_base + oh * y_row
         for g in range(G):
+            k = g * KG + split * channels
+            k_end = min(k + channels, (g + 1) * KG)
             # neighbouring taps of one group lie one after the other: one loop over all of them
             if merged:
                 _pixels(part, begin, x_table, height * OW, R, 1, S * C, dilation_h * width * C, 0, weight, w_row, bias,
-                        residual, y, n * y_size + y_base + oh * y_row, y_table, 0, K, low, high, near)
+                        residual, y, y_at, y_table, k, k_end, low, high, near, depth, panel)
             else:
                 _pixels(part, begin + g * CG, x_table, height * OW, R, S, CG, dilation_h * width * C, dilation_w * C, weight,
-                        w_row, bias, residual, y, n * y_size + y_base + oh * y_row, y_table, g * KG, (g + 1) * KG, low, high,
-                        0)
+                        w_row, bias, residual, y, y_at, y_table, k, k_end, low, high, 0, depth, panel)
 
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S, dilation_h,
-                   dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, chunks,
-                   low, high, threads, y):
+def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, panels, batch, H, W, C, K, G, w_row, R, S, dilation_h,
+                   dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, splits,
+                   depth, chunks, low, high, threads, y):
     """y = clamp(x * weight + bias + residual), on a grid of output pixels that may be a part of y.
 
     Shapes   x (N, H, W, C); weight (R, S, C / G, K), rows w_row apart; bias (K,) or empty; residual like y, empty, or y
              itself; y: N samples of y_size numbers, pixel (oh, ow) at y_base + oh * y_row + ow * y_pixel.
              Output pixel (0, 0) sees input from (origin_h, origin_w) on, which may be outside: zeros.
-    Writes   y (its grid overwritten); x_table, y_table (band * OW), padded (chunks bands, or empty when nothing lies outside)
-    Threads  one iteration per chunk of bands, each owns its rows of y and its part of padded
+    Numbers  splits: parts of the output channels, with G = 1; depth: rows of the weight that are read at a time, 0 for all
+    Writes   y (its grid overwritten); x_table, y_table (band * OW), padded (chunks bands, or empty when nothing lies outside),
+             panels (chunks, depth, channels of a split; or empty: the weight is read where it lies)
+    Threads  one iteration per chunk of bands and splits; each owns its part of y, of padded and of panels
     Source   ONNX Conv; seed, Z = W * X. Backward to the input is this kernel on dY with flipped, transposed weights (seed,
              dZ through a convolution), once for each phase of the stride
     """
@@ -187,18 +216,18 @@ def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, batch, H
     if threads > 1 and chunks > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
-            _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S,
-                   dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band,
-                   low, high, y)
+            _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, panels, batch, H, W, C, K, G, w_row, R,
+                   S, dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band,
+                   splits, depth, low, high, y)
     else:
         for chunk in range(chunks):
-            _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, batch, H, W, C, K, G, w_row, R, S,
-                   dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band,
-                   low, high, y)
+            _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, panels, batch, H, W, C, K, G, w_row, R,
+                   S, dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band,
+                   splits, depth, low, high, y)
 
 
-@entry("x< weight< bias< residual< y= tables> padded> H W C K G w_row R S dilation_h dilation_w stride_h stride_w origin_h "
-       "origin_w OH OW y_size y_row y_pixel y_base band padded_size chunks low high")
+@entry("x< weight< bias< residual< y= tables> padded> panels> H W C K G w_row R S dilation_h dilation_w stride_h stride_w "
+       "origin_h origin_w OH OW y_size y_row y_pixel y_base band splits depth padded_size panels_size chunks low high")
 def forward(arena, row, batch):
     row = fields_of(row)
     real = view(arena, 0, 1).dtype.type
@@ -211,10 +240,10 @@ def forward(arena, row, batch):
                    view(arena, row.bias, biases),
                    view(arena, row.residual, residuals),
                    view_as(arena, row.tables, table, np.int64), view_as(arena, row.tables + 8 * table, table, np.int64),
-                   view(arena, row.padded, row.padded_size), batch, row.H, row.W, row.C, row.K, row.G, row.w_row, row.R,
-                   row.S, row.dilation_h, row.dilation_w, row.stride_h, row.stride_w, row.origin_h, row.origin_w, row.OH,
-                   row.OW, row.y_size, row.y_row, row.y_pixel, row.y_base, row.band, row.chunks,
-                   real(number(row.low)), real(number(row.high)),
+                   view(arena, row.padded, row.padded_size), view(arena, row.panels, row.panels_size), batch, row.H, row.W,
+                   row.C, row.K, row.G, row.w_row, row.R, row.S, row.dilation_h, row.dilation_w, row.stride_h, row.stride_w,
+                   row.origin_h, row.origin_w, row.OH, row.OW, row.y_size, row.y_row, row.y_pixel, row.y_base, row.band,
+                   row.splits, row.depth, row.chunks, real(number(row.low)), real(number(row.high)),
                    threads_for(arena, batch * row.OH * row.OW * row.R * row.S * (row.C // row.G) * row.K),
                    view(arena, row.y, y_numbers))
 

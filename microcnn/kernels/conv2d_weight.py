@@ -11,7 +11,7 @@ from .cache import helper, kernel
 from .conv2d import copy_band, fill_table
 from .entry import entry, fields_of, threads_for, view, view_as
 from .layout import zero_run
-from .linear import add_partials
+from .linear_weight import add_partials
 from .rows import rows_strided, rows_table
 from .simd import MASKS_ARE_FREE, MR1, MR2, lanes
 from .tile import tile_add, tile_store, tile_zeros

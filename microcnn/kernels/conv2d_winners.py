@@ -11,7 +11,7 @@ from .cache import helper, kernel
 from .conv2d import copy_band, fill_table
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run
-from .linear import add_partials
+from .linear_weight import add_partials
 from .rows import rows_grid, rows_strided
 from .simd import WIDE_WINDOWS3, WIDE_WINDOWS5, WIDE_WINDOWS7, WINDOWS3, WINDOWS5, WINDOWS7, lanes
 from .tile import tile_add, tile_store, tile_zeros

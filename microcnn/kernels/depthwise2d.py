@@ -10,7 +10,7 @@ from .cache import helper, kernel
 from .conv2d import copy_band
 from .entry import entry, fields_of, number, threads_for, view
 from .layout import zero_run
-from .linear import add_partials
+from .linear_weight import add_partials
 from .simd import lanes
 from .vector import (
     vector_add,

@@ -9,7 +9,7 @@ import numpy as np
 
 from .cache import helper, kernel
 from .entry import entry, fields_of, outside, slot, threads_for, view
-from .simd import lanes
+from .simd import MR4, lanes
 from .transpose import transpose_square
 from .vector import (
     vector_add,
@@ -36,6 +36,27 @@ def copy_run(x, x_at, y, y_at, count):
         i += step
     if i < count:
         vector_store_first(vector_load_first(x, x_at + i, count - i), y, y_at + i, count - i)
+
+
+@helper
+def vectors_of(columns, width):
+    """How many registers wide the tiles are that begin where so many columns are left."""
+    return 4 if MR4 > 0 and columns > 3 * width else 2 if columns > width else 1
+
+
+@helper
+def copy_panels(weight, at, w_row, rows, k_begin, k_end, panel):
+    """Columns k_begin to k_end of some rows, the first at `at`: a matrix for each width of tiles, one behind the other.
+
+    The weight is read in its order, which memory is made for; columns past the last are not written.
+    """
+    width = lanes(weight)
+    for i in range(rows):
+        k = k_begin
+        while k < k_end:
+            columns = vectors_of(k_end - k, width) * width
+            copy_run(weight, at + i * w_row + k, panel, (k - k_begin) * rows + i * columns, min(k_end - k, columns))
+            k += columns
 
 
 @helper

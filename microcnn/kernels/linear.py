@@ -4,34 +4,34 @@ import numpy as np
 
 from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
-from .layout import zero_run
+from .layout import copy_panels, vectors_of
+from .linear_weight import add_partials
 from .rows import rows_strided
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
 from .tile import tile_add, tile_clamp, tile_fill, tile_store, tile_zeros
-from .tile_fma import tile_fma, tile_fma_steps, tile_fma_steps_tail, tile_fma_tail
+from .tile_fma import tile_fma_steps, tile_fma_steps_tail
 from .transpose import transpose_block
 from .vector import vector_add, vector_fma, vector_load, vector_load_first, vector_of, vector_store_first, vector_sum
 
-# A sum over rows is cut into blocks of this many, so that rounding errors do not pile up and a block stays in the cache.
-BLOCK = 128
-# Rows that one iteration of a parallel loop takes.
+# Rows that one iteration of a parallel loop takes, about, and how many iterations there should at least be.
 ROWS = 48
+JOBS = 8
 
 
 @helper
-def _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, mr, nv):
-    """Rows begin to end of y, mr at a time, columns <= nv * lanes of its columns from k on."""
+def _forward_tiles(x, begin, end, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, low, high, mr, nv):
+    """Rows begin to end of y, mr at a time, columns <= nv * lanes of its columns from k on: their sums over some steps."""
     masked = MASKS_ARE_FREE or columns < nv * lanes(x)
     for m in range(begin, end, mr):
         count = min(end - m, mr)
         tile = tile_zeros(x, mr, nv)
         if bias.size > 0:
             tile = tile_fill(tile, bias, k, columns)
-        rows = rows_strided(m * C, C, count, mr)
+        rows = rows_strided(m * x_row + x_at, x_row, count, mr)
         if masked:
-            tile = tile_fma_steps_tail(tile, x, rows, 0, weight, k, w_row, C, columns)
+            tile = tile_fma_steps_tail(tile, x, rows, 0, weight, w_at, w_row, steps, columns)
         else:
-            tile = tile_fma_steps(tile, x, rows, 0, weight, k, w_row, C)
+            tile = tile_fma_steps(tile, x, rows, 0, weight, w_at, w_row, steps)
         out = rows_strided(m * K + k, K, count, mr)
         if residual.size > 0:
             tile = tile_add(tile, residual, out, 0, count, columns)
@@ -39,49 +39,98 @@ def _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, col
 
 
 @helper
-def _forward_rows(x, weight, bias, residual, begin, end, C, K, w_row, low, high, y):
-    """Rows begin to end of y, a block of columns after the other; a few rows one by one."""
+def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w_row, low, high, depth, panel, y):
+    """Rows begin to end and columns k_begin to k_end of y, a block of columns after the other; a few rows one by one.
+
+    depth: how many rows of the weight all rows of x pass over before the next ones are read, their sums waiting in y.
+    """
     width = lanes(x)
-    k = 0
-    while k < K:
-        left = K - k
-        if left > 3 * width and (MR4 > 0 or end - begin < 4):
-            columns = min(left, 4 * width)
-            if end - begin < 4:
-                _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, 1, 4)
-            elif MR4 > 0:
-                _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, MR4, 4)
-        elif left > width:
-            columns = min(left, 2 * width)
-            _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, MR2, 2)
-        else:
-            columns = left
-            _forward_tiles(x, begin, end, C, weight, k, w_row, bias, residual, y, K, columns, low, high, MR1, 1)
-        k += columns
+    few = end - begin < 4 and panel.size == 0
+    blocks = max(1, (C + depth - 1) // depth)
+    part = max(1, (C + blocks - 1) // blocks)
+    for c in range(0, max(C, 1), part):
+        steps, last = min(C - c, part), c + part >= C
+        biased, added = bias if c == 0 else bias[:0], residual if c == 0 else y
+        least, most = low if last else -x.dtype.type(np.inf), high if last else x.dtype.type(np.inf)
+        if panel.size > 0:
+            copy_panels(weight, c * w_row, w_row, steps, k_begin, k_end, panel)
+        k = k_begin
+        while k < k_end:
+            left = k_end - k
+            vectors = vectors_of(left, width)
+            if few and left > 3 * width:
+                vectors = 8 if left > 4 * width else 4
+            columns = min(left, vectors * width)
+            source, w_at, row = weight, c * w_row + k, w_row
+            if panel.size > 0:
+                source, w_at, row = panel, (k - k_begin) * steps, vectors * width
+            if vectors == 8:
+                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                               1, 8)
+            elif few and vectors == 4:
+                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                               1, 4)
+            elif MR4 > 0 and vectors == 4:
+                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                               MR4, 4)
+            elif vectors == 2:
+                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                               MR2, 2)
+            else:
+                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                               MR1, 1)
+            k += columns
+
+
+@helper
+def _forward_chunk(chunk, chunks, jobs, splits, rows, columns, x, weight, bias, residual, M, C, K, w_row, low, high, depth,
+                   panels, y):
+    """Those of the jobs that belong to one chunk; a job is a block of rows, or of columns where rows are few."""
+    size = panels.size // chunks
+    panel = panels[chunk * size:(chunk + 1) * size]
+    blocks = jobs // splits
+    for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
+        split, block = job // blocks, job % blocks
+        _forward_part(x, weight, bias, residual, block * rows, min(M, (block + 1) * rows), split * columns,
+                      min(K, (split + 1) * columns), C, K, w_row, low, high, depth, panel, y)
 
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, threads, y):
+def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, columns, chunks, threads, panels, y):
     """y = clamp(x weight + bias + residual).
 
     Shapes   x (M, C); weight (C, K) with rows w_row apart; bias (K,) or empty; residual, y (M, K); residual may be empty
              or y itself
-    Writes   y (overwritten)
-    Threads  one iteration per 48 rows, or per block of columns where rows are few; each owns its part of y
+    Numbers  depth: rows of the weight that are read at a time; with panels, chunks: how many, columns: those of a split
+    Writes   y (overwritten); panels (chunks, depth, columns of a split), or empty: the weight is read where it lies
+    Threads  one iteration per chunk of blocks of rows, and of columns where rows are few; each owns its part of y
     Source   ONNX Gemm, MatMul; seed, the fully connected layer
     """
-    jobs = (M + ROWS - 1) // ROWS
-    if threads > 1 and jobs > 1:
-        for index in numba.prange(jobs):
-            job = np.int64(index)
-            _forward_rows(x, weight, bias, residual, job * ROWS, min(M, (job + 1) * ROWS), C, K, w_row, low, high, y)
+    tile, wide = MR4 if MR4 > 0 else MR2, 4 * lanes(x)
+    room = ROWS if chunks == 0 else 4 * ROWS
+    blocks = max(1, (M + room // 2) // room)
+    rows = ((M + blocks - 1) // blocks + tile - 1) // tile * tile
+    blocks = (M + rows - 1) // rows
+    if chunks == 0:
+        across = (K + wide - 1) // wide
+        splits = max(1, min(across, (JOBS + blocks - 1) // blocks))
+        columns = (across + splits - 1) // splits * wide
+    splits = (K + columns - 1) // columns
+    jobs = blocks * splits
+    parts = chunks if chunks > 0 else jobs
+    if threads > 1 and parts > 1:
+        for index in numba.prange(parts):
+            chunk = np.int64(index)
+            _forward_chunk(chunk, parts, jobs, splits, rows, columns, x, weight, bias, residual, M, C, K, w_row, low, high,
+                           depth, panels, y)
     else:
-        for job in range(jobs):
-            _forward_rows(x, weight, bias, residual, job * ROWS, min(M, (job + 1) * ROWS), C, K, w_row, low, high, y)
+        for chunk in range(parts):
+            _forward_chunk(chunk, parts, jobs, splits, rows, columns, x, weight, bias, residual, M, C, K, w_row, low, high,
+                           depth, panels, y)
 
 
-@entry("x< weight< bias< residual< y= rows C K w_row low high")
+@entry("x< weight< bias< residual< y= panels> rows C K w_row depth columns chunks panels_size low high")
 def forward(arena, row, batch):
     row = fields_of(row)
     M = row.rows * batch
@@ -89,112 +138,9 @@ def forward(arena, row, batch):
     linear_forward(view(arena, row.x, M * row.C), view(arena, row.weight, row.C * row.w_row),
                    view(arena, row.bias, row.K if row.bias >= 0 else 0),
                    view(arena, row.residual, M * row.K if row.residual >= 0 else 0), M, row.C, row.K, row.w_row,
-                   real(number(row.low)), real(number(row.high)), threads_for(arena, M * row.C * row.K),
+                   real(number(row.low)), real(number(row.high)), row.depth, row.columns, row.chunks,
+                   threads_for(arena, M * row.C * row.K), view(arena, row.panels, row.panels_size),
                    view(arena, row.y, M * row.K))
-
-
-@helper
-def _weight_tile(x, x_at, C, count, begin, end, dy, k, K, columns, first, dweight, w_at, mr, nv):
-    """dweight[c .. c + count, k .. k + columns] from rows begin to end: overwritten when first, else added to."""
-    tile = tile_zeros(x, mr, nv)
-    rows = rows_strided(x_at, 1, count, mr)
-    if MASKS_ARE_FREE or columns < nv * lanes(x):
-        for m in range(begin, end):
-            tile = tile_fma_tail(tile, x, rows, m * C, dy, m * K + k, columns)
-    else:
-        for m in range(begin, end):
-            tile = tile_fma(tile, x, rows, m * C, dy, m * K + k)
-    out = rows_strided(w_at, K, count, mr)
-    if not first:
-        tile = tile_add(tile, dweight, out, 0, count, columns)
-    tile_store(tile, dweight, out, 0, count, columns)
-
-
-@helper
-def _weight_job(x, dy, begin, end, c_begin, c_end, C, K, accumulate, dweight):
-    """dweight[c_begin .. c_end] from rows begin to end, BLOCK rows after BLOCK rows."""
-    width = lanes(x)
-    for block in range(begin, end, BLOCK):
-        stop = min(end, block + BLOCK)
-        first = block == begin and not accumulate
-        k = 0
-        while k < K:
-            if K - k > width:
-                columns = min(K - k, 2 * width)
-                for c in range(c_begin, c_end, MR2):
-                    _weight_tile(x, c, C, min(c_end - c, MR2), block, stop, dy, k, K, columns, first, dweight,
-                                 c * K + k, MR2, 2)
-            else:
-                columns = K - k
-                for c in range(c_begin, c_end, MR1):
-                    _weight_tile(x, c, C, min(c_end - c, MR1), block, stop, dy, k, K, columns, first, dweight,
-                                 c * K + k, MR1, 1)
-            k += columns
-
-
-@helper
-def add_partials(partials, count, size, begin, end, accumulate, total):
-    """total[begin : end] (= or +=) the partial sums, in order."""
-    step = lanes(total)
-    i = begin
-    while i < end:
-        n = min(step, end - i)
-        value = vector_load_first(total, i, n) if accumulate else vector_of(total, total.dtype.type(0))
-        for p in range(count):
-            value = vector_add(value, vector_load_first(partials, p * size + i, n))
-        vector_store_first(value, total, i, n)
-        i += step
-
-
-@helper
-def _weight_part(job, groups, x, dy, M, C, K, chunks, chunk_rows, c_rows, accumulate, partials, dweight):
-    chunk, group = job // groups, job % groups
-    begin, end = min(M, chunk * chunk_rows), min(M, (chunk + 1) * chunk_rows)
-    c_begin, c_end = min(C, group * c_rows), min(C, (group + 1) * c_rows)
-    if chunks == 1:
-        _weight_job(x, dy, begin, end, c_begin, c_end, C, K, accumulate, dweight)
-    else:
-        part = partials[chunk * C * K:(chunk + 1) * C * K]
-        if begin >= end:
-            zero_run(part, c_begin * K, (c_end - c_begin) * K)
-        _weight_job(x, dy, begin, end, c_begin, c_end, C, K, False, part)
-
-
-@kernel
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def linear_backward_weight(x, dy, M, C, K, chunks, chunk_rows, accumulate, threads, partials, dweight):
-    """dweight = x^T dy.
-
-    Shapes   x (M, C); dy (M, K); dweight (C, K); partials (chunks, C, K), unused when chunks is 1
-    Writes   dweight (overwritten, or added to with accumulate); partials (undefined)
-    Threads  one iteration per chunk of rows and group of input channels; each owns its partial sums, which are added in
-             order: the number of chunks does not depend on the threads, and that of groups changes no sum
-    Source   seed, dW of a fully connected layer and of a 1x1 convolution
-    """
-    # each group goes through all rows once; how many there are changes no sum
-    tiles = (C + 2 * MR2 - 1) // (2 * MR2)
-    groups = min(tiles, 2 * threads) if threads > 1 else 1
-    c_rows = (tiles + groups - 1) // groups * 2 * MR2
-    jobs = chunks * groups
-    if threads > 1 and jobs > 1:
-        for index in numba.prange(jobs):
-            job = np.int64(index)
-            _weight_part(job, groups, x, dy, M, C, K, chunks, chunk_rows, c_rows, accumulate, partials, dweight)
-    else:
-        for job in range(jobs):
-            _weight_part(job, groups, x, dy, M, C, K, chunks, chunk_rows, c_rows, accumulate, partials, dweight)
-    if chunks > 1:
-        add_partials(partials, chunks, C * K, 0, C * K, accumulate, dweight)
-
-
-@entry("x< dy< dweight= scratch> rows C K chunks chunk_rows accumulate")
-def backward_weight(arena, row, batch):
-    row = fields_of(row)
-    M = row.rows * batch
-    partials = row.chunks * row.C * row.K if row.chunks > 1 else 0
-    linear_backward_weight(view(arena, row.x, M * row.C), view(arena, row.dy, M * row.K), M, row.C, row.K, row.chunks,
-                           row.chunk_rows, row.accumulate, threads_for(arena, M * row.C * row.K),
-                           view(arena, row.scratch, partials), view(arena, row.dweight, row.C * row.K))
 
 
 @helper

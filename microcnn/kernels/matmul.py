@@ -10,7 +10,8 @@ from .cache import helper, kernel
 from .elementwise import next_place, place_of, row_at, rows_of
 from .elementwise_gradient import kept_axes, repeated_axes
 from .entry import entry, fields_of, threads_for, view
-from .linear import BLOCK, transpose_matrix
+from .linear import transpose_matrix
+from .linear_weight import BLOCK
 from .rows import rows_strided
 from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
 from .tile import tile_add, tile_store, tile_zeros

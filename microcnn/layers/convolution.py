@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from .base import Shape
-from .linear import linear_rows, weight_gradient_rows
+from .linear import PANEL_PIXELS, linear_row, panel_depth, split_columns, weight_gradient_rows
 from .windows import LARGEST, Pads, Pair, Phase, output_hw, phases, resolve_pads, used_phases
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # A band of padded input that one chunk of the work holds: about half of a small first-level cache.
 BAND_BYTES = 24 * 1024
+# Where a window has more numbers than this, a chunk passes over a part of the weights at a time, whatever else fits.
+DEEP, DEEP_BAND_BYTES = 768, 256 * 1024
 # Bands shorter than this many pixels waste tiles.
 BAND_PIXELS = 48
 CHUNKS = 8
@@ -143,7 +145,7 @@ def forward_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer |
     """The rows that run a convolution, by its kind: y = clamp(x * weight + bias + residual); residual may be y."""
     bounds = {"low": low, "high": high}
     if g.matrix:
-        linear_rows(s, *g.matrix, x, weight, bias, residual, y, low, high)
+        linear_row(s, *g.matrix, x, weight, bias, residual, y, low, high)
         return
     pixels = g.pixels_together(s.lanes)
     if pixels > 1:
@@ -169,41 +171,64 @@ def conv_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None,
                  for side in "hw"}
         grid = {**grid, "OH": grid["OW"], "OW": 1, "y_row": grid["y_pixel"], "y_pixel": K}
     OH, OW = grid["OH"], grid["OW"]
-    band, chunks, padded = band_plan(s, H, W, C, R, S, sides, OH, OW)
+    tile = 4 * s.lanes
+    deep = R * S * (C // G) > DEEP and (C // G >= PANEL_PIXELS or (G == 1 and sides["dilation_w"] == 1))
+    across = math.ceil(K / tile) if G == 1 else 1
+    if deep:
+        band, jobs, band_numbers = band_plan(s, H, W, C, R, S, sides, OH, OW, DEEP_BAND_BYTES, across)
+    else:
+        band, jobs, band_numbers = band_plan(s, H, W, C, R, S, sides, OH, OW)
+    columns = split_columns(K, tile, jobs) if G == 1 else math.ceil(K // G / tile) * tile
+    splits = math.ceil(K / columns) if G == 1 else 1
+    chunks = chunk_count(jobs * splits, deep or band_numbers > 0)
+    depth = panel_depth(s, columns) if deep else 0
+    padded = chunks * band_numbers
+    panels = chunks * depth * columns if w_row > tile and s.batch * OH * OW >= PANEL_PIXELS else 0
     s.row("conv2d.forward", x=x, weight=weight, bias=bias, residual=residual, y=y, tables=s.scratch(16 * band * OW, "tables"),
-          padded=s.scratch(padded * s.itemsize, "padded") if padded else None, H=H, W=W, C=C, K=K, G=G, w_row=w_row, R=R, S=S,
-          **sides, **grid, band=band, padded_size=padded, chunks=chunks, **bounds)
+          padded=s.scratch(padded * s.itemsize, "padded") if padded else None,
+          panels=s.scratch(panels * s.itemsize, "panels") if panels else None, H=H, W=W, C=C, K=K, G=G, w_row=w_row, R=R, S=S,
+          **sides, **grid, band=band, splits=splits, depth=depth, padded_size=padded, panels_size=panels,
+          chunks=chunks, **bounds)
 
 
 def depthwise_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None, residual: Buffer | None, y: Buffer,
                   weight_size: int, H: int, W: int, C: int, R: int, S: int, w_at: int, w_row: int, w_tap: int,
                   sides: dict[str, int], grid: dict[str, int], bounds: dict[str, float]) -> None:
     """A row of the depthwise kernel, with the bands that its padding needs."""
-    band, chunks, padded = band_plan(s, H, W, C, R, S, sides, grid["OH"], grid["OW"])
+    band, jobs, band_numbers = band_plan(s, H, W, C, R, S, sides, grid["OH"], grid["OW"])
+    chunks = chunk_count(jobs, band_numbers > 0)
+    padded = chunks * band_numbers
     s.row("depthwise2d.forward", x=x, weight=weight, bias=bias, residual=residual, y=y,
           padded=s.scratch(padded * s.itemsize, "padded") if padded else None, weight_size=weight_size, H=H, W=W, C=C, R=R,
           S=S, w_at=w_at, w_row=w_row, w_tap=w_tap, **sides, **grid, band=band, padded_size=padded, chunks=chunks, **bounds)
 
 
-def band_plan(s: Schedule, H: int, W: int, C: int, R: int, S: int, sides: dict[str, int], OH: int,
-              OW: int) -> tuple[int, int, int]:
-    """Output rows in a band, chunks of bands, and the numbers that the padded bands of all chunks hold (0: no padding)."""
+def band_plan(s: Schedule, H: int, W: int, C: int, R: int, S: int, sides: dict[str, int], OH: int, OW: int,
+              room: int = BAND_BYTES, across: int = 1) -> tuple[int, int, int]:
+    """Output rows in a band, how many bands there are, and the numbers that a padded one holds (0: no padding).
+
+    room: bytes that a band should fit into; across: into how many parts the channels can be split for threads.
+    """
     height = (OH - 1) * sides["stride_h"] + (max(R, 1) - 1) * sides["dilation_h"] + 1
     width = (OW - 1) * sides["stride_w"] + (max(S, 1) - 1) * sides["dilation_w"] + 1
     top, left = sides["origin_h"], sides["origin_w"]
     inside = top >= 0 and left >= 0 and top + height <= H and left + width <= W
     least = min(OH, math.ceil(BAND_PIXELS / OW))
-    room = BAND_BYTES // (width * C * s.itemsize) - (max(R, 1) - 1) * sides["dilation_h"] - 1
-    band = min(OH, max(least, room // sides["stride_h"] + 1 if room >= 0 else 1))
-    if s.batch * math.ceil(OH / band) < CHUNKS:
-        band = max(least, min(band, math.ceil(OH / math.ceil(CHUNKS / s.batch))))
+    rows = room // (width * C * s.itemsize) - (max(R, 1) - 1) * sides["dilation_h"] - 1
+    band = min(OH, max(least, rows // sides["stride_h"] + 1 if rows >= 0 else 1))
+    wanted = math.ceil(CHUNKS / across)
+    if s.batch * math.ceil(OH / band) < wanted:
+        band = max(least, min(band, math.ceil(OH / math.ceil(wanted / s.batch))))
     band = math.ceil(OH / math.ceil(OH / band))
     jobs = s.batch * math.ceil(OH / band)
     if inside or R == 0 or S == 0:
-        return band, min(jobs, 4 * CHUNKS), 0
-    chunks = min(jobs, CHUNKS)
-    rows = (band - 1) * sides["stride_h"] + (R - 1) * sides["dilation_h"] + 1
-    return band, chunks, chunks * rows * width * C
+        return band, jobs, 0
+    return band, jobs, ((band - 1) * sides["stride_h"] + (R - 1) * sides["dilation_h"] + 1) * width * C
+
+
+def chunk_count(jobs: int, scratch: bool) -> int:
+    """The chunks that threads take one by one: not too many where each has its own scratch."""
+    return min(jobs, CHUNKS if scratch else 4 * CHUNKS)
 
 
 def weight_gradient(s: Schedule, node: Node, g: Geometry, x: Buffer, dy: Buffer) -> None:
@@ -230,15 +255,17 @@ def weight_row(s: Schedule, g: Geometry, x: Buffer, dy: Buffer, target: Buffer, 
               "dilation_w": g.dilation[1], "pad_top": g.pads[0], "pad_left": g.pads[1], "accumulate": accumulate}
     size = g.weight_numbers * s.itemsize
     if g.depthwise:
-        band, chunks, padded = band_plan(s, g.H, g.W, g.C, g.R, g.S, g.sides(), g.OH, g.OW)
-        chunks = min(chunks, CHUNKS)
+        band, jobs, band_numbers = band_plan(s, g.H, g.W, g.C, g.R, g.S, g.sides(), g.OH, g.OW)
+        chunks = chunk_count(jobs, True)
+        padded = chunks * band_numbers
         s.row("depthwise2d.backward_weight", **common, band=band, chunks=chunks, padded_size=padded,
               padded=s.scratch(padded * s.itemsize, "padded") if padded else None, scratch=s.scratch(chunks * size))
         return
     rows = 8
     if g.G == 1 and g.C / (math.ceil(g.C / rows) * rows) < 0.8:
-        band, chunks, padded = band_plan(s, g.H, g.W, g.C, g.R, g.S, g.sides(), g.OH, g.OW)
-        chunks = min(chunks, CHUNKS)
+        band, jobs, band_numbers = band_plan(s, g.H, g.W, g.C, g.R, g.S, g.sides(), g.OH, g.OW)
+        chunks = chunk_count(jobs, True)
+        padded = chunks * band_numbers
         s.row("conv2d_weight.backward_few", **common, K=g.K, band=band, chunks=chunks, padded_size=padded,
               tables=s.scratch(8 * (band * g.OW + g.R * g.S * g.C), "tables"),
               padded=s.scratch(padded * s.itemsize, "padded") if padded else None,
@@ -305,8 +332,7 @@ def matrix_rows(s: Schedule, g: Geometry, rows: int, C: int, K: int, weight: Buf
         wide, _ = packed_weight(s, C, lasting)
         add("widen.widen", weight=None, bias=bias, wide=None, wide_bias=wide, rows=0, S=0, C=0, K=g.C, P=C // g.C, step=0, WS=0)
         bias = wide
-    s.row("linear.forward", x=x, weight=packed, bias=bias, residual=residual, y=y, rows=rows, C=K, K=C, w_row=w_row, low=low,
-          high=high)
+    linear_row(s, rows, K, C, x, packed, bias, residual, y, low, high, w_row)
 
 
 def scatter_pays(s: Schedule, g: Geometry) -> bool:

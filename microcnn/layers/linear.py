@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from ..parts import Gradient, Value
     from ..plan import Schedule
 
+# A part of the weights that a second-level cache holds while many rows of x pass over it, copied so that each tile's numbers
+# lie together: bytes, and the least and most rows of it. With fewer rows of x, or of the weight, it does not pay.
+PANEL_BYTES, PANEL_DEPTHS = 128 * 1024, (64, 512)
+PANEL_PIXELS, PANEL_ROWS = 24, 256
+# Iterations of a parallel loop that there should be, where each has a panel of its own, and the rows of x that one takes.
+JOBS, PANEL_BLOCK = 4, 192
 # With fewer rows than this the weights are not worth transposing for the gradient of the input.
 FEW_ROWS = 8
 # Sums over all rows of the batch are cut into at most so many chunks, each of at least so many rows.
@@ -70,7 +76,7 @@ class Linear(Layer):
             y = s.make(step.output, layout, residual.buffer)
         else:
             y = s.make(step.output, layout)
-        linear_rows(s, rows, C, K, x.buffer, weight, bias, residual.buffer if residual else None, y.buffer, step.low,
+        linear_row(s, rows, C, K, x.buffer, weight, bias, residual.buffer if residual else None, y.buffer, step.low,
                     step.high)
         if s.node_live(step):
             if s.trains(node, "weight"):
@@ -93,11 +99,37 @@ def weight_steps(node: Node, x: Value, C: int, K: int) -> tuple:
     return tuple(steps)
 
 
-def linear_rows(s: Schedule, rows: int, C: int, K: int, x: Buffer, weight: Buffer | None, bias: Buffer | None,
-                residual: Buffer | None, y: Buffer, low: float = -math.inf, high: float = math.inf) -> None:
-    """The row that runs a matrix product forward: y = min(max(x weight + bias + residual, low), high), x (rows, C)."""
-    s.row("linear.forward", x=x, weight=weight, bias=bias, residual=residual, y=y, rows=rows, C=C, K=K, w_row=K, low=low,
-          high=high)
+def linear_row(s: Schedule, rows: int, C: int, K: int, x: Buffer, weight: Buffer | None, bias: Buffer | None,
+               residual: Buffer | None, y: Buffer, low: float = -math.inf, high: float = math.inf,
+               w_row: int | None = None) -> None:
+    """The row that runs a matrix product: y = min(max(x weight + bias + residual, low), high), x (rows, C).
+
+    w_row: the numbers from one row of the weight to the next, K where they lie close together.
+    """
+    w_row = w_row or K
+    tile, pixels = 4 * s.lanes, s.batch * rows
+    depth, columns, chunks, panel = C, 0, 0, 0
+    if C >= PANEL_ROWS and w_row > tile and pixels >= PANEL_PIXELS:
+        blocks = math.ceil(pixels / PANEL_BLOCK)
+        columns = split_columns(K, tile, blocks)
+        chunks = min(CHUNKS, blocks * math.ceil(K / columns))
+        depth = min(C, panel_depth(s, columns))
+        panel = chunks * depth * columns
+    s.row("linear.forward", x=x, weight=weight, bias=bias, residual=residual, y=y,
+          panels=s.scratch(panel * s.itemsize, "panels") if panel else None, rows=rows, C=C, K=K, w_row=w_row,
+          depth=depth, columns=columns, chunks=chunks, panels_size=panel, low=low, high=high)
+
+
+def split_columns(K: int, tile: int, jobs: int) -> int:
+    """The columns, whole tiles, of each of the parts into which K is split so that there are JOBS jobs, if it can be."""
+    across = math.ceil(K / tile)
+    return math.ceil(across / min(across, math.ceil(JOBS / jobs))) * tile
+
+
+def panel_depth(s: Schedule, columns: int) -> int:
+    """Rows of a panel with so many columns."""
+    least, most = PANEL_DEPTHS
+    return max(least, min(most, PANEL_BYTES // (columns * s.itemsize)))
 
 
 def backward(s: Schedule, step: Step, rows: int, C: int, K: int, x: Value, y: Value) -> None:
@@ -128,7 +160,7 @@ def weight_gradient_rows(s: Schedule, node: Node, rows: int, C: int, K: int, x: 
     target, accumulate = s.dweight(node, "weight")
     jobs = math.ceil(C / JOB_ROWS)
     chunks = 1 if jobs >= CHUNKS else max(1, min(CHUNKS // jobs, M // WEIGHT_ROWS))
-    s.row("linear.backward_weight", x=x, dy=dy, dweight=target,
+    s.row("linear_weight.backward", x=x, dy=dy, dweight=target,
           scratch=s.scratch(chunks * C * K * s.itemsize) if chunks > 1 else None, rows=rows, C=C, K=K, chunks=chunks,
           chunk_rows=math.ceil(M / chunks), accumulate=accumulate)
 
@@ -159,5 +191,4 @@ def input_gradient_rows(s: Schedule, node: Node, rows: int, C: int, K: int, x: V
     w_row = math.ceil(C / s.lanes) * s.lanes
     packed = s.scratch(K * w_row * s.itemsize, "packed")
     s.row("linear.transpose", weight=weight, packed=packed, C=C, K=K, w_row=w_row)
-    s.row("linear.forward", x=dy.buffer, weight=packed, bias=None, residual=target if accumulate else None, y=target,
-          rows=rows, C=K, K=C, w_row=w_row, low=-math.inf, high=math.inf)
+    linear_row(s, rows, K, C, dy.buffer, packed, None, target if accumulate else None, target, w_row=w_row)

@@ -7,16 +7,16 @@ import pytest
 
 from tests.kernels.machine_code import Loop, inner_loops
 
-ENTRIES = ("conv2d.forward", "linear.forward", "conv2d_weight.backward", "linear.backward_weight")
+ENTRIES = ("conv2d.forward", "linear.forward", "conv2d_weight.backward", "linear_weight.backward")
 loops_for = functools.cache(inner_loops)
 
 # Multiply-adds and loads of one turn of each entry's largest tile. AVX2: 6 x 2 with a broadcast for each row. NEON: 8 x 2;
 # where the inputs of a row are neighbours, four steps at once, by element.
 LARGEST = {
     "haswell": {"conv2d.forward": (12, 8), "linear.forward": (12, 8), "conv2d_weight.backward": (12, 8),
-                "linear.backward_weight": (12, 8)},
+                "linear_weight.backward": (12, 8)},
     "cortex-a72": {"conv2d.forward": (64, 16), "linear.forward": (64, 16), "conv2d_weight.backward": (16, 10),
-                   "linear.backward_weight": (16, 10)},
+                   "linear_weight.backward": (16, 10)},
 }
 
 
@@ -41,4 +41,4 @@ def test_tiles_stay_in_registers(target, entry):
 
 def test_a_tile_that_is_too_large_is_seen():
     """8 x 2 needs 16 registers for its sums alone, and AVX2 has no more."""
-    assert any(loop.spills > 0 for loop in inner_loops("haswell", "linear.backward_weight", MR2=8)["linear.backward_weight"])
+    assert any(loop.spills > 0 for loop in inner_loops("haswell", "linear_weight.backward", MR2=8)["linear_weight.backward"])

@@ -4,6 +4,7 @@ import pytest
 
 import microcnn as mc
 from microcnn.layers.convolution import Geometry
+from tests import graph_oracle
 from tests.ops.table import LARGE_CHECKS, Case, built, graph_of, lively, table
 
 
@@ -180,6 +181,15 @@ LARGE = [
     conv("depthwise", (33, 40, 41), 33, (3, 3), pads=(1, 1, 1, 1), groups=33, batch=3),
     conv("depthwise-strided", (48, 41, 40), 48, (3, 3), (2, 2), (0, 0, 1, 1), groups=48, batch=3),
     conv("many-channels", (100, 4, 5), 112, (3, 3), (2, 1), (1, 1, 1, 1), batch=3),
+    # windows of so many numbers that the weights are read in parts: in panels, and where they lie together as they are
+    conv("deep", (90, 5, 6), 70, (3, 3), pads=(1, 1, 1, 1), batch=2),
+    conv("deep-whole-rows", (30, 6, 5), 147, (6, 5), pads=(3, 2, 2, 2), bias=False, batch=1),
+    conv("deep-one-register", (100, 5, 5), 12, (3, 3), pads=(1, 1, 1, 1), batch=2),
+    conv("deep-strided", (96, 9, 8), 130, (3, 3), (2, 2), (1, 1, 1, 1), batch=3),
+    conv("deep-dilated", (90, 7, 7), 70, (3, 3), pads=(2, 2, 2, 2), dilation=(2, 2), batch=1),
+    conv("deep-groups", (180, 5, 5), 160, (3, 3), pads=(1, 1, 1, 1), groups=2, batch=1),
+    conv("deep-few-pixels", (200, 2, 2), 70, (2, 2), pads=(1, 1, 0, 0), batch=2),
+    conv("deep-pointwise", (600, 5, 5), 147, (1, 1), batch=2),
     conv("one-long-row", (32, 1, 1501), 20, (1, 5), pads=(0, 2, 0, 1), batch=2),
     conv("one-long-row-strided", (32, 1, 1600), 34, (1, 4), (1, 3), (0, 0, 0, 3), (1, 2), 2, batch=1),
     conv("one-long-row-few-outputs", (40, 1, 1500), 2, (1, 3), pads=(0, 1, 0, 1), batch=2),
@@ -190,6 +200,24 @@ LARGE = [
 @table(LARGE, LARGE_CHECKS)
 def test_large(case, check):
     check(case)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("float64", 1e-12)])
+def test_deep_sums_wait_in_the_output(dtype, tolerance, rng):
+    """Residual, bias and clamp belong to the first and the last part of the weights only; fewer samples than planned."""
+    b = mc.GraphBuilder(seed=4)
+    x = b.input("x", (96, 5, 6))
+    y = b(mc.Conv2d(96, 3, padding=1), x)
+    y = b(mc.ReLU(), b(mc.Add(), b(mc.Conv2d(96, 3, padding=1), y), y))
+    z = b(mc.Conv2d(300, 1), y)
+    graph = b.graph(b(mc.Clip(-0.2, 0.3), b(mc.Add(), b(mc.Conv2d(300, 1), z), z)))
+    image = rng.normal(size=(3, 96, 5, 6))
+    net = graph.compile(batch=3, dtype=dtype)
+    deep = [info for info in net._programs["predict"][0].infos if info.kernel in ("conv2d.forward", "linear.forward")]
+    assert len(deep) == 4
+    expected = graph_oracle.evaluate(graph, {"x": image})[graph.outputs[0]]
+    for samples in (3, 1):
+        np.testing.assert_allclose(net.predict(image[:samples].astype(dtype)), expected[:samples], rtol=0, atol=tolerance)
 
 
 def test_fewer_samples_leave_the_rest_of_the_gradients_out(rng):

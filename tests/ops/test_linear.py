@@ -79,7 +79,8 @@ def test_chains(case, check):
 
 
 LARGE = [linear((400,), 300, batch=16), linear((17, 150), 65, False, batch=3), linear((2000, 9), 33, batch=2),
-         linear((2000,), 130, batch=1)]
+         linear((2000,), 130, batch=1), linear((40, 600), 147, False, batch=2), linear((25, 256), 70, batch=1),
+         linear((300,), 1000, batch=3)]
 
 
 @table(LARGE, LARGE_CHECKS)
