@@ -258,6 +258,16 @@ def helper(function):
     return _lean(numba.njit(error_model="numpy")(function))
 
 
+def inlined(function):
+    """Decorator: a helper that stands in each place that calls it, so that what is a constant there is one in it."""
+    return numba.njit(error_model="numpy", inline="always")(function)
+
+
+def view_helper(function):
+    """Decorator: a helper that makes an array, which numba allows only where it counts who refers to one."""
+    return _lean(numba.njit(error_model="numpy")(function), counts=True)
+
+
 def kernel(dispatcher):
     """Decorator upon numba.njit(parallel=True, cache=True): a function with a parallel branch, which an entry calls.
 
@@ -266,7 +276,7 @@ def kernel(dispatcher):
     return _lean(dispatcher)
 
 
-def _lean(dispatcher):
+def _lean(dispatcher, counts=False):
     """The dispatcher, whose function stays LLVM code until it is part of an entry."""
     compiler = getattr(dispatcher, "_compiler", None)
     if not LEAN or not hasattr(compiler, "_customize_flags"):
@@ -274,6 +284,8 @@ def _lean(dispatcher):
 
     def lean_flags(flags):
         flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
+        # all arrays are views of the caller's memory: counting who refers to them would be calls in the innermost loops
+        flags.nrt = counts
         return flags
 
     def add_overload(compiled):

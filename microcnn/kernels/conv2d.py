@@ -7,7 +7,7 @@ small band of the image with its zeros in scratch, which stays in the first-leve
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .cache import helper, inlined, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_panels, copy_run, vectors_of, zero_run
 from .linear import transpose_matrix
@@ -42,35 +42,47 @@ def fill_table(table, rows, columns, row_step, column_step):
             table[r * columns + c] = r * row_step + c * column_step
 
 
+@inlined
+def _pixel_tile(x, x_at, x_table, p, count, R, S, window, x_row, x_tap, weight, w_at, w_row, bias, k, residual, y, y_at,
+                y_table, columns, masked, low, high, mr, nv):
+    """count <= mr pixels from p on, columns <= nv * lanes of their channels: all taps of all input channels."""
+    tile = tile_zeros(x, mr, nv)
+    if bias.size > 0:
+        tile = tile_fill(tile, bias, k, columns)
+    rows = rows_table(x_table, p, count, x_at, mr)
+    tap_at = w_at
+    if masked:
+        for r in range(R):
+            for s in range(S):
+                tile = tile_fma_steps_tail(tile, x, rows, r * x_row + s * x_tap, weight, tap_at, w_row, window, columns)
+                tap_at += window * w_row
+    else:
+        for r in range(R):
+            for s in range(S):
+                tile = tile_fma_steps(tile, x, rows, r * x_row + s * x_tap, weight, tap_at, w_row, window)
+                tap_at += window * w_row
+    out = rows_table(y_table, p, count, y_at, mr)
+    if residual.size > 0:
+        tile = tile_add(tile, residual, out, 0, count, columns)
+    tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
+
+
 @helper
 def _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, w_at, w_row, bias, k, residual, y, y_at, y_table,
                  columns, low, high, mr, nv):
-    """All pixels of a band, mr at a time, columns <= nv * lanes of their channels: all taps of all input channels.
+    """All pixels of a band, mr at a time. Whole tiles have a loop of their own, in which no row is in question.
 
     The loop over the tiles is in here because a call hands over sixty numbers, which a small tile would feel.
     """
     masked = MASKS_ARE_FREE or columns < nv * lanes(x)
-    for p in range(0, pixels, mr):
-        count = min(pixels - p, mr)
-        tile = tile_zeros(x, mr, nv)
-        if bias.size > 0:
-            tile = tile_fill(tile, bias, k, columns)
-        rows = rows_table(x_table, p, count, x_at, mr)
-        tap_at = w_at
-        if masked:
-            for r in range(R):
-                for s in range(S):
-                    tile = tile_fma_steps_tail(tile, x, rows, r * x_row + s * x_tap, weight, tap_at, w_row, window, columns)
-                    tap_at += window * w_row
-        else:
-            for r in range(R):
-                for s in range(S):
-                    tile = tile_fma_steps(tile, x, rows, r * x_row + s * x_tap, weight, tap_at, w_row, window)
-                    tap_at += window * w_row
-        out = rows_table(y_table, p, count, y_at, mr)
-        if residual.size > 0:
-            tile = tile_add(tile, residual, out, 0, count, columns)
-        tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
+    p = 0
+    while p + mr <= pixels:
+        _pixel_tile(x, x_at, x_table, p, mr, R, S, window, x_row, x_tap, weight, w_at, w_row, bias, k, residual, y, y_at,
+                    y_table, columns, masked, low, high, mr, nv)
+        p += mr
+    if p < pixels:
+        _pixel_tile(x, x_at, x_table, p, pixels - p, R, S, window, x_row, x_tap, weight, w_at, w_row, bias, k, residual, y,
+                    y_at, y_table, columns, masked, low, high, mr, nv)
 
 
 @helper

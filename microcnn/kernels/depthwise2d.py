@@ -1,7 +1,7 @@
 """Depthwise 2-D convolution: one kernel per channel, vectors along the channels.
 
 As in conv2d, each chunk of the work copies a band of the image with its zeros into scratch where there is padding, so that
-every pixel has all its taps and images of any size run alike. 3 x 3 kernels keep their nine weights in registers.
+every pixel has all its taps and images of any size run alike. Most 3 x 3 windows have a kernel of their own, depthwise3x3.
 """
 import numba
 import numpy as np
@@ -25,7 +25,7 @@ from .vector import (
 
 
 @helper
-def _finish(value, residual, y, at, columns, low, high):
+def finish(value, residual, y, at, columns, low, high):
     """The residual added, the result clamped and stored."""
     if residual.size > 0:
         value = vector_add(value, vector_take(residual, at, columns))
@@ -33,45 +33,35 @@ def _finish(value, residual, y, at, columns, low, high):
 
 
 @helper
-def _row_3x3(x, x_at, x_row, x_tap, x_pixel, weight, w_at, w_row, w_tap, start, residual, y, y_at, y_pixel, count, columns,
-             low, high):
-    """count pixels of one vector of channels. Three sums, one for each row of taps, hide the latency."""
-    zero = vector_of(x, x.dtype.type(0))
-    w00 = vector_take(weight, w_at, columns)
-    w01 = vector_take(weight, w_at + w_tap, columns)
-    w02 = vector_take(weight, w_at + 2 * w_tap, columns)
-    w10 = vector_take(weight, w_at + w_row, columns)
-    w11 = vector_take(weight, w_at + w_row + w_tap, columns)
-    w12 = vector_take(weight, w_at + w_row + 2 * w_tap, columns)
-    w20 = vector_take(weight, w_at + 2 * w_row, columns)
-    w21 = vector_take(weight, w_at + 2 * w_row + w_tap, columns)
-    w22 = vector_take(weight, w_at + 2 * w_row + 2 * w_tap, columns)
-    for ow in range(count):
-        top = x_at + ow * x_pixel
-        middle, bottom = top + x_row, top + 2 * x_row
-        a = vector_fma(vector_take(x, top, columns), w00, start)
-        b = vector_fma(vector_take(x, middle, columns), w10, zero)
-        c = vector_fma(vector_take(x, bottom, columns), w20, zero)
-        a = vector_fma(vector_take(x, top + x_tap, columns), w01, a)
-        b = vector_fma(vector_take(x, middle + x_tap, columns), w11, b)
-        c = vector_fma(vector_take(x, bottom + x_tap, columns), w21, c)
-        a = vector_fma(vector_take(x, top + 2 * x_tap, columns), w02, a)
-        b = vector_fma(vector_take(x, middle + 2 * x_tap, columns), w12, b)
-        c = vector_fma(vector_take(x, bottom + 2 * x_tap, columns), w22, c)
-        _finish(vector_add(vector_add(a, b), c), residual, y, y_at + ow * y_pixel, columns, low, high)
-
-
-@helper
-def _row_any(x, x_at, x_row, x_tap, x_pixel, R, S, weight, w_at, w_row, w_tap, start, residual, y, y_at, y_pixel, count,
-             columns, low, high):
-    """count pixels of one vector of channels, any number of taps."""
-    for ow in range(count):
+def _row(x, x_at, x_row, x_tap, x_pixel, R, S, weight, w_at, w_row, w_tap, start, residual, y, y_at, y_pixel, count, columns,
+         low, high):
+    """count pixels of one vector of channels, four at a time: their sums hide each other's latency and share the weights."""
+    ow = 0
+    while ow + 4 <= count:
+        a, b, c, d = start, start, start, start
+        for r in range(R):
+            at, w = x_at + ow * x_pixel + r * x_row, w_at + r * w_row
+            for s in range(S):
+                factor = vector_take(weight, w + s * w_tap, columns)
+                a = vector_fma(vector_take(x, at, columns), factor, a)
+                b = vector_fma(vector_take(x, at + x_pixel, columns), factor, b)
+                c = vector_fma(vector_take(x, at + 2 * x_pixel, columns), factor, c)
+                d = vector_fma(vector_take(x, at + 3 * x_pixel, columns), factor, d)
+                at += x_tap
+        to = y_at + ow * y_pixel
+        finish(a, residual, y, to, columns, low, high)
+        finish(b, residual, y, to + y_pixel, columns, low, high)
+        finish(c, residual, y, to + 2 * y_pixel, columns, low, high)
+        finish(d, residual, y, to + 3 * y_pixel, columns, low, high)
+        ow += 4
+    while ow < count:
         value = start
         for r in range(R):
             at, w = x_at + ow * x_pixel + r * x_row, w_at + r * w_row
             for s in range(S):
                 value = vector_fma(vector_take(x, at + s * x_tap, columns), vector_take(weight, w + s * w_tap, columns), value)
-        _finish(value, residual, y, y_at + ow * y_pixel, columns, low, high)
+        finish(value, residual, y, y_at + ow * y_pixel, columns, low, high)
+        ow += 1
 
 
 @helper
@@ -106,12 +96,8 @@ def _bands(chunk, chunks, x, weight, bias, residual, padded, batch, H, W, C, R, 
                 start = vector_take(bias, c, count)
             for oh in range(height):
                 x_at, y_at = begin + oh * stride_h * width * C + c, n * y_size + y_base + (first + oh) * y_row + c
-                if R == 3 and S == 3:
-                    _row_3x3(part, x_at, x_row, x_tap, x_pixel, weight, w_at + c, w_row, w_tap, start, residual, y, y_at,
-                             y_pixel, OW, count, low, high)
-                else:
-                    _row_any(part, x_at, x_row, x_tap, x_pixel, R, S, weight, w_at + c, w_row, w_tap, start, residual, y,
-                             y_at, y_pixel, OW, count, low, high)
+                _row(part, x_at, x_row, x_tap, x_pixel, R, S, weight, w_at + c, w_row, w_tap, start, residual, y, y_at,
+                     y_pixel, OW, count, low, high)
 
 
 @kernel
@@ -160,42 +146,12 @@ def forward(arena, row, batch):
 
 
 @helper
-def _add_to(total, at, value, columns):
+def add_to(total, at, value, columns):
     vector_store_first(vector_add(value, vector_load_first(total, at, columns)), total, at, columns)
 
 
 @helper
-def _weight_3x3(x, x_at, x_line, x_row, x_tap, x_pixel, dy, dy_at, dy_line, C, height, OW, columns, total, t_at):
-    """The nine sums of one vector of channels over a band, all in registers."""
-    zero = vector_of(x, x.dtype.type(0))
-    a, b, c, d, e, f, g, h, i = zero, zero, zero, zero, zero, zero, zero, zero, zero
-    for oh in range(height):
-        for ow in range(OW):
-            top = x_at + oh * x_line + ow * x_pixel
-            middle, bottom = top + x_row, top + 2 * x_row
-            slope = vector_take(dy, dy_at + oh * dy_line + ow * C, columns)
-            a = vector_fma(vector_take(x, top, columns), slope, a)
-            b = vector_fma(vector_take(x, top + x_tap, columns), slope, b)
-            c = vector_fma(vector_take(x, top + 2 * x_tap, columns), slope, c)
-            d = vector_fma(vector_take(x, middle, columns), slope, d)
-            e = vector_fma(vector_take(x, middle + x_tap, columns), slope, e)
-            f = vector_fma(vector_take(x, middle + 2 * x_tap, columns), slope, f)
-            g = vector_fma(vector_take(x, bottom, columns), slope, g)
-            h = vector_fma(vector_take(x, bottom + x_tap, columns), slope, h)
-            i = vector_fma(vector_take(x, bottom + 2 * x_tap, columns), slope, i)
-    _add_to(total, t_at, a, columns)
-    _add_to(total, t_at + C, b, columns)
-    _add_to(total, t_at + 2 * C, c, columns)
-    _add_to(total, t_at + 3 * C, d, columns)
-    _add_to(total, t_at + 4 * C, e, columns)
-    _add_to(total, t_at + 5 * C, f, columns)
-    _add_to(total, t_at + 6 * C, g, columns)
-    _add_to(total, t_at + 7 * C, h, columns)
-    _add_to(total, t_at + 8 * C, i, columns)
-
-
-@helper
-def _weight_any(x, x_at, x_line, x_pixel, dy, dy_at, dy_line, C, height, OW, columns, total, t_at):
+def _weight_tap(x, x_at, x_line, x_pixel, dy, dy_at, dy_line, C, height, OW, columns, total, t_at):
     """The sum of one tap and one vector of channels over a band; four sums hide the latency."""
     zero = vector_of(x, x.dtype.type(0))
     a, b, c, d = zero, zero, zero, zero
@@ -211,7 +167,7 @@ def _weight_any(x, x_at, x_line, x_pixel, dy, dy_at, dy_line, C, height, OW, col
         while ow < OW:
             a = vector_fma(vector_take(x, at, columns), vector_take(dy, to, columns), a)
             at, to, ow = at + x_pixel, to + C, ow + 1
-    _add_to(total, t_at, vector_add(vector_add(a, b), vector_add(c, d)), columns)
+    add_to(total, t_at, vector_add(vector_add(a, b), vector_add(c, d)), columns)
 
 
 @helper
@@ -243,14 +199,10 @@ def _weight_chunk(chunk, chunks, x, dy, padded, batch, H, W, C, OH, OW, R, S, st
         dy_at = (n * OH + first) * OW * C
         for c in range(0, C, step):
             count = min(step, C - c)
-            if R == 3 and S == 3:
-                _weight_3x3(part, begin + c, x_line, x_row, x_tap, x_pixel, dy, dy_at + c, OW * C, C, height, OW, count,
-                            total, c)
-            else:
-                for r in range(R):
-                    for s in range(S):
-                        _weight_any(part, begin + r * x_row + s * x_tap + c, x_line, x_pixel, dy, dy_at + c, OW * C, C,
-                                    height, OW, count, total, (r * S + s) * C + c)
+            for r in range(R):
+                for s in range(S):
+                    _weight_tap(part, begin + r * x_row + s * x_tap + c, x_line, x_pixel, dy, dy_at + c, OW * C, C, height, OW,
+                                count, total, (r * S + s) * C + c)
 
 
 @kernel

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from numba.np import numpy_support
 
 from . import cache
-from .cache import helper
+from .cache import helper, view_helper
 
 
 class Entry:
@@ -60,7 +60,7 @@ def entry(fields):
     return register
 
 
-@helper
+@view_helper
 def fields_of(row):
     """The row's fields by name."""
     return carray(row, (1,))[0]
@@ -104,22 +104,34 @@ def number(typing_context, bits):
     return types.float64(types.int64), codegen
 
 
-@helper
+@view_helper
 def view(arena, offset, size):
     """The arena's numbers from a byte offset on, as a flat array of the network's dtype."""
     return carray(_at(arena, offset), (size,))
 
 
-@helper
+@view_helper
 def view_as(arena, offset, size, dtype):
     """The arena from a byte offset on, as a flat array of another dtype."""
     return carray(_at_as(arena, offset, dtype), (size,))
 
 
-@helper
+@view_helper
 def outside(address, size, dtype):
     """A flat array at an address outside the arena: the caller's input or output."""
     return carray(_address_as(address, dtype), (size,))
+
+
+@intrinsic
+def numbers_between(typing_context, first, second):
+    """How many numbers lie from the first one of one flat array to the first one of another, both parts of one arena."""
+    signature = types.intp(first, second)
+
+    def codegen(context, builder, sig, args):
+        begin, end = (builder.ptrtoint(context.make_array(kind)(context, builder, array).data, ir.IntType(64))
+                      for kind, array in zip(sig.args, args, strict=True))
+        return builder.sdiv(builder.sub(end, begin), ir.Constant(ir.IntType(64), first.dtype.bitwidth // 8))
+    return signature, codegen
 
 
 # The head of every arena: 64-bit slots that change from step to step, without touching the rows.

@@ -10,7 +10,7 @@ import numpy as np
 from .cache import helper, kernel
 from .entry import entry, fields_of, outside, slot, threads_for, view
 from .simd import MR4, lanes
-from .transpose import transpose_square
+from .transpose import interleave_three, transpose_square
 from .vector import (
     vector_add,
     vector_load,
@@ -159,6 +159,12 @@ def move_block(x, from_at, row_stride, column_stride, y, to_at, to_stride, rows,
                 if accumulate:
                     value = vector_add(value, vector_read(like, y, to, columns - j))
                 vector_write(value, y, to, columns - j)
+        return
+    if row_stride == 1 and columns == 3 and to_stride == 3 and not accumulate:
+        whole = rows - rows % step           # three colours, which a picture has
+        for i in range(0, whole, step):
+            interleave_three(like, x, from_at + i, column_stride, y, to_at + 3 * i)
+        _move_singly(x, from_at + whole, 1, column_stride, y, to_at + 3 * whole, 3, rows - whole, 3, accumulate)
         return
     square_rows, square_columns = 0, 0
     if row_stride == 1 and rows >= step and columns >= step:

@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .cache import helper, inlined, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .layout import copy_panels, vectors_of
 from .linear_weight import add_partials
@@ -18,24 +18,36 @@ ROWS = 48
 JOBS = 8
 
 
+@inlined
+def _forward_tile(x, m, count, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, masked, low, high,
+                  mr, nv):
+    """count <= mr rows from m on of y, columns <= nv * lanes of its columns from k on: their sums over some steps."""
+    tile = tile_zeros(x, mr, nv)
+    if bias.size > 0:
+        tile = tile_fill(tile, bias, k, columns)
+    rows = rows_strided(m * x_row + x_at, x_row, count, mr)
+    if masked:
+        tile = tile_fma_steps_tail(tile, x, rows, 0, weight, w_at, w_row, steps, columns)
+    else:
+        tile = tile_fma_steps(tile, x, rows, 0, weight, w_at, w_row, steps)
+    out = rows_strided(m * K + k, K, count, mr)
+    if residual.size > 0:
+        tile = tile_add(tile, residual, out, 0, count, columns)
+    tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
+
+
 @helper
 def _forward_tiles(x, begin, end, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, low, high, mr, nv):
-    """Rows begin to end of y, mr at a time, columns <= nv * lanes of its columns from k on: their sums over some steps."""
+    """Rows begin to end of y, mr at a time. Whole tiles have a loop of their own, in which no row is in question."""
     masked = MASKS_ARE_FREE or columns < nv * lanes(x)
-    for m in range(begin, end, mr):
-        count = min(end - m, mr)
-        tile = tile_zeros(x, mr, nv)
-        if bias.size > 0:
-            tile = tile_fill(tile, bias, k, columns)
-        rows = rows_strided(m * x_row + x_at, x_row, count, mr)
-        if masked:
-            tile = tile_fma_steps_tail(tile, x, rows, 0, weight, w_at, w_row, steps, columns)
-        else:
-            tile = tile_fma_steps(tile, x, rows, 0, weight, w_at, w_row, steps)
-        out = rows_strided(m * K + k, K, count, mr)
-        if residual.size > 0:
-            tile = tile_add(tile, residual, out, 0, count, columns)
-        tile_store(tile_clamp(tile, low, high), y, out, 0, count, columns)
+    m = begin
+    while m + mr <= end:
+        _forward_tile(x, m, mr, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, masked, low, high,
+                      mr, nv)
+        m += mr
+    if m < end:
+        _forward_tile(x, m, end - m, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, masked, low,
+                      high, mr, nv)
 
 
 @helper

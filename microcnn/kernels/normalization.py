@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from .batchnorm_statistics import statistics_chunk
-from .cache import helper, kernel
+from .cache import helper, kernel, view_helper
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import (
@@ -50,7 +50,7 @@ def _bounds(chunk, chunks, size):
     return chunk * size // chunks, (chunk + 1) * size // chunks
 
 
-@helper
+@view_helper
 def _given(arena, offset, size):
     """A buffer, empty where there is none."""
     return view(arena, offset, size if offset >= 0 else 0)

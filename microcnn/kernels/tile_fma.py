@@ -96,7 +96,8 @@ def _steps(tile, a, rows, b, *count):
                         numbers[k] = multiply_add(builder, factor, column, numbers[k])
 
         done = I64(0)
-        if MULTIPLIES_BY_ELEMENT:
+        # a part of one register alone is read number by number: more addresses than there are integer registers for
+        if MULTIPLIES_BY_ELEMENT and (tile.nv > 1 or not limit):
             done = builder.and_(steps, I64(-vector.count))
             numbers = _loop(builder, I64(0), done, vector.count, numbers, several)
         for k, number in enumerate(_loop(builder, done, steps, 1, numbers, one)):

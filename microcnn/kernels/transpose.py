@@ -105,3 +105,35 @@ def transpose_square(typing_context, like, x, x_offset, x_stride, y, y_offset, y
                 store(False)
         return context.get_dummy_value()
     return types.void(like, x, offset, offset, y, offset, offset, types.int64), codegen
+
+
+@intrinsic
+def interleave_three(typing_context, like, x, x_offset, x_stride, y, y_offset):
+    """y[3 i + j] = x[j, i] for i < lanes of like and j < 3; x and y of any number dtype, rows of x lie x_stride apart."""
+    if not (is_real_array(like) and is_number_array(x) and is_number_array(y)):
+        return None
+    count, real = lanes_of(like.dtype), vector_type(like.dtype)
+
+    def codegen(context, builder, sig, args):
+        _, x_array, x_off, x_step, y_array, y_off = args
+
+        def vector_of_numbers(kind):
+            return ir.VectorType(context.get_value_type(kind.dtype), count)
+
+        def mask(lanes):
+            return ir.Constant(ir.VectorType(I32, count), lanes)
+        rows = []
+        for j in range(3):
+            at = pointer_to(context, builder, x, x_array, builder.add(x_off, builder.mul(x_step, I64(j))))
+            rows.append(convert(builder, load_vector(builder, at, vector_of_numbers(x)), x.dtype, like.dtype, real))
+        for j in range(3):
+            places = [divmod(j * count + lane, 3) for lane in range(count)]
+            # two registers first; the lanes that the third one fills are of no account
+            value = builder.shuffle_vector(rows[0], rows[1], mask([i + count * (row == 1) for i, row in places]))
+            value = builder.shuffle_vector(value, rows[2], mask([count + i if row == 2 else lane
+                                                                 for lane, (i, row) in enumerate(places)]))
+            value = convert(builder, value, like.dtype, y.dtype, vector_of_numbers(y))
+            store_vector(builder, value, pointer_to(context, builder, y, y_array, builder.add(y_off, I64(j * count))))
+        return context.get_dummy_value()
+    offset = types.intp
+    return types.void(like, x, offset, offset, y, offset), codegen

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .convolution import BAND_BYTES, CHUNKS
+from .bands import BAND_BYTES, CHUNKS
 from .windows import pool_window
 
 if TYPE_CHECKING:

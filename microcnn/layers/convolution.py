@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
+from .bands import BAND_BYTES, CHUNKS, band_plan, chunk_count
 from .base import Shape
+from .depthwise import depthwise_phase, depthwise_row, depthwise_weight_row
 from .linear import PANEL_PIXELS, linear_row, panel_depth, split_columns, weight_gradient_rows
 from .windows import LARGEST, Pads, Pair, Phase, output_hw, phases, resolve_pads, used_phases
 
@@ -16,19 +18,15 @@ if TYPE_CHECKING:
     from ..memory import Buffer
     from ..plan import Schedule
 
-# A band of padded input that one chunk of the work holds: about half of a small first-level cache.
-BAND_BYTES = 24 * 1024
 # Where a window has more numbers than this, a chunk passes over a part of the weights at a time, whatever else fits.
 DEEP, DEEP_BAND_BYTES = 768, 256 * 1024
-# Bands shorter than this many pixels waste tiles.
-BAND_PIXELS = 48
-CHUNKS = 8
 # With more phases of a stride than this that no tap reaches, one row makes them all.
 FEW_GAPS = 3
 # An image of one row that is longer than this is cut into bands along the row.
 LONG_ROW_BYTES = 4 * BAND_BYTES
 # Pixels that a tile of dW sums in one go.
 BLOCK_PIXELS = 128
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -191,46 +189,6 @@ def conv_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None,
           chunks=chunks, **bounds)
 
 
-def depthwise_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None, residual: Buffer | None, y: Buffer,
-                  weight_size: int, H: int, W: int, C: int, R: int, S: int, w_at: int, w_row: int, w_tap: int,
-                  sides: dict[str, int], grid: dict[str, int], bounds: dict[str, float]) -> None:
-    """A row of the depthwise kernel, with the bands that its padding needs."""
-    band, jobs, band_numbers = band_plan(s, H, W, C, R, S, sides, grid["OH"], grid["OW"])
-    chunks = chunk_count(jobs, band_numbers > 0)
-    padded = chunks * band_numbers
-    s.row("depthwise2d.forward", x=x, weight=weight, bias=bias, residual=residual, y=y,
-          padded=s.scratch(padded * s.itemsize, "padded") if padded else None, weight_size=weight_size, H=H, W=W, C=C, R=R,
-          S=S, w_at=w_at, w_row=w_row, w_tap=w_tap, **sides, **grid, band=band, padded_size=padded, chunks=chunks, **bounds)
-
-
-def band_plan(s: Schedule, H: int, W: int, C: int, R: int, S: int, sides: dict[str, int], OH: int, OW: int,
-              room: int = BAND_BYTES, across: int = 1) -> tuple[int, int, int]:
-    """Output rows in a band, how many bands there are, and the numbers that a padded one holds (0: no padding).
-
-    room: bytes that a band should fit into; across: into how many parts the channels can be split for threads.
-    """
-    height = (OH - 1) * sides["stride_h"] + (max(R, 1) - 1) * sides["dilation_h"] + 1
-    width = (OW - 1) * sides["stride_w"] + (max(S, 1) - 1) * sides["dilation_w"] + 1
-    top, left = sides["origin_h"], sides["origin_w"]
-    inside = top >= 0 and left >= 0 and top + height <= H and left + width <= W
-    least = min(OH, math.ceil(BAND_PIXELS / OW))
-    rows = room // (width * C * s.itemsize) - (max(R, 1) - 1) * sides["dilation_h"] - 1
-    band = min(OH, max(least, rows // sides["stride_h"] + 1 if rows >= 0 else 1))
-    wanted = math.ceil(CHUNKS / across)
-    if s.batch * math.ceil(OH / band) < wanted:
-        band = max(least, min(band, math.ceil(OH / math.ceil(wanted / s.batch))))
-    band = math.ceil(OH / math.ceil(OH / band))
-    jobs = s.batch * math.ceil(OH / band)
-    if inside or R == 0 or S == 0:
-        return band, jobs, 0
-    return band, jobs, ((band - 1) * sides["stride_h"] + (R - 1) * sides["dilation_h"] + 1) * width * C
-
-
-def chunk_count(jobs: int, scratch: bool) -> int:
-    """The chunks that threads take one by one: not too many where each has its own scratch."""
-    return min(jobs, CHUNKS if scratch else 4 * CHUNKS)
-
-
 def weight_gradient(s: Schedule, node: Node, g: Geometry, x: Buffer, dy: Buffer) -> None:
     """dW, for several pixels at once where that fills the registers better."""
     if g.matrix:
@@ -250,17 +208,13 @@ def weight_gradient(s: Schedule, node: Node, g: Geometry, x: Buffer, dy: Buffer)
 
 def weight_row(s: Schedule, g: Geometry, x: Buffer, dy: Buffer, target: Buffer, accumulate: int) -> None:
     """The row that makes dW, by the convolution's kind."""
+    if g.depthwise:
+        depthwise_weight_row(s, g, x, dy, target, accumulate)
+        return
     common = {"x": x, "dy": dy, "dweight": target, "H": g.H, "W": g.W, "C": g.C, "OH": g.OH, "OW": g.OW,
               "R": g.R, "S": g.S, "stride_h": g.stride[0], "stride_w": g.stride[1], "dilation_h": g.dilation[0],
               "dilation_w": g.dilation[1], "pad_top": g.pads[0], "pad_left": g.pads[1], "accumulate": accumulate}
     size = g.weight_numbers * s.itemsize
-    if g.depthwise:
-        band, jobs, band_numbers = band_plan(s, g.H, g.W, g.C, g.R, g.S, g.sides(), g.OH, g.OW)
-        chunks = chunk_count(jobs, True)
-        padded = chunks * band_numbers
-        s.row("depthwise2d.backward_weight", **common, band=band, chunks=chunks, padded_size=padded,
-              padded=s.scratch(padded * s.itemsize, "padded") if padded else None, scratch=s.scratch(chunks * size))
-        return
     rows = 8
     if g.G == 1 and g.C / (math.ceil(g.C / rows) * rows) < 0.8:
         band, jobs, band_numbers = band_plan(s, g.H, g.W, g.C, g.R, g.S, g.sides(), g.OH, g.OW)
@@ -376,15 +330,6 @@ def packed_weight(s: Schedule, numbers: int, lasting: bool) -> tuple[Buffer, Cal
     if lasting:
         return s.held("packed", numbers * s.itemsize), s.prepare
     return s.scratch(numbers * s.itemsize, "packed"), s.row
-
-
-def depthwise_phase(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer | None, residual: Buffer | None, x: Buffer,
-                    y: Buffer, down: Phase, across: Phase, R: int, S: int, sides: dict[str, int], grid: dict[str, int],
-                    bounds: dict[str, float]) -> None:
-    """One phase, its taps read backwards where they lie."""
-    last = ((down.tap + (R - 1) * down.step) * g.S + across.tap + (S - 1) * across.step) * g.C if R and S else 0
-    depthwise_row(s, x, weight, bias, residual, y, g.weight_numbers, g.OH, g.OW, g.C, R, S, last,
-                  -down.step * g.S * g.C, -across.step * g.C, sides, grid, bounds)
 
 
 def dense_phase(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer | None, residual: Buffer | None, x: Buffer,

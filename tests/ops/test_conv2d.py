@@ -67,6 +67,15 @@ CASES = [
     conv("depthwise-33-dilated", (33, 6, 5), 33, (3, 2), dilation=(2, 2), pads=(1, 1, 2, 1), groups=33, batch=1),
     conv("depthwise-phases", (3, 9, 8), 3, (2, 3), (3, 2), (1, 0, 0, 2), (2, 3), groups=3, bias=False),
     conv("depthwise-one-pixel", (3, 1, 1), 3, (3, 3), pads=(1, 1, 1, 1), groups=3),
+    # 3 x 3 windows that slide: every way in which columns and rows of the image begin and end
+    *(conv(f"depthwise-{H}x{W}-stride-{stride}-pads-{'-'.join(map(str, pads))}", (3, H, W), 3, (3, 3), stride, pads, groups=3)
+      for H, W, stride, pads in (
+        (5, 3, (1, 1), (0, 0, 0, 0)), (1, 1, (1, 1), (1, 1, 1, 1)), (2, 1, (1, 1), (1, 2, 0, 3)), (3, 2, (1, 1), (0, 3, 1, 1)),
+        (4, 2, (1, 1), (3, 0, 2, 2)), (5, 4, (2, 1), (1, 1, 1, 1)), (4, 5, (1, 2), (1, 0, 1, 0)), (6, 6, (2, 2), (0, 0, 1, 1)),
+        (6, 7, (2, 2), (1, 1, 1, 1)), (5, 2, (2, 2), (2, 3, 1, 2)), (3, 1, (1, 2), (1, 1, 1, 1)), (7, 6, (4, 2), (1, 2, 0, 0)),
+        (7, 8, (1, 3), (1, 1, 1, 1)))),
+    conv("depthwise-dilated-down", (5, 9, 6), 5, (3, 3), (2, 1), (2, 1, 1, 1), (3, 1), groups=5, bias=False, batch=3),
+    conv("depthwise-5x5", (3, 7, 10), 3, (5, 5), pads=(2, 2, 2, 2), groups=3),
     conv("depthwise-1x1", (5, 3, 4), 5, (1, 1), groups=5),
     conv("depth-multiplier", (3, 5, 6), 6, (3, 3), pads=(1, 1, 1, 1), groups=3),
     conv("depth-multiplier-17", (2, 5, 4), 34, (2, 3), (2, 1), (1, 1, 0, 1), groups=2),
