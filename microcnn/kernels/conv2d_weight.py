@@ -31,6 +31,12 @@ def past_inside(offset, stride, size, limit):
 
 
 @helper
+def _tile_rows(x, KG):
+    """Input channels in a tile: more where it is one register wide."""
+    return MR1 if KG <= lanes(x) else MR2
+
+
+@helper
 def _tap_tile(x, dy, n_begin, n_end, oh_begin, oh_end, ow_begin, ow_end, H, W, C, OH, OW, K, stride_h, stride_w, top, left,
               c, count, k, columns, first, dweight, w_at, mr, nv):
     """count <= mr input channels of one tap x columns output channels, over a block of pixels."""
@@ -59,20 +65,24 @@ def _tap_block(x, dy, n_begin, n_end, oh_begin, oh_end, tile_begin, tile_end, H,
     """Tiles tile_begin to tile_end of dW from one block of pixels; the taps change fastest, they share dY."""
     width = lanes(x)
     CG, KG = C // G, K // G
-    k_blocks, c_blocks, taps = (KG + 2 * width - 1) // (2 * width), (CG + MR2 - 1) // MR2, R * S
+    rows = _tile_rows(x, KG)
+    k_blocks, c_blocks, taps = (KG + 2 * width - 1) // (2 * width), (CG + rows - 1) // rows, R * S
     for tile in range(tile_begin, tile_end):
         tap, block = tile % taps, tile // taps
         r, s = tap // S, tap % S
-        c, block = (block % c_blocks) * MR2, block // c_blocks
+        c, block = (block % c_blocks) * rows, block // c_blocks
         k, g = (block % k_blocks) * 2 * width, block // k_blocks
         top, left = r * dilation_h - pad_top, s * dilation_w - pad_left
         begin, end = max(oh_begin, first_inside(top, stride_h)), min(oh_end, past_inside(top, stride_h, H, OH))
         ow_begin, ow_end = first_inside(left, stride_w), past_inside(left, stride_w, W, OW)
-        count, columns = min(MR2, CG - c), min(2 * width, KG - k)
+        count, columns = min(rows, CG - c), min(2 * width, KG - k)
         at = (tap * CG + c) * K + g * KG + k
         if columns > width:
             _tap_tile(x, dy, n_begin, n_end, begin, end, ow_begin, ow_end, H, W, C, OH, OW, K, stride_h, stride_w, top, left,
                       g * CG + c, count, g * KG + k, columns, first, dweight, at, MR2, 2)
+        elif rows == MR1:
+            _tap_tile(x, dy, n_begin, n_end, begin, end, ow_begin, ow_end, H, W, C, OH, OW, K, stride_h, stride_w, top, left,
+                      g * CG + c, count, g * KG + k, columns, first, dweight, at, MR1, 1)
         else:
             _tap_tile(x, dy, n_begin, n_end, begin, end, ow_begin, ow_end, H, W, C, OH, OW, K, stride_h, stride_w, top, left,
                       g * CG + c, count, g * KG + k, columns, first, dweight, at, MR2, 1)
@@ -110,7 +120,8 @@ def conv2d_backward_weight(x, dy, batch, H, W, C, OH, OW, K, G, R, S, stride_h, 
     """
     width = lanes(x)
     CG, KG = C // G, K // G
-    tiles = ((KG + 2 * width - 1) // (2 * width)) * ((CG + MR2 - 1) // MR2) * R * S * G
+    rows = _tile_rows(x, KG)
+    tiles = ((KG + 2 * width - 1) // (2 * width)) * ((CG + rows - 1) // rows) * R * S * G
     bands = (OH + band - 1) // band
     blocks = ((batch + samples - 1) // samples) * bands
     # each group goes through all pixels once; how many there are changes no sum
