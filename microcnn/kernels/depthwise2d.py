@@ -38,28 +38,29 @@ def _row(x, x_at, x_row, x_tap, x_pixel, R, S, weight, w_at, w_row, w_tap, start
     """count pixels of one vector of channels, four at a time: their sums hide each other's latency and share the weights."""
     ow = 0
     while ow + 4 <= count:
-        a, b, c, d = start, start, start, start
+        first, second, third, fourth = start, start, start, start
         for r in range(R):
-            at, w = x_at + ow * x_pixel + r * x_row, w_at + r * w_row
+            at, tap = x_at + ow * x_pixel + r * x_row, w_at + r * w_row
             for s in range(S):
-                factor = vector_take(weight, w + s * w_tap, columns)
-                a = vector_fma(vector_take(x, at, columns), factor, a)
-                b = vector_fma(vector_take(x, at + x_pixel, columns), factor, b)
-                c = vector_fma(vector_take(x, at + 2 * x_pixel, columns), factor, c)
-                d = vector_fma(vector_take(x, at + 3 * x_pixel, columns), factor, d)
+                factor = vector_take(weight, tap + s * w_tap, columns)
+                first = vector_fma(vector_take(x, at, columns), factor, first)
+                second = vector_fma(vector_take(x, at + x_pixel, columns), factor, second)
+                third = vector_fma(vector_take(x, at + 2 * x_pixel, columns), factor, third)
+                fourth = vector_fma(vector_take(x, at + 3 * x_pixel, columns), factor, fourth)
                 at += x_tap
         to = y_at + ow * y_pixel
-        finish(a, residual, y, to, columns, low, high)
-        finish(b, residual, y, to + y_pixel, columns, low, high)
-        finish(c, residual, y, to + 2 * y_pixel, columns, low, high)
-        finish(d, residual, y, to + 3 * y_pixel, columns, low, high)
+        finish(first, residual, y, to, columns, low, high)
+        finish(second, residual, y, to + y_pixel, columns, low, high)
+        finish(third, residual, y, to + 2 * y_pixel, columns, low, high)
+        finish(fourth, residual, y, to + 3 * y_pixel, columns, low, high)
         ow += 4
     while ow < count:
         value = start
         for r in range(R):
-            at, w = x_at + ow * x_pixel + r * x_row, w_at + r * w_row
+            at, tap = x_at + ow * x_pixel + r * x_row, w_at + r * w_row
             for s in range(S):
-                value = vector_fma(vector_take(x, at + s * x_tap, columns), vector_take(weight, w + s * w_tap, columns), value)
+                factor = vector_take(weight, tap + s * w_tap, columns)
+                value = vector_fma(vector_take(x, at + s * x_tap, columns), factor, value)
         finish(value, residual, y, y_at + ow * y_pixel, columns, low, high)
         ow += 1
 

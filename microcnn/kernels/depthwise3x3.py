@@ -6,12 +6,12 @@ padding: a row outside the image is a line of zeros in scratch, a column outside
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .cache import helper, inlined, kernel
 from .depthwise2d import add_to, finish
 from .entry import entry, fields_of, number, numbers_between, threads_for, view
 from .layout import zero_run
 from .linear_weight import add_partials
-from .simd import lanes
+from .simd import MASKS_ARE_FREE, lanes
 from .vector import vector_fma, vector_of, vector_take
 
 
@@ -22,12 +22,12 @@ def _line(plane, h, H, line, zeros_at):
 
 
 @helper
-def _take_inside(x, at, w, W, C, columns):
-    """The pixel w of a line, zeros where that is outside."""
-    return vector_take(x, at + w * C, columns if 0 <= w < W else 0)
+def _take_inside(x, at, column, W, C, columns):
+    """One vector of channels of a pixel of a line, zeros where that is outside."""
+    return vector_take(x, at + column * C, columns if 0 <= column < W else 0)
 
 
-@helper
+@inlined
 def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, stride_w, weight, w_at, w_row, w_tap, columns,
                   start, residual, y, y_at, y_row, y_pixel, rows, OW, low, high):
     """Some rows of pixels of one vector of channels. Each column of three pixels is read once, for all pixels that see it."""
@@ -52,17 +52,17 @@ def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w,
                 finish(start, residual, y, to + (t - 2) * y_pixel, columns, low, high)
             for t in range(first, min(last, 2)):
                 at = (origin_w + t) * C
-                a, b = vector_take(x, top + at, columns), vector_take(x, middle + at, columns)
-                d = vector_take(x, bottom + at, columns)
-                middle_sum = vector_fma(d, w21, vector_fma(b, w11, vector_fma(a, w01, begun)))
-                begun = vector_fma(d, w20, vector_fma(b, w10, vector_fma(a, w00, start)))
+                x0, x1 = vector_take(x, top + at, columns), vector_take(x, middle + at, columns)
+                x2 = vector_take(x, bottom + at, columns)
+                middle_sum = vector_fma(x2, w21, vector_fma(x1, w11, vector_fma(x0, w01, begun)))
+                begun = vector_fma(x2, w20, vector_fma(x1, w10, vector_fma(x0, w00, start)))
             for t in range(max(first, 2), last):
                 at = (origin_w + t) * C
-                a, b = vector_take(x, top + at, columns), vector_take(x, middle + at, columns)
-                d = vector_take(x, bottom + at, columns)
-                done = vector_fma(d, w22, vector_fma(b, w12, vector_fma(a, w02, middle_sum)))
-                middle_sum = vector_fma(d, w21, vector_fma(b, w11, vector_fma(a, w01, begun)))
-                begun = vector_fma(d, w20, vector_fma(b, w10, vector_fma(a, w00, start)))
+                x0, x1 = vector_take(x, top + at, columns), vector_take(x, middle + at, columns)
+                x2 = vector_take(x, bottom + at, columns)
+                done = vector_fma(x2, w22, vector_fma(x1, w12, vector_fma(x0, w02, middle_sum)))
+                middle_sum = vector_fma(x2, w21, vector_fma(x1, w11, vector_fma(x0, w01, begun)))
+                begun = vector_fma(x2, w20, vector_fma(x1, w10, vector_fma(x0, w00, start)))
                 finish(done, residual, y, to + (t - 2) * y_pixel, columns, low, high)
             for _ in range(max(first, last), 2):
                 middle_sum, begun = begun, start
@@ -72,63 +72,71 @@ def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w,
         else:
             # every second column ends one pixel and begins the next
             inside = min(OW, max(0, (W - 1 - origin_w) // 2))
-            a, b = _take_inside(x, top, origin_w, W, C, columns), _take_inside(x, middle, origin_w, W, C, columns)
-            d = _take_inside(x, bottom, origin_w, W, C, columns)
-            begun = vector_fma(d, w20, vector_fma(b, w10, vector_fma(a, w00, start)))
+            x0, x1 = _take_inside(x, top, origin_w, W, C, columns), _take_inside(x, middle, origin_w, W, C, columns)
+            x2 = _take_inside(x, bottom, origin_w, W, C, columns)
+            begun = vector_fma(x2, w20, vector_fma(x1, w10, vector_fma(x0, w00, start)))
             for ow in range(OW):
-                w = origin_w + 2 * ow + 1
-                if w >= 0 and ow < inside:
-                    a, b = vector_take(x, top + w * C, columns), vector_take(x, middle + w * C, columns)
-                    d = vector_take(x, bottom + w * C, columns)
-                    done = vector_fma(d, w21, vector_fma(b, w11, vector_fma(a, w01, begun)))
-                    w += 1
-                    a, b = vector_take(x, top + w * C, columns), vector_take(x, middle + w * C, columns)
-                    d = vector_take(x, bottom + w * C, columns)
+                column = origin_w + 2 * ow + 1
+                if column >= 0 and ow < inside:
+                    x0, x1 = vector_take(x, top + column * C, columns), vector_take(x, middle + column * C, columns)
+                    x2 = vector_take(x, bottom + column * C, columns)
+                    done = vector_fma(x2, w21, vector_fma(x1, w11, vector_fma(x0, w01, begun)))
+                    column += 1
+                    x0, x1 = vector_take(x, top + column * C, columns), vector_take(x, middle + column * C, columns)
+                    x2 = vector_take(x, bottom + column * C, columns)
                 else:
-                    a, b = _take_inside(x, top, w, W, C, columns), _take_inside(x, middle, w, W, C, columns)
-                    d = _take_inside(x, bottom, w, W, C, columns)
-                    done = vector_fma(d, w21, vector_fma(b, w11, vector_fma(a, w01, begun)))
-                    w += 1
-                    a, b = _take_inside(x, top, w, W, C, columns), _take_inside(x, middle, w, W, C, columns)
-                    d = _take_inside(x, bottom, w, W, C, columns)
-                done = vector_fma(d, w22, vector_fma(b, w12, vector_fma(a, w02, done)))
-                begun = vector_fma(d, w20, vector_fma(b, w10, vector_fma(a, w00, start)))
+                    x0, x1 = _take_inside(x, top, column, W, C, columns), _take_inside(x, middle, column, W, C, columns)
+                    x2 = _take_inside(x, bottom, column, W, C, columns)
+                    done = vector_fma(x2, w21, vector_fma(x1, w11, vector_fma(x0, w01, begun)))
+                    column += 1
+                    x0, x1 = _take_inside(x, top, column, W, C, columns), _take_inside(x, middle, column, W, C, columns)
+                    x2 = _take_inside(x, bottom, column, W, C, columns)
+                done = vector_fma(x2, w22, vector_fma(x1, w12, vector_fma(x0, w02, done)))
+                begun = vector_fma(x2, w20, vector_fma(x1, w10, vector_fma(x0, w00, start)))
                 finish(done, residual, y, to + ow * y_pixel, columns, low, high)
 
 
 @helper
-def _bands(chunk, chunks, x, weight, bias, residual, zeros_at, batch, H, W, C, w_at, w_row, w_tap, dilation_h, stride_h,
+def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, w_at, w_row, w_tap, dilation_h, stride_h,
            stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, low, high, y):
-    """The bands of one chunk of the work, one after the other."""
+    """The bands of one chunk of the work, one after the other, each in parts of its channels."""
     bands = (OH + band - 1) // band
-    jobs = batch * bands
+    jobs = batch * bands * splits
     step = lanes(x)
+    vectors = (C + step - 1) // step
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
-        n, first = job // bands, (job % bands) * band
+        n, first, split = job // splits // bands, (job // splits % bands) * band, job % splits
         rows = min(band, OH - first)
-        for c in range(0, C, step):
+        for c in range(split * vectors // splits * step, min(C, (split + 1) * vectors // splits * step), step):
             columns = min(step, C - c)
             start = vector_of(x, x.dtype.type(0))
             if bias.size > 0:
                 start = vector_take(bias, c, columns)
-            _forward_rows(x, n * H * W * C + c, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w,
-                          stride_w, weight, w_at + c, w_row, w_tap, columns, start, residual, y,
-                          n * y_size + y_base + first * y_row + c, y_row, y_pixel, rows, OW, low, high)
+            plane, to = n * H * W * C + c, n * y_size + y_base + first * y_row + c
+            if not MASKS_ARE_FREE and columns == step:
+                # the same with a count that is known when this is compiled: plain loads
+                _forward_rows(x, plane, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w,
+                              stride_w, weight, w_at + c, w_row, w_tap, step, start, residual, y, to, y_row, y_pixel, rows, OW,
+                              low, high)
+            else:
+                _forward_rows(x, plane, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w,
+                              stride_w, weight, w_at + c, w_row, w_tap, columns, start, residual, y, to, y_row, y_pixel, rows,
+                              OW, low, high)
 
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def depthwise3x3_forward(x, weight, bias, residual, batch, H, W, C, w_at, w_row, w_tap, dilation_h, stride_h, stride_w,
-                         origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, chunks, low, high, threads, zeros,
-                         y):
+                         origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, splits, chunks, low, high, threads,
+                         zeros, y):
     """y[c] = clamp(x[c] * weight[c] + bias[c] + residual), on a grid of output pixels that may be a part of y.
 
     Shapes   x (N, H, W, C); weight: tap (r, s) at w_at + r * w_row + s * w_tap (steps may be negative: a flipped kernel);
              bias (C,) or empty; residual like y, empty, or y itself; zeros (W, C) where a row may lie outside the image;
              y: N samples of y_size numbers, pixel (oh, ow) at y_base + oh * y_row + ow * y_pixel
-    Numbers  stride_w is 1 or 2
+    Numbers  stride_w is 1 or 2; splits: parts of the channels
     Writes   y (its grid overwritten), zeros
-    Threads  one iteration per chunk of bands of rows, each owns its rows of y
+    Threads  one iteration per chunk of bands of rows and parts of channels, each owns its part of y
     Source   ONNX Conv with group = C; backward to the input is this kernel on dY with the taps in reverse order (seed, dZ
              through flipped kernels)
     """
@@ -137,16 +145,16 @@ def depthwise3x3_forward(x, weight, bias, residual, batch, H, W, C, w_at, w_row,
     if threads > 1 and chunks > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
-            _bands(chunk, chunks, x, weight, bias, residual, zeros_at, batch, H, W, C, w_at, w_row, w_tap, dilation_h,
+            _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, w_at, w_row, w_tap, dilation_h,
                    stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, low, high, y)
     else:
         for chunk in range(chunks):
-            _bands(chunk, chunks, x, weight, bias, residual, zeros_at, batch, H, W, C, w_at, w_row, w_tap, dilation_h,
+            _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, w_at, w_row, w_tap, dilation_h,
                    stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, low, high, y)
 
 
 @entry("x< weight< bias< residual< y= zeros> weight_size H W C w_at w_row w_tap dilation_h stride_h stride_w origin_h origin_w "
-       "OH OW y_size y_row y_pixel y_base band zeros_size chunks low high")
+       "OH OW y_size y_row y_pixel y_base band splits zeros_size chunks low high")
 def forward(arena, row, batch):
     row = fields_of(row)
     real = view(arena, 0, 1).dtype.type
@@ -155,12 +163,13 @@ def forward(arena, row, batch):
                          view(arena, row.bias, row.C if row.bias >= 0 else 0),
                          view(arena, row.residual, y_numbers if row.residual >= 0 else 0), batch, row.H, row.W, row.C, row.w_at,
                          row.w_row, row.w_tap, row.dilation_h, row.stride_h, row.stride_w, row.origin_h, row.origin_w, row.OH,
-                         row.OW, row.y_size, row.y_row, row.y_pixel, row.y_base, row.band, row.chunks, real(number(row.low)),
-                         real(number(row.high)), threads_for(arena, batch * row.OH * row.OW * row.C * 18),
+                         row.OW, row.y_size, row.y_row, row.y_pixel, row.y_base, row.band, row.splits, row.chunks,
+                         real(number(row.low)), real(number(row.high)),
+                         threads_for(arena, batch * row.OH * row.OW * row.C * 18),
                          view(arena, row.zeros, row.zeros_size), view(arena, row.y, y_numbers))
 
 
-@helper
+@inlined
 def _weight_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, stride_w, dy, dy_at, columns, rows, OW, total,
                  t_at):
     """The nine sums of one vector of channels over some rows of pixels, all in registers."""
@@ -188,9 +197,9 @@ def _weight_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, 
                 earlier, before = before, slope
         else:
             for ow in range(OW):
-                w, slope = origin_w + 2 * ow, vector_take(dy, slopes + ow * C, columns)
-                if 0 <= w < W - 2:
-                    at = w * C
+                column, slope = origin_w + 2 * ow, vector_take(dy, slopes + ow * C, columns)
+                if 0 <= column < W - 2:
+                    at = column * C
                     t00, t01 = (vector_fma(vector_take(x, top + at, columns), slope, t00),
                                 vector_fma(vector_take(x, top + at + C, columns), slope, t01))
                     t02, t10 = (vector_fma(vector_take(x, top + at + 2 * C, columns), slope, t02),
@@ -201,15 +210,15 @@ def _weight_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, 
                                 vector_fma(vector_take(x, bottom + at + C, columns), slope, t21))
                     t22 = vector_fma(vector_take(x, bottom + at + 2 * C, columns), slope, t22)
                 else:
-                    t00 = vector_fma(_take_inside(x, top, w, W, C, columns), slope, t00)
-                    t01 = vector_fma(_take_inside(x, top, w + 1, W, C, columns), slope, t01)
-                    t02 = vector_fma(_take_inside(x, top, w + 2, W, C, columns), slope, t02)
-                    t10 = vector_fma(_take_inside(x, middle, w, W, C, columns), slope, t10)
-                    t11 = vector_fma(_take_inside(x, middle, w + 1, W, C, columns), slope, t11)
-                    t12 = vector_fma(_take_inside(x, middle, w + 2, W, C, columns), slope, t12)
-                    t20 = vector_fma(_take_inside(x, bottom, w, W, C, columns), slope, t20)
-                    t21 = vector_fma(_take_inside(x, bottom, w + 1, W, C, columns), slope, t21)
-                    t22 = vector_fma(_take_inside(x, bottom, w + 2, W, C, columns), slope, t22)
+                    t00 = vector_fma(_take_inside(x, top, column, W, C, columns), slope, t00)
+                    t01 = vector_fma(_take_inside(x, top, column + 1, W, C, columns), slope, t01)
+                    t02 = vector_fma(_take_inside(x, top, column + 2, W, C, columns), slope, t02)
+                    t10 = vector_fma(_take_inside(x, middle, column, W, C, columns), slope, t10)
+                    t11 = vector_fma(_take_inside(x, middle, column + 1, W, C, columns), slope, t11)
+                    t12 = vector_fma(_take_inside(x, middle, column + 2, W, C, columns), slope, t12)
+                    t20 = vector_fma(_take_inside(x, bottom, column, W, C, columns), slope, t20)
+                    t21 = vector_fma(_take_inside(x, bottom, column + 1, W, C, columns), slope, t21)
+                    t22 = vector_fma(_take_inside(x, bottom, column + 2, W, C, columns), slope, t22)
     add_to(total, t_at, t00, columns)
     add_to(total, t_at + C, t01, columns)
     add_to(total, t_at + 2 * C, t02, columns)
@@ -233,8 +242,13 @@ def _weight_chunk(chunk, chunks, x, dy, zeros_at, batch, H, W, C, OH, OW, stride
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         n, first = job // bands, (job % bands) * band
         for c in range(0, C, step):
-            _weight_rows(x, n * H * W * C + c, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w,
-                         stride_w, dy, (n * OH + first) * OW * C + c, min(step, C - c), min(band, OH - first), OW, total, c)
+            plane, dy_at, rows = n * H * W * C + c, (n * OH + first) * OW * C + c, min(band, OH - first)
+            if not MASKS_ARE_FREE and C - c >= step:
+                _weight_rows(x, plane, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w, stride_w,
+                             dy, dy_at, step, rows, OW, total, c)
+            else:
+                _weight_rows(x, plane, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w, stride_w,
+                             dy, dy_at, min(step, C - c), rows, OW, total, c)
 
 
 @kernel

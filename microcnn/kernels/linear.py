@@ -97,12 +97,14 @@ def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w
 @helper
 def _forward_chunk(chunk, chunks, jobs, splits, rows, columns, x, weight, bias, residual, M, C, K, w_row, low, high, depth,
                    panels, y):
-    """Those of the jobs that belong to one chunk; a job is a block of rows, or of columns where rows are few."""
+    """Those of the jobs that belong to one chunk: blocks of rows one after the other, each with all its blocks of columns.
+
+    A thread then makes rows that lie together, as it does in the layers before and behind: they stay in its cache.
+    """
     size = panels.size // chunks
     panel = panels[chunk * size:(chunk + 1) * size]
-    blocks = jobs // splits
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
-        split, block = job // blocks, job % blocks
+        block, split = job // splits, job % splits
         _forward_part(x, weight, bias, residual, block * rows, min(M, (block + 1) * rows), split * columns,
                       min(K, (split + 1) * columns), C, K, w_row, low, high, depth, panel, y)
 
@@ -120,7 +122,7 @@ def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, 
     Source   ONNX Gemm, MatMul; seed, the fully connected layer
     """
     tile, wide = MR4 if MR4 > 0 else MR2, 4 * lanes(x)
-    room = ROWS if chunks == 0 else 4 * ROWS
+    room = ROWS if chunks == 0 else 2 * ROWS
     blocks = max(1, (M + room // 2) // room)
     rows = ((M + blocks - 1) // blocks + tile - 1) // tile * tile
     blocks = (M + rows - 1) // rows

@@ -10,7 +10,7 @@ from ..errors import ModelError
 from .bands import BAND_BYTES, CHUNKS, band_plan, chunk_count
 from .base import Shape
 from .depthwise import depthwise_phase, depthwise_row, depthwise_weight_row
-from .linear import PANEL_PIXELS, linear_row, panel_depth, split_columns, weight_gradient_rows
+from .linear import PANEL_DEPTHS, PANEL_PIXELS, linear_row, panel_depth, split_columns, weight_gradient_rows
 from .windows import LARGEST, Pads, Pair, Phase, output_hw, phases, resolve_pads, used_phases
 
 if TYPE_CHECKING:
@@ -170,7 +170,8 @@ def conv_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None,
         grid = {**grid, "OH": grid["OW"], "OW": 1, "y_row": grid["y_pixel"], "y_pixel": K}
     OH, OW = grid["OH"], grid["OW"]
     tile = 4 * s.lanes
-    deep = R * S * (C // G) > DEEP and (C // G >= PANEL_PIXELS or (G == 1 and sides["dilation_w"] == 1))
+    together = G == 1 and sides["dilation_w"] == 1          # neighbouring taps, which the kernel reads as one
+    deep = R * S * (C // G) > DEEP and (together or C // G >= PANEL_DEPTHS[0]) and s.batch * OH * OW >= PANEL_PIXELS
     across = math.ceil(K / tile) if G == 1 else 1
     if deep:
         band, jobs, band_numbers = band_plan(s, H, W, C, R, S, sides, OH, OW, DEEP_BAND_BYTES, across)
@@ -181,7 +182,7 @@ def conv_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None,
     chunks = chunk_count(jobs * splits, deep or band_numbers > 0)
     depth = panel_depth(s, columns) if deep else 0
     padded = chunks * band_numbers
-    panels = chunks * depth * columns if w_row > tile and s.batch * OH * OW >= PANEL_PIXELS else 0
+    panels = chunks * depth * columns if w_row > tile else 0
     s.row("conv2d.forward", x=x, weight=weight, bias=bias, residual=residual, y=y, tables=s.scratch(16 * band * OW, "tables"),
           padded=s.scratch(padded * s.itemsize, "padded") if padded else None,
           panels=s.scratch(panels * s.itemsize, "panels") if panels else None, H=H, W=W, C=C, K=K, G=G, w_row=w_row, R=R, S=S,

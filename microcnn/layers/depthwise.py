@@ -1,9 +1,10 @@
 """The rows that run depthwise convolutions, forward and backward."""
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from .bands import band_plan, chunk_count
+from .bands import CHUNKS, band_plan, chunk_count
 
 if TYPE_CHECKING:
     from ..memory import Buffer
@@ -21,7 +22,9 @@ def depthwise_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | 
     common = {"x": x, "weight": weight, "bias": bias, "residual": residual, "y": y, "weight_size": weight_size, "H": H, "W": W,
               "C": C, "w_at": w_at, "w_row": w_row, "w_tap": w_tap, "band": band, **grid, **bounds}
     if slides(R, S, sides):
-        s.row("depthwise3x3.forward", **common, **zero_line(s, H, W, C, OH, sides), chunks=chunk_count(jobs, False))
+        splits = max(1, min(math.ceil(C / s.lanes), math.ceil(CHUNKS / jobs)))
+        s.row("depthwise3x3.forward", **common, **zero_line(s, H, W, C, OH, sides), splits=splits,
+              chunks=chunk_count(jobs * splits, False))
         return
     chunks = chunk_count(jobs, band_numbers > 0)
     padded = chunks * band_numbers

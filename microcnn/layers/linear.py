@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PANEL_BYTES, PANEL_DEPTHS = 128 * 1024, (64, 512)
 PANEL_PIXELS, PANEL_ROWS = 24, 256
 # Iterations of a parallel loop that there should be, where each has a panel of its own, and the rows of x that one takes.
-JOBS, PANEL_BLOCK = 4, 192
+JOBS, PANEL_BLOCK = 4, 96
 # With fewer rows than this the weights are not worth transposing for the gradient of the input.
 FEW_ROWS = 8
 # Sums over all rows of the batch are cut into at most so many chunks, each of at least so many rows.
@@ -110,7 +110,7 @@ def linear_row(s: Schedule, rows: int, C: int, K: int, x: Buffer, weight: Buffer
     tile, pixels = 4 * s.lanes, s.batch * rows
     depth, columns, chunks, panel = C, 0, 0, 0
     if C >= PANEL_ROWS and w_row > tile and pixels >= PANEL_PIXELS:
-        blocks = math.ceil(pixels / PANEL_BLOCK)
+        blocks = max(1, round(pixels / PANEL_BLOCK))
         columns = split_columns(K, tile, blocks)
         chunks = min(CHUNKS, blocks * math.ceil(K / columns))
         depth = min(C, panel_depth(s, columns))

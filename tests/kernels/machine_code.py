@@ -33,13 +33,15 @@ class Loop:
     """An innermost loop that multiplies and adds vectors: how many instructions of each kind it holds.
 
     loads: of vector registers from memory, broadcasts of one number and operands of multiply-adds included; an instruction
-    that loads two registers counts twice. stores: of anything. spills: accesses of vector registers to the stack.
+    that loads two registers counts twice. stores: of anything. spills: accesses of vector registers to the stack. calls: of
+    functions, such as those that count the references of an array.
     """
 
     fma: int
     loads: int
     stores: int
     spills: int
+    calls: int
     body: list[str]
 
 
@@ -113,12 +115,14 @@ def counted(body: list[str], frame: str, arm: bool) -> Loop:
         return sum(bool(re.match(pattern, line)) for line in body)
     if arm:
         loads = count(r"(?:ldr|ldur)\s+[qds]\d|ld1r?\s") + 2 * count(r"ldp\s+[qds]\d")
-        return Loop(count(r"fmla\s"), loads, count(r"st\w+\s"), count(rf"\w+\s+[qds]\d.*\[(?:sp|{frame})\b"), body)
+        return Loop(count(r"fmla\s"), loads, count(r"st\w+\s"), count(rf"\w+\s+[qds]\d.*\[(?:sp|{frame})\b"),
+                    count(r"blr?\s"), body)
     vector = r"%[xyz]mm\d+"
     loads = count(rf"(?:vmov|vbroadcast|vmaskmov|vfmadd)\w+\s+[^,]*\(.*\), {vector}|vmaskmov\w+\s+\S*\(.*\), {vector}")
     stores = count(rf"vmov\w+\s+{vector}, \S*\(|vmaskmov\w+\s+{vector}, {vector}, |mov[lqbw]\s+[%$]\w+, \S*\(")
     return Loop(count(rf"vfmadd\w+p[sd]\s.*{vector}"), loads, stores, count(rf".*\(%(?:rsp|{frame})[,)].*{vector}|.*{vector}.*"
-                                                                            rf"\(%(?:rsp|{frame})[,)]"), body)
+                                                                            rf"\(%(?:rsp|{frame})[,)]"),
+                count(r"call\w*\s"), body)
 
 
 def main(arguments: list[str]) -> None:

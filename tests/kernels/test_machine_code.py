@@ -34,9 +34,20 @@ def test_tiles_stay_in_registers(target, entry):
         listing = "\n".join(loop.body)
         assert loop.spills == 0, f"{loop.spills} registers go to the stack:\n{listing}"
         assert loop.stores == 0, f"{loop.stores} stores:\n{listing}"
+        assert loop.calls == 0, f"{loop.calls} calls:\n{listing}"
     largest = fewest_loads(loops)
     fma, loads = LARGEST[target][entry]
     assert largest.fma % fma == 0 and largest.loads * fma <= largest.fma * loads, "\n".join(largest.body)
+
+
+@pytest.mark.parametrize("target", [*LARGEST, "skylake-avx512"])
+def test_a_sliding_window_calls_nothing(target):
+    """Three columns of three pixels, nine multiply-adds, one store; weights that find no register are operands from memory."""
+    loops = [loop for loop in loops_for(target, "depthwise3x3.forward")["depthwise3x3.forward"] if loop.fma == 9]
+    assert loops
+    for loop in loops:
+        assert loop.calls == 0, "\n".join(loop.body)
+    assert min(loop.loads for loop in loops) <= 3 + 9 and min(loop.stores for loop in loops) == 1
 
 
 def test_a_tile_that_is_too_large_is_seen():
