@@ -18,6 +18,7 @@ Lock: TypeAlias = Any     # threading.RLock, which is a function to type checker
 _wish: int | None = None
 _applied = threading.local()
 _forked = False
+_layer: str | None = None       # numba's threading layer, once it has started
 _process_lock = threading.RLock()
 # everything with a _lock of its own: a thread that holds it does not exist in a forked child
 locked: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -110,11 +111,13 @@ def pool_lock(own: Lock) -> Lock:
 
     Elsewhere that is the network's lock once more, which costs next to nothing.
     """
+    global _layer
     if get_num_threads() == 1:
         return own
-    import numba
-    try:
-        layer = numba.threading_layer()
-    except ValueError:      # not started yet: the first step decides
-        return _process_lock
-    return _process_lock if layer == "workqueue" else own
+    if _layer is None:
+        import numba
+        try:
+            _layer = numba.threading_layer()
+        except ValueError:      # not started yet: the first step decides
+            return _process_lock
+    return _process_lock if _layer == "workqueue" else own

@@ -82,6 +82,12 @@ def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w
             elif few and vectors == 4:
                 _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
                                1, 4)
+            elif few and vectors == 2:
+                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                               1, 2)
+            elif few:
+                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                               1, 1)
             elif MR4 > 0 and vectors == 4:
                 _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
                                MR4, 4)
