@@ -3,6 +3,8 @@
 A tile is MR output pixels x NV vectors of output channels. Where each pixel's window begins stands in a table, so that a
 tile may run across the ends of rows and any stride costs the same. Padding is copied in: each chunk of the work has a
 small band of the image with its zeros in scratch, which stays in the first-level cache while all output channels pass over it.
+Where windows hold many numbers, the band may fill the second-level cache instead, and the weights are read a part at a time,
+each part copied into a panel first: the sums of the parts wait in y.
 """
 import numba
 import numpy as np
@@ -216,7 +218,7 @@ def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, panels, 
              Output pixel (0, 0) sees input from (origin_h, origin_w) on, which may be outside: zeros.
     Numbers  splits: parts of the output channels, with G = 1; depth: rows of the weight that are read at a time, 0 for all
     Writes   y (its grid overwritten); x_table, y_table (band * OW), padded (chunks bands, or empty when nothing lies outside),
-             panels (chunks, depth, channels of a split; or empty: the weight is read where it lies)
+             panels (chunks, depth, channels of a split or group; or empty: the weight is read where it lies)
     Threads  one iteration per chunk of bands and splits; each owns its part of y, of padded and of panels
     Source   ONNX Conv; seed, Z = W * X. Backward to the input is this kernel on dY with flipped, transposed weights (seed,
              dZ through a convolution), once for each phase of the stride

@@ -31,9 +31,9 @@ def past_inside(offset, stride, size, limit):
 
 
 @helper
-def _tile_rows(x, KG):
-    """Input channels in a tile: more where it is one register wide."""
-    return MR1 if KG <= lanes(x) else MR2
+def _tile_rows(x, CG, KG):
+    """Input channels in a tile: more where it is one register wide and there are as many."""
+    return MR1 if KG <= lanes(x) and CG > MR2 else MR2
 
 
 @helper
@@ -65,7 +65,7 @@ def _tap_block(x, dy, n_begin, n_end, oh_begin, oh_end, tile_begin, tile_end, H,
     """Tiles tile_begin to tile_end of dW from one block of pixels; the taps change fastest, they share dY."""
     width = lanes(x)
     CG, KG = C // G, K // G
-    rows = _tile_rows(x, KG)
+    rows = _tile_rows(x, CG, KG)
     k_blocks, c_blocks, taps = (KG + 2 * width - 1) // (2 * width), (CG + rows - 1) // rows, R * S
     for tile in range(tile_begin, tile_end):
         tap, block = tile % taps, tile // taps
@@ -120,7 +120,7 @@ def conv2d_backward_weight(x, dy, batch, H, W, C, OH, OW, K, G, R, S, stride_h, 
     """
     width = lanes(x)
     CG, KG = C // G, K // G
-    rows = _tile_rows(x, KG)
+    rows = _tile_rows(x, CG, KG)
     tiles = ((KG + 2 * width - 1) // (2 * width)) * ((CG + rows - 1) // rows) * R * S * G
     bands = (OH + band - 1) // band
     blocks = ((batch + samples - 1) // samples) * bands

@@ -183,7 +183,7 @@ def _weight_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, 
             # column t meets the slopes of the pixels t, t - 1 and t - 2, whose windows it is in
             first, last = min(max(0, -origin_w), OW + 2), max(0, min(OW + 2, W - origin_w))
             before = vector_take(dy, slopes + (first - 1) * C, columns if 1 <= first <= OW else 0)
-            earlier = vector_take(dy, slopes + (first - 2) * C, columns if first >= 2 else 0)
+            earlier = vector_take(dy, slopes + (first - 2) * C, columns if 2 <= first <= OW + 1 else 0)
             for t in range(first, last):
                 at = (origin_w + t) * C
                 slope = vector_take(dy, slopes + t * C, columns if t < OW else 0)
@@ -260,6 +260,7 @@ def depthwise3x3_backward_weight(x, dy, batch, H, W, C, OH, OW, stride_h, stride
     Shapes   x (N, H, W, C); dy (N, OH, OW, C); dweight (3, 3, C); partials (chunks, 3, 3, C); zeros as in forward
     Writes   dweight (overwritten, or added to with accumulate); zeros, partials (undefined)
     Threads  one iteration per chunk of bands, each owns its partial sum, added in order
+    Numbers  stride_w is 1 or 2, with 1 a column of x that a tap does not see counts with a slope of 0 for it
     Source   seed, dW = sum of the patches of A times dZ, channel by channel
     """
     zero_run(zeros, 0, zeros.size)

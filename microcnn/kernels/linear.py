@@ -71,7 +71,7 @@ def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w
             left = k_end - k
             vectors = vectors_of(left, width)
             if few and left > 3 * width:
-                vectors = 8 if left > 4 * width else 4
+                vectors = 8 if left > 7 * width else 4
             columns = min(left, vectors * width)
             source, w_at, row = weight, c * w_row + k, w_row
             if panel.size > 0:

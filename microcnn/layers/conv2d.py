@@ -99,7 +99,8 @@ class Conv2d(Convolution):
     """ONNX Conv in two dimensions. Attributes kernel, stride, pads, dilation, groups; weight (K, C / G, R, S), bias (K,).
 
     Raises   ModelError: channels that do not fit the weight or the groups, a window larger than the padded image
-    Memory   forward: a band of padded input per chunk; backward: the transposed weights, partial sums of dW
+    Memory   forward: a band of padded input per chunk (depthwise 3 x 3: one line of zeros), with many channels a panel of
+             weights; backward: the transposed weights, partial sums of dW
     """
 
     op = "Conv2d"
@@ -113,7 +114,7 @@ class ConvTranspose2d(Convolution):
     (bottom, right), added to it; weight (C, K / G, R, S), bias (K,).
 
     Raises   ModelError: channels that do not fit the weight or the groups, padding that leaves nothing
-    Memory   the transposed weights, made once where they do not train; a band of padded input per chunk
+    Memory   the transposed weights, made once where they do not train; a band of padded input and a panel of weights per chunk
     """
 
     op = "ConvTranspose2d"

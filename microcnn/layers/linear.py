@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # lie together: bytes, and the least and most rows of it. With fewer rows of x, or of the weight, it does not pay.
 PANEL_BYTES, PANEL_DEPTHS = 128 * 1024, (64, 512)
 PANEL_PIXELS, PANEL_ROWS = 24, 256
-# Iterations of a parallel loop that there should be, where each has a panel of its own, and the rows of x that one takes.
+# Iterations of a parallel loop that there should be, where each has a panel of its own,
+# and the rows of x that one takes, as in the kernel.
 JOBS, PANEL_BLOCK = 4, 96
 # With fewer rows than this the weights are not worth transposing for the gradient of the input.
 FEW_ROWS = 8
@@ -34,7 +35,8 @@ class Linear(Layer):
     """ONNX Gemm and MatMul: y = x W + b over the last axis. Weight (K, C) where `transposed`, else (C, K); bias (K,).
 
     Raises   ModelError: features that do not fit the weight
-    Memory   backward: the transposed weights where there are 8 rows or more, partial sums of dW
+    Memory   forward: with many features and rows a panel of weights per chunk; backward: the transposed weights where there are
+             8 rows or more, partial sums of dW
     """
 
     op = "Linear"

@@ -18,6 +18,8 @@ CASES = [
     linear((1,), 1, batch=1), linear((3,), 5), linear((17,), 33, batch=1), linear((33,), 17, False, batch=3),
     linear((5,), 3, False, False), linear((17,), 1, bias=False, batch=3), linear((1,), 17, batch=3),
     linear((70,), 10, batch=3),
+    # every number of registers of a single row, whole and not
+    *(linear((7,), K, batch=1) for K in (16, 20, 31, 40, 63, 64, 65, 100, 112, 113, 128, 129)),
     # enough rows for the transposed weights
     linear((5,), 7, batch=9), linear((4, 5), 3), linear((3, 4, 17), 5, False), linear((2, 3, 2, 5), 33, batch=1),
     linear((9, 6), 4, True, False, 3),
