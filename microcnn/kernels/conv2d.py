@@ -113,14 +113,43 @@ def _row_tiles(x, x_at, x_table, pixels, OW, C, R, x_row, weight, k, w_row, bias
 
 
 @helper
+def _channels(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, w_at, w_row, bias, residual, y, y_at, y_table,
+              k_begin, k_end, low, high, near, panel):
+    """All pixels of a band, output channels k_begin to k_end, a block of channels after the other.
+
+    near: as in _pixels.
+    """
+    width = lanes(x)
+    k = k_begin
+    while k < k_end:
+        vectors = vectors_of(k_end - k, width)
+        columns = min(k_end - k, vectors * width)
+        source, at, row = weight, w_at + k, w_row
+        if panel.size > 0:
+            source, at, row = panel, (k - k_begin) * R * window, vectors * width
+        if MR4 > 0 and vectors == 4:
+            _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, source, at, row, bias, k, residual, y, y_at + k,
+                         y_table, columns, low, high, MR4, 4)
+        elif vectors == 2:
+            _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, source, at, row, bias, k, residual, y, y_at + k,
+                         y_table, columns, low, high, MR2, 2)
+        elif near > 0:
+            _row_tiles(x, x_at, x_table, pixels, near, window // 3, R, x_row, weight, k, w_row, bias, residual, y, y_at + k,
+                       y_table, columns, low, high, MR1, SEEN1)
+        else:
+            _pixel_tiles(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, source, at, row, bias, k, residual, y, y_at + k,
+                         y_table, columns, low, high, MR1, 1)
+        k += columns
+
+
+@helper
 def _pixels(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, w_row, bias, residual, y, y_at, y_table, k_begin,
             k_end, low, high, near, depth, panel):
-    """All pixels of a band, output channels k_begin to k_end, a block of channels after the other.
+    """All pixels of a band, output channels k_begin to k_end, a part of the weights after the other.
 
     near: how many pixels a row has, where the window is three taps of neighbouring pixels and a multiple of tiles fits; else 0.
     depth: how many rows of the weight all pixels pass over before the next ones are read, their sums waiting in y; 0: all.
     """
-    width = lanes(x)
     # whole rows of windows where several fit, else one tap and a part of its channels
     taps_h, taps_w, part = max(R, 1), max(S, 1), max(window, 1)
     if depth > 0:
@@ -134,39 +163,21 @@ def _pixels(x, x_at, x_table, pixels, R, S, window, x_row, x_tap, weight, w_row,
                 rows, taps, length = min(R - r, taps_h), min(S - s, taps_w), min(window - t, part)
                 first = r + s + t == 0
                 last = r + taps_h >= R and s + taps_w >= S and t + part >= window
-                begin, w_begin = x_at + r * x_row + s * x_tap + t, ((r * S + s) * window + t) * w_row
-                biased, added = bias if first else bias[:0], residual if first else y
-                least, most = low if last else -x.dtype.type(np.inf), high if last else x.dtype.type(np.inf)
+                w_at = ((r * S + s) * window + t) * w_row
                 if panel.size > 0:
-                    copy_panels(weight, w_begin, w_row, rows * length, k_begin, k_end, panel)
-                k = k_begin
-                while k < k_end:
-                    vectors = vectors_of(k_end - k, width)
-                    columns = min(k_end - k, vectors * width)
-                    source, w_at, row = weight, w_begin + k, w_row
-                    if panel.size > 0:
-                        source, w_at, row = panel, (k - k_begin) * rows * length, vectors * width
-                    if MR4 > 0 and vectors == 4:
-                        _pixel_tiles(x, begin, x_table, pixels, rows, taps, length, x_row, x_tap, source, w_at, row, biased, k,
-                                     added, y, y_at + k, y_table, columns, least, most, MR4, 4)
-                    elif vectors == 2:
-                        _pixel_tiles(x, begin, x_table, pixels, rows, taps, length, x_row, x_tap, source, w_at, row, biased, k,
-                                     added, y, y_at + k, y_table, columns, least, most, MR2, 2)
-                    elif near > 0:
-                        _row_tiles(x, x_at, x_table, pixels, near, window // 3, R, x_row, weight, k, w_row, bias, residual, y,
-                                   y_at + k, y_table, columns, low, high, MR1, SEEN1)
-                    else:
-                        _pixel_tiles(x, begin, x_table, pixels, rows, taps, length, x_row, x_tap, source, w_at, row, biased, k,
-                                     added, y, y_at + k, y_table, columns, least, most, MR1, 1)
-                    k += columns
+                    copy_panels(weight, w_at, w_row, rows * length, k_begin, k_end, panel)
+                _channels(x, x_at + r * x_row + s * x_tap + t, x_table, pixels, rows, taps, length, x_row, x_tap, weight, w_at,
+                          w_row, bias if first else bias[:0], residual if first else y, y, y_at, y_table, k_begin, k_end,
+                          low if last else -x.dtype.type(np.inf), high if last else x.dtype.type(np.inf), near, panel)
 
 
 @helper
 def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, panels, batch, H, W, C, K, G, w_row, R, S,
-           dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band, splits, depth,
-           low, high, y):
+           dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band, channels,
+           depth, low, high, y):
     """The bands of one chunk of the work, one after the other, each as often as its channels are split."""
     bands = (OH + band - 1) // band
+    splits = (K + channels - 1) // channels if G == 1 else 1
     jobs = batch * bands * splits
     rows = (band - 1) * stride_h + (max(R, 1) - 1) * dilation_h + 1
     columns = (OW - 1) * stride_w + (max(S, 1) - 1) * dilation_w + 1
@@ -179,10 +190,6 @@ def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, p
         zero_run(part, 0, rows * columns * C)
     merged = G == 1 and dilation_w == 1
     near = OW if merged and depth == 0 and S == 3 and stride_w == 1 and OW % MR1 == 0 and not MULTIPLIES_BY_ELEMENT else 0
-    channels = K
-    if splits > 1:
-        tile = 4 * lanes(x)
-        channels = ((K + tile - 1) // tile + splits - 1) // splits * tile
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         split, n, oh = job // (batch * bands), job // bands % batch, (job % bands) * band
         height = min(band, OH - oh)
@@ -209,16 +216,16 @@ def _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, p
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, panels, batch, H, W, C, K, G, w_row, R, S, dilation_h,
-                   dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, splits,
-                   depth, chunks, low, high, threads, y):
+                   dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band,
+                   channels, depth, chunks, low, high, threads, y):
     """y = clamp(x * weight + bias + residual), on a grid of output pixels that may be a part of y.
 
     Shapes   x (N, H, W, C); weight (R, S, C / G, K), rows w_row apart; bias (K,) or empty; residual like y, empty, or y
              itself; y: N samples of y_size numbers, pixel (oh, ow) at y_base + oh * y_row + ow * y_pixel.
              Output pixel (0, 0) sees input from (origin_h, origin_w) on, which may be outside: zeros.
-    Numbers  splits: parts of the output channels, with G = 1; depth: rows of the weight that are read at a time, 0 for all
+    Numbers  channels: those of a group that one job makes, all of them but with G = 1; depth: rows of the weight that are read at a time, 0 for all
     Writes   y (its grid overwritten); x_table, y_table (band * OW), padded (chunks bands, or empty when nothing lies outside),
-             panels (chunks, depth, channels of a split or group; or empty: the weight is read where it lies)
+             panels (chunks, depth, channels; or empty: the weight is read where it lies)
     Threads  one iteration per chunk of bands and splits; each owns its part of y, of padded and of panels
     Source   ONNX Conv; seed, Z = W * X. Backward to the input is this kernel on dY with flipped, transposed weights (seed,
              dZ through a convolution), once for each phase of the stride
@@ -232,16 +239,16 @@ def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, panels, 
             chunk = np.int64(index)
             _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, panels, batch, H, W, C, K, G, w_row, R,
                    S, dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band,
-                   splits, depth, low, high, y)
+                   channels, depth, low, high, y)
     else:
         for chunk in range(chunks):
             _bands(chunk, chunks, x, weight, bias, residual, x_table, y_table, padded, panels, batch, H, W, C, K, G, w_row, R,
                    S, dilation_h, dilation_w, stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_base, band,
-                   splits, depth, low, high, y)
+                   channels, depth, low, high, y)
 
 
 @entry("x< weight< bias< residual< y= tables> padded> panels> H W C K G w_row R S dilation_h dilation_w stride_h stride_w "
-       "origin_h origin_w OH OW y_size y_row y_pixel y_base band splits depth padded_size panels_size chunks low high")
+       "origin_h origin_w OH OW y_size y_row y_pixel y_base band channels depth padded_size panels_size chunks low high")
 def forward(arena, row, batch):
     row = fields_of(row)
     real = view(arena, 0, 1).dtype.type
@@ -257,7 +264,7 @@ def forward(arena, row, batch):
                    view(arena, row.padded, row.padded_size), view(arena, row.panels, row.panels_size), batch, row.H, row.W,
                    row.C, row.K, row.G, row.w_row, row.R, row.S, row.dilation_h, row.dilation_w, row.stride_h, row.stride_w,
                    row.origin_h, row.origin_w, row.OH, row.OW, row.y_size, row.y_row, row.y_pixel, row.y_base, row.band,
-                   row.splits, row.depth, row.chunks, real(number(row.low)), real(number(row.high)),
+                   row.channels, row.depth, row.chunks, real(number(row.low)), real(number(row.high)),
                    threads_for(arena, batch * row.OH * row.OW * row.R * row.S * (row.C // row.G) * row.K),
                    view(arena, row.y, y_numbers))
 

@@ -13,8 +13,7 @@ from .tile_fma import tile_fma_steps, tile_fma_steps_tail
 from .transpose import transpose_block
 from .vector import vector_add, vector_fma, vector_load, vector_load_first, vector_of, vector_store_first, vector_sum
 
-# Rows that one iteration of a parallel loop takes, about, and how many iterations there should at least be.
-ROWS = 48
+# Iterations of a parallel loop that there should at least be where nothing is copied for each.
 JOBS = 8
 
 
@@ -117,19 +116,20 @@ def _forward_chunk(chunk, chunks, jobs, splits, rows, columns, x, weight, bias, 
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, columns, chunks, threads, panels, y):
+def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, columns, chunks, block, threads,
+                   panels, y):
     """y = clamp(x weight + bias + residual).
 
     Shapes   x (M, C); weight (C, K) with rows w_row apart; bias (K,) or empty; residual, y (M, K); residual may be empty
              or y itself
-    Numbers  depth: rows of the weight that are read at a time; with panels, chunks: how many, columns: those of a split
+    Numbers  depth: rows of the weight that are read at a time; block: rows of x that a job takes, about;
+             with panels, chunks: how many, columns: those of a split
     Writes   y (overwritten); panels (chunks, depth, columns of a split), or empty: the weight is read where it lies
     Threads  one iteration per chunk of blocks of rows, and of columns where rows are few; each owns its part of y
     Source   ONNX Gemm, MatMul; seed, the fully connected layer
     """
     tile, wide = MR4 if MR4 > 0 else MR2, 4 * lanes(x)
-    room = ROWS if chunks == 0 else 2 * ROWS
-    blocks = max(1, (M + room // 2) // room)
+    blocks = max(1, (M + block // 2) // block)
     rows = ((M + blocks - 1) // blocks + tile - 1) // tile * tile
     blocks = (M + rows - 1) // rows
     if chunks == 0:
@@ -150,7 +150,7 @@ def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, 
                            depth, panels, y)
 
 
-@entry("x< weight< bias< residual< y= panels> rows C K w_row depth columns chunks panels_size low high")
+@entry("x< weight< bias< residual< y= panels> rows C K w_row depth columns chunks block panels_size low high")
 def forward(arena, row, batch):
     row = fields_of(row)
     M = row.rows * batch
@@ -158,7 +158,7 @@ def forward(arena, row, batch):
     linear_forward(view(arena, row.x, M * row.C), view(arena, row.weight, row.C * row.w_row),
                    view(arena, row.bias, row.K if row.bias >= 0 else 0),
                    view(arena, row.residual, M * row.K if row.residual >= 0 else 0), M, row.C, row.K, row.w_row,
-                   real(number(row.low)), real(number(row.high)), row.depth, row.columns, row.chunks,
+                   real(number(row.low)), real(number(row.high)), row.depth, row.columns, row.chunks, row.block,
                    threads_for(arena, M * row.C * row.K), view(arena, row.panels, row.panels_size),
                    view(arena, row.y, M * row.K))
 

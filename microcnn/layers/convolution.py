@@ -10,7 +10,14 @@ from ..errors import ModelError
 from .bands import BAND_BYTES, CHUNKS, band_plan, chunk_count
 from .base import Shape
 from .depthwise import depthwise_phase, depthwise_row, depthwise_weight_row
-from .linear import PANEL_DEPTHS, PANEL_PIXELS, linear_row, panel_depth, split_columns, weight_gradient_rows
+from .linear import (
+    PANEL_LEAST_DEPTH,
+    PANEL_LEAST_PIXELS,
+    linear_row,
+    panel_depth,
+    split_columns,
+    weight_gradient_rows,
+)
 from .windows import LARGEST, Pads, Pair, Phase, output_hw, phases, resolve_pads, used_phases
 
 if TYPE_CHECKING:
@@ -171,22 +178,22 @@ def conv_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None,
     OH, OW = grid["OH"], grid["OW"]
     tile = 4 * s.lanes
     together = G == 1 and sides["dilation_w"] == 1          # neighbouring taps, which the kernel reads as one
-    deep = R * S * (C // G) > DEEP and (together or C // G >= PANEL_DEPTHS[0]) and s.batch * OH * OW >= PANEL_PIXELS
+    deep = R * S * (C // G) > DEEP and (together or C // G >= PANEL_LEAST_DEPTH) and s.batch * OH * OW >= PANEL_LEAST_PIXELS
     across = math.ceil(K / tile) if G == 1 else 1
     if deep:
         band, jobs, band_numbers = band_plan(s, H, W, C, R, S, sides, OH, OW, DEEP_BAND_BYTES, across)
     else:
         band, jobs, band_numbers = band_plan(s, H, W, C, R, S, sides, OH, OW)
-    columns = split_columns(K, tile, jobs) if G == 1 else math.ceil(K // G / tile) * tile
-    splits = math.ceil(K / columns) if G == 1 else 1
+    channels = split_columns(K, tile, jobs) if G == 1 else math.ceil(K // G / tile) * tile
+    splits = math.ceil(K / channels) if G == 1 else 1
     chunks = chunk_count(jobs * splits, deep or band_numbers > 0)
-    depth = panel_depth(s, columns) if deep else 0
+    depth = panel_depth(s, channels) if deep else 0
     padded = chunks * band_numbers
-    panels = chunks * depth * columns if w_row > tile else 0
+    panels = chunks * depth * channels if w_row > tile else 0
     s.row("conv2d.forward", x=x, weight=weight, bias=bias, residual=residual, y=y, tables=s.scratch(16 * band * OW, "tables"),
           padded=s.scratch(padded * s.itemsize, "padded") if padded else None,
           panels=s.scratch(panels * s.itemsize, "panels") if panels else None, H=H, W=W, C=C, K=K, G=G, w_row=w_row, R=R, S=S,
-          **sides, **grid, band=band, splits=splits, depth=depth, padded_size=padded, panels_size=panels,
+          **sides, **grid, band=band, channels=channels, depth=depth, padded_size=padded, panels_size=panels,
           chunks=chunks, **bounds)
 
 

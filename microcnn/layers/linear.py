@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from ..parts import Gradient, Value
     from ..plan import Schedule
 
-# A part of the weights that a second-level cache holds while many rows of x pass over it, copied so that each tile's numbers
-# lie together: bytes, and the least and most rows of it. With fewer rows of x, or of the weight, it does not pay.
-PANEL_BYTES, PANEL_DEPTHS = 128 * 1024, (64, 512)
-PANEL_PIXELS, PANEL_ROWS = 24, 256
-# Iterations of a parallel loop that there should be, where each has a panel of its own,
-# and the rows of x that one takes, as in the kernel.
-JOBS, PANEL_BLOCK = 4, 96
+# Rows of x that one job takes, about; with a panel of its own it takes more, for it has to copy one.
+BLOCK_ROWS, PANEL_BLOCK_ROWS = 48, 96
+# A panel is a part of the weights that a second-level cache holds while many rows of x pass over it, copied so that each
+# tile's numbers lie together: its bytes, and the fewest and most rows of the weight in it.
+PANEL_BYTES, PANEL_LEAST_DEPTH, PANEL_MOST_DEPTH = 128 * 1024, 64, 512
+# With fewer rows of x, or of the weight, than this a panel does not pay.
+PANEL_LEAST_PIXELS, PANEL_LEAST_ROWS = 24, 256
+# Iterations of a parallel loop that there should be where each has a panel of its own.
+PANEL_JOBS = 4
 # With fewer rows than this the weights are not worth transposing for the gradient of the input.
 FEW_ROWS = 8
 # Sums over all rows of the batch are cut into at most so many chunks, each of at least so many rows.
@@ -110,28 +112,28 @@ def linear_row(s: Schedule, rows: int, C: int, K: int, x: Buffer, weight: Buffer
     """
     w_row = w_row or K
     tile, pixels = 4 * s.lanes, s.batch * rows
-    depth, columns, chunks, panel = C, 0, 0, 0
-    if C >= PANEL_ROWS and w_row > tile and pixels >= PANEL_PIXELS:
-        blocks = max(1, round(pixels / PANEL_BLOCK))
+    depth, columns, chunks, panel, block = C, 0, 0, 0, BLOCK_ROWS
+    if C >= PANEL_LEAST_ROWS and w_row > tile and pixels >= PANEL_LEAST_PIXELS:
+        block = PANEL_BLOCK_ROWS
+        blocks = max(1, round(pixels / block))
         columns = split_columns(K, tile, blocks)
         chunks = min(CHUNKS, blocks * math.ceil(K / columns))
         depth = min(C, panel_depth(s, columns))
         panel = chunks * depth * columns
     s.row("linear.forward", x=x, weight=weight, bias=bias, residual=residual, y=y,
           panels=s.scratch(panel * s.itemsize, "panels") if panel else None, rows=rows, C=C, K=K, w_row=w_row,
-          depth=depth, columns=columns, chunks=chunks, panels_size=panel, low=low, high=high)
+          depth=depth, columns=columns, chunks=chunks, block=block, panels_size=panel, low=low, high=high)
 
 
 def split_columns(K: int, tile: int, jobs: int) -> int:
-    """The columns, whole tiles, of each of the parts into which K is split so that there are JOBS jobs, if it can be."""
+    """The columns, whole tiles, of each of the parts into which K is split so that there are PANEL_JOBS jobs, if it can be."""
     across = math.ceil(K / tile)
-    return math.ceil(across / min(across, math.ceil(JOBS / jobs))) * tile
+    return math.ceil(across / min(across, math.ceil(PANEL_JOBS / jobs))) * tile
 
 
 def panel_depth(s: Schedule, columns: int) -> int:
     """Rows of a panel with so many columns."""
-    least, most = PANEL_DEPTHS
-    return max(least, min(most, PANEL_BYTES // (columns * s.itemsize)))
+    return max(PANEL_LEAST_DEPTH, min(PANEL_MOST_DEPTH, PANEL_BYTES // (columns * s.itemsize)))
 
 
 def backward(s: Schedule, step: Step, rows: int, C: int, K: int, x: Value, y: Value) -> None:
