@@ -1,7 +1,8 @@
-"""What it costs to wake threads on this machine, and which work is worth it."""
+"""What it costs to hand work to threads on this machine, and which work is worth it."""
 from __future__ import annotations
 
 import ctypes
+import statistics
 import threading
 import time
 
@@ -12,8 +13,8 @@ NUMBERS = 8 * 8192
 # What the kernel asks threads_for with, for each number.
 OPERATIONS = 4
 RUNS = 15
-# Seconds after which threads no longer look for work but sleep.
-ASLEEP = 0.5e-3
+# Seconds between two runs, as between two calls from Python: threads still look for work (threads.SPIN).
+PAUSE = 0.5e-3
 
 _lock = threading.Lock()
 _least_work: int | None = None
@@ -30,10 +31,11 @@ def least_work(count: int) -> int:
 
 
 def measured(count: int) -> int:
-    """Elementary operations from which on `count` threads pay: they save what it takes to wake them.
+    """Elementary operations from which on `count` threads pay: they save what it takes to hand them work and wait for them.
 
-    With a kernel that is there anyway, alone and in threads that have had the time to fall asleep. On a Raspberry Pi they
-    wake within microseconds, on a virtual machine whose idle processors are given away it takes a hundred times as long.
+    With a kernel that is there anyway, alone and in threads that are awake, as they are in all rows of a step but the first
+    few. Where others keep a processor busy, handing work over takes milliseconds, and the median says so: one thread is
+    quicker then.
     """
     from .kernels.entry import ENTRIES, FIRST_POINTER, LEAST_WORK, THREADS, aligned_bytes, start_of, start_threads
     start_threads()
@@ -49,12 +51,12 @@ def measured(count: int) -> int:
         control[THREADS], control[LEAST_WORK] = threads, 0
         times = []
         for _ in range(RUNS):
-            time.sleep(ASLEEP)
+            time.sleep(PAUSE)
             begin = time.perf_counter()
             run(start_of(arena), start_of(row), 1)
             times.append(time.perf_counter() - begin)
-        return min(times)        # what this machine needs, not what else it happens to do just now
+        return statistics.median(times)
     alone = seconds(1)
-    waking = max(0.0, seconds(count) - alone / count)
+    handing = max(0.0, seconds(count) - alone / count)
     saved = 1 - 1 / count
-    return int(waking / saved * OPERATIONS * NUMBERS / alone)
+    return int(handing / saved * OPERATIONS * NUMBERS / alone)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
+from microcnn import threads
 
 from . import WORK
 from .conftest import ROOT
@@ -320,7 +321,7 @@ print(os.environ["GOMP_SPINCOUNT"])
 """
     before = os.environ.pop("GOMP_SPINCOUNT", None)
     try:
-        assert fresh(code) == "10000"
+        assert fresh(code) == threads.SPIN
         assert fresh(code, GOMP_SPINCOUNT="7") == "7"
     finally:
         if before is not None:

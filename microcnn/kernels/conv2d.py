@@ -223,7 +223,8 @@ def conv2d_forward(x, weight, bias, residual, x_table, y_table, padded, panels, 
     Shapes   x (N, H, W, C); weight (R, S, C / G, K), rows w_row apart; bias (K,) or empty; residual like y, empty, or y
              itself; y: N samples of y_size numbers, pixel (oh, ow) at y_base + oh * y_row + ow * y_pixel.
              Output pixel (0, 0) sees input from (origin_h, origin_w) on, which may be outside: zeros.
-    Numbers  channels: those of a group that one job makes, all of them but with G = 1; depth: rows of the weight that are read at a time, 0 for all
+    Numbers  channels: those of a group that one job makes, all of them but with G = 1; depth: rows of the weight that are
+             read at a time, 0 for all
     Writes   y (its grid overwritten); x_table, y_table (band * OW), padded (chunks bands, or empty when nothing lies outside),
              panels (chunks, depth, channels; or empty: the weight is read where it lies)
     Threads  one iteration per chunk of bands and splits; each owns its part of y, of padded and of panels
