@@ -5,9 +5,10 @@ Tensors are `rows` x C, cut into chunks of rows, as in batchnorm_statistics.py.
 import numba
 import numpy as np
 
-from .batchnorm_statistics import FACTOR, FIRST, SCRATCH, SECOND, chunk_count, statistics, tile_rows
+from .batchnorm_statistics import FACTOR, FIRST, SCRATCH, SECOND, SUMS, chunk_count, statistics, tile_rows
 from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
+from .layout import copy_run
 from .simd import lanes
 from .vector import (
     vector_add,
@@ -65,16 +66,21 @@ def _factors(scale, variance, C, eps, factor, at):
 
 
 @helper
-def _normalise_chunk(x, mean, bias, factor, factor_at, begin, end, C, low, high, y):
-    """y = clamp((x - mean) * factor + bias) for rows begin to end."""
-    step = lanes(x)
-    for at in range(begin * C, end * C, C):
-        for c in range(0, C, step):
-            count = C - c
-            centred = vector_sub(vector_take(x, at + c, count), vector_take(mean, c, count))
-            value = vector_fma(centred, vector_take(factor, factor_at + c, count),
-                               vector_take(bias, c, count))
-            vector_write(_clamp(value, low, high, x), y, at + c, count)
+def _normalise_part(part, parts, x, mean, bias, factor, factor_at, rows, C, low, high, y):
+    """y = clamp((x - mean) * factor + bias) for one of the parts, from its last tile of rows to its first.
+
+    The pass before this one went the other way: what it read last is still in the cache.
+    """
+    step, tile = lanes(x), tile_rows(C)
+    begin, end = part * rows // parts, (part + 1) * rows // parts
+    for left in range((end - begin + tile - 1) // tile, 0, -1):
+        first = begin + (left - 1) * tile
+        for at in range(first * C, min(first + tile, end) * C, C):
+            for c in range(0, C, step):
+                count = C - c
+                centred = vector_sub(vector_take(x, at + c, count), vector_take(mean, c, count))
+                value = vector_fma(centred, vector_take(factor, factor_at + c, count), vector_take(bias, c, count))
+                vector_write(_clamp(value, low, high, x), y, at + c, count)
 
 
 @kernel
@@ -84,19 +90,15 @@ def normalise(x, mean, bias, factor, factor_at, rows, C, low, high, threads, y):
 
     Shapes   x, y (rows, C); mean, bias (C,), flat; factor (C,) from factor_at on; y may be x
     Writes   y (overwritten)
-    Threads  one iteration per chunk of rows, each owns its part of y
+    Threads  one iteration per thread, each owns its rows of y
     Source   ONNX BatchNormalization-15
     """
-    chunks = chunk_count(rows, C)
     if threads > 1:
-        for index in numba.prange(chunks):
-            chunk = np.int64(index)
-            _normalise_chunk(x, mean, bias, factor, factor_at, chunk * rows // chunks, (chunk + 1) * rows // chunks, C,
-                             low, high, y)
+        for index in numba.prange(threads):
+            part = np.int64(index)
+            _normalise_part(part, threads, x, mean, bias, factor, factor_at, rows, C, low, high, y)
     else:
-        for chunk in range(chunks):
-            _normalise_chunk(x, mean, bias, factor, factor_at, chunk * rows // chunks, (chunk + 1) * rows // chunks, C,
-                             low, high, y)
+        _normalise_part(0, 1, x, mean, bias, factor, factor_at, rows, C, low, high, y)
 
 
 @entry("x< scale< bias< mean< var< y> scratch> pixels C eps low high")
@@ -296,17 +298,39 @@ def backward_batch_sums(x, mean, bias, dy, rows, C, clamps, low, high, threads, 
 
 
 @helper
-def _dx_chunk(x, mean, bias, dy, begin, end, C, clamps, low, high, accumulate, scratch, dx):
-    """dx = (dz - first - (x - mean) * second) * factor for rows begin to end."""
+def _wide_row(C, like):
+    """The numbers of as many rows as fit into one register, C where that is one row.
+
+    A narrower row would be stored with a mask; where dx takes dy's place, the next load, whose masked half lies there, would
+    wait for that store to reach the cache.
+    """
+    together = lanes(like) // C
+    return C * together if together > 1 and 5 * C * together <= SUMS * C else C
+
+
+@helper
+def _repeat(source, at, C, target, to, width):
+    """target[to : to + width] = source[at : at + C], again and again."""
+    for i in range(0, width, C):
+        copy_run(source, at, target, to + i, C)
+
+
+@helper
+def _dx_rows(x, dy, constants, width, begin, end, C, clamps, low, high, accumulate, dx):
+    """dx = (dz - first - (x - mean) * second) * factor for rows begin to end, from the last tile to the first.
+
+    constants: mean, bias, factor, first and second, each from the next multiple of width on.
+    """
     real, tile = dy.dtype.type, tile_rows(C)
     least, most = vector_of(dy, real(low)), vector_of(dy, real(high))
-    for row in range(begin, end, tile):
+    for left in range((end - begin + tile - 1) // tile, 0, -1):
+        row = begin + (left - 1) * tile
         last = min(row + tile, end)
         for c in range(0, C, lanes(dy)):
             count = C - c
-            centre, shift = vector_take(mean, c, count), vector_take(bias, c, count)
-            factor = vector_take(scratch, FACTOR * C + c, count)
-            first, second = vector_take(scratch, FIRST * C + c, count), vector_take(scratch, SECOND * C + c, count)
+            centre, shift = vector_take(constants, c, count), vector_take(constants, width + c, count)
+            factor = vector_take(constants, 2 * width + c, count)
+            first, second = vector_take(constants, 3 * width + c, count), vector_take(constants, 4 * width + c, count)
             for at in range(row * C + c, last * C, C):
                 centred = vector_sub(vector_take(x, at, count), centre)
                 dz = _passed(centred, factor, shift, vector_take(dy, at, count), clamps, least, most)
@@ -320,20 +344,24 @@ def backward_through_statistics(x, mean, bias, dy, rows, C, clamps, low, high, a
     """The gradient of the input where mean and variance depend on it.
 
     Shapes   x, dy, dx (rows, C); mean, bias (C,), flat; dx may be dy; scratch: factor, first, second (C,) in their places
-    Writes   dx (overwritten, or added to with accumulate)
-    Threads  one iteration per chunk of rows, each owns its part of dx
+    Writes   dx (overwritten, or added to with accumulate); the sums in scratch (undefined)
+    Threads  one iteration per thread, each owns its rows of dx
     Source   Ioffe and Szegedy 2015, section 3
     """
-    chunks = chunk_count(rows, C)
+    width = _wide_row(C, dy)
+    _repeat(mean, 0, C, scratch, 0, width)
+    _repeat(bias, 0, C, scratch, width, width)
+    for place in range(3):
+        _repeat(scratch, (FACTOR + place) * C, C, scratch, (2 + place) * width, width)
+    wide = rows // (width // C)
     if threads > 1:
-        for index in numba.prange(chunks):
-            chunk = np.int64(index)
-            _dx_chunk(x, mean, bias, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, clamps, low, high,
-                      accumulate, scratch, dx)
+        for index in numba.prange(threads):
+            part = np.int64(index)
+            _dx_rows(x, dy, scratch, width, part * wide // threads, (part + 1) * wide // threads, width, clamps, low, high,
+                     accumulate, dx)
     else:
-        for chunk in range(chunks):
-            _dx_chunk(x, mean, bias, dy, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, clamps, low, high,
-                      accumulate, scratch, dx)
+        _dx_rows(x, dy, scratch, width, 0, wide, width, clamps, low, high, accumulate, dx)
+    _dx_rows(x, dy, scratch, width, wide * (width // C), rows, C, clamps, low, high, accumulate, dx)
 
 
 @helper

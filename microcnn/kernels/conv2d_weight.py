@@ -7,7 +7,7 @@ taps, over bands of the image that hold their zeros.
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .cache import helper, inlined, kernel
 from .conv2d import copy_band, fill_table
 from .entry import entry, fields_of, threads_for, view, view_as
 from .layout import zero_run
@@ -36,8 +36,8 @@ def _tile_rows(x, CG, KG):
     return MR1 if KG <= lanes(x) and CG > MR2 else MR2
 
 
-@helper
-def _tap_tile(x, dy, n_begin, n_end, oh_begin, oh_end, ow_begin, ow_end, H, W, C, OH, OW, K, stride_h, stride_w, top, left,
+@inlined
+def _tap_rows(x, dy, n_begin, n_end, oh_begin, oh_end, ow_begin, ow_end, H, W, C, OH, OW, K, stride_h, stride_w, top, left,
               c, count, k, columns, first, dweight, w_at, mr, nv):
     """count <= mr input channels of one tap x columns output channels, over a block of pixels."""
     tile = tile_zeros(x, mr, nv)
@@ -57,6 +57,18 @@ def _tap_tile(x, dy, n_begin, n_end, oh_begin, oh_end, ow_begin, ow_end, H, W, C
     if not first:
         tile = tile_add(tile, dweight, out, 0, count, columns)
     tile_store(tile, dweight, out, 0, count, columns)
+
+
+@helper
+def _tap_tile(x, dy, n_begin, n_end, oh_begin, oh_end, ow_begin, ow_end, H, W, C, OH, OW, K, stride_h, stride_w, top, left,
+              c, count, k, columns, first, dweight, w_at, mr, nv):
+    """_tap_rows; where the tile is whole its rows lie at constant distances, which takes one register and not mr."""
+    if count == mr:
+        _tap_rows(x, dy, n_begin, n_end, oh_begin, oh_end, ow_begin, ow_end, H, W, C, OH, OW, K, stride_h, stride_w, top, left,
+                  c, mr, k, columns, first, dweight, w_at, mr, nv)
+    else:
+        _tap_rows(x, dy, n_begin, n_end, oh_begin, oh_end, ow_begin, ow_end, H, W, C, OH, OW, K, stride_h, stride_w, top, left,
+                  c, count, k, columns, first, dweight, w_at, mr, nv)
 
 
 @helper

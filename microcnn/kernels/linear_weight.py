@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .cache import helper, inlined, kernel
 from .entry import entry, fields_of, threads_for, view
 from .layout import zero_run
 from .rows import rows_strided
@@ -15,8 +15,8 @@ from .vector import vector_add, vector_load_first, vector_of, vector_store_first
 BLOCK = 128
 
 
-@helper
-def _weight_tile(x, x_at, C, count, begin, end, dy, k, K, columns, first, dweight, w_at, mr, nv):
+@inlined
+def _weight_rows(x, x_at, C, count, begin, end, dy, k, K, columns, first, dweight, w_at, mr, nv):
     """dweight[c .. c + count, k .. k + columns] from rows begin to end: overwritten when first, else added to."""
     tile = tile_zeros(x, mr, nv)
     rows = rows_strided(x_at, 1, count, mr)
@@ -30,6 +30,15 @@ def _weight_tile(x, x_at, C, count, begin, end, dy, k, K, columns, first, dweigh
     if not first:
         tile = tile_add(tile, dweight, out, 0, count, columns)
     tile_store(tile, dweight, out, 0, count, columns)
+
+
+@helper
+def _weight_tile(x, x_at, C, count, begin, end, dy, k, K, columns, first, dweight, w_at, mr, nv):
+    """_weight_rows; where the tile is whole its rows lie at constant distances, which takes one register and not mr."""
+    if count == mr:
+        _weight_rows(x, x_at, C, mr, begin, end, dy, k, K, columns, first, dweight, w_at, mr, nv)
+    else:
+        _weight_rows(x, x_at, C, count, begin, end, dy, k, K, columns, first, dweight, w_at, mr, nv)
 
 
 @helper
