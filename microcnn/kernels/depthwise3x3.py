@@ -16,13 +16,13 @@ from .vector import vector_fma, vector_of, vector_take
 
 
 @helper
-def _line(plane, h, H, line, zeros_at):
+def line_of(plane, h, H, line, zeros_at):
     """Where row h of an image begins; one outside is the line of zeros."""
     return plane + h * line if 0 <= h < H else zeros_at
 
 
 @helper
-def _take_inside(x, at, column, W, C, columns):
+def take_inside(x, at, column, W, C, columns):
     """One vector of channels of a pixel of a line, zeros where that is outside."""
     return vector_take(x, at + column * C, columns if 0 <= column < W else 0)
 
@@ -42,8 +42,8 @@ def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w,
     w22 = vector_take(weight, w_at + 2 * w_row + 2 * w_tap, columns)
     for row in range(rows):
         h = h_first + row * h_step
-        top, middle = _line(plane, h, H, W * C, zeros_at), _line(plane, h + h_tap, H, W * C, zeros_at)
-        bottom, to = _line(plane, h + 2 * h_tap, H, W * C, zeros_at), y_at + row * y_row
+        top, middle = line_of(plane, h, H, W * C, zeros_at), line_of(plane, h + h_tap, H, W * C, zeros_at)
+        bottom, to = line_of(plane, h + 2 * h_tap, H, W * C, zeros_at), y_at + row * y_row
         if stride_w == 1:
             # column t ends pixel t - 2, is the middle of t - 1 (in `middle_sum`) and begins t (in `begun`)
             first, last = min(max(0, -origin_w), OW + 2), max(0, min(OW + 2, W - origin_w))
@@ -72,8 +72,8 @@ def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w,
         else:
             # every second column ends one pixel and begins the next
             inside = min(OW, max(0, (W - 1 - origin_w) // 2))
-            x0, x1 = _take_inside(x, top, origin_w, W, C, columns), _take_inside(x, middle, origin_w, W, C, columns)
-            x2 = _take_inside(x, bottom, origin_w, W, C, columns)
+            x0, x1 = take_inside(x, top, origin_w, W, C, columns), take_inside(x, middle, origin_w, W, C, columns)
+            x2 = take_inside(x, bottom, origin_w, W, C, columns)
             begun = vector_fma(x2, w20, vector_fma(x1, w10, vector_fma(x0, w00, start)))
             for ow in range(OW):
                 column = origin_w + 2 * ow + 1
@@ -85,12 +85,12 @@ def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w,
                     x0, x1 = vector_take(x, top + column * C, columns), vector_take(x, middle + column * C, columns)
                     x2 = vector_take(x, bottom + column * C, columns)
                 else:
-                    x0, x1 = _take_inside(x, top, column, W, C, columns), _take_inside(x, middle, column, W, C, columns)
-                    x2 = _take_inside(x, bottom, column, W, C, columns)
+                    x0, x1 = take_inside(x, top, column, W, C, columns), take_inside(x, middle, column, W, C, columns)
+                    x2 = take_inside(x, bottom, column, W, C, columns)
                     done = vector_fma(x2, w21, vector_fma(x1, w11, vector_fma(x0, w01, begun)))
                     column += 1
-                    x0, x1 = _take_inside(x, top, column, W, C, columns), _take_inside(x, middle, column, W, C, columns)
-                    x2 = _take_inside(x, bottom, column, W, C, columns)
+                    x0, x1 = take_inside(x, top, column, W, C, columns), take_inside(x, middle, column, W, C, columns)
+                    x2 = take_inside(x, bottom, column, W, C, columns)
                 done = vector_fma(x2, w22, vector_fma(x1, w12, vector_fma(x0, w02, done)))
                 begun = vector_fma(x2, w20, vector_fma(x1, w10, vector_fma(x0, w00, start)))
                 finish(done, residual, y, to + ow * y_pixel, columns, low, high)
@@ -177,8 +177,8 @@ def _weight_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, 
     t00, t01, t02, t10, t11, t12, t20, t21, t22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
     for row in range(rows):
         h, slopes = h_first + row * h_step, dy_at + row * OW * C
-        top, middle = _line(plane, h, H, W * C, zeros_at), _line(plane, h + h_tap, H, W * C, zeros_at)
-        bottom = _line(plane, h + 2 * h_tap, H, W * C, zeros_at)
+        top, middle = line_of(plane, h, H, W * C, zeros_at), line_of(plane, h + h_tap, H, W * C, zeros_at)
+        bottom = line_of(plane, h + 2 * h_tap, H, W * C, zeros_at)
         if stride_w == 1:
             # column t meets the slopes of the pixels t, t - 1 and t - 2, whose windows it is in
             first, last = min(max(0, -origin_w), OW + 2), max(0, min(OW + 2, W - origin_w))
@@ -210,15 +210,15 @@ def _weight_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, 
                                 vector_fma(vector_take(x, bottom + at + C, columns), slope, t21))
                     t22 = vector_fma(vector_take(x, bottom + at + 2 * C, columns), slope, t22)
                 else:
-                    t00 = vector_fma(_take_inside(x, top, column, W, C, columns), slope, t00)
-                    t01 = vector_fma(_take_inside(x, top, column + 1, W, C, columns), slope, t01)
-                    t02 = vector_fma(_take_inside(x, top, column + 2, W, C, columns), slope, t02)
-                    t10 = vector_fma(_take_inside(x, middle, column, W, C, columns), slope, t10)
-                    t11 = vector_fma(_take_inside(x, middle, column + 1, W, C, columns), slope, t11)
-                    t12 = vector_fma(_take_inside(x, middle, column + 2, W, C, columns), slope, t12)
-                    t20 = vector_fma(_take_inside(x, bottom, column, W, C, columns), slope, t20)
-                    t21 = vector_fma(_take_inside(x, bottom, column + 1, W, C, columns), slope, t21)
-                    t22 = vector_fma(_take_inside(x, bottom, column + 2, W, C, columns), slope, t22)
+                    t00 = vector_fma(take_inside(x, top, column, W, C, columns), slope, t00)
+                    t01 = vector_fma(take_inside(x, top, column + 1, W, C, columns), slope, t01)
+                    t02 = vector_fma(take_inside(x, top, column + 2, W, C, columns), slope, t02)
+                    t10 = vector_fma(take_inside(x, middle, column, W, C, columns), slope, t10)
+                    t11 = vector_fma(take_inside(x, middle, column + 1, W, C, columns), slope, t11)
+                    t12 = vector_fma(take_inside(x, middle, column + 2, W, C, columns), slope, t12)
+                    t20 = vector_fma(take_inside(x, bottom, column, W, C, columns), slope, t20)
+                    t21 = vector_fma(take_inside(x, bottom, column + 1, W, C, columns), slope, t21)
+                    t22 = vector_fma(take_inside(x, bottom, column + 2, W, C, columns), slope, t22)
     add_to(total, t_at, t00, columns)
     add_to(total, t_at + C, t01, columns)
     add_to(total, t_at + 2 * C, t02, columns)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import ModelError
 from .bands import BAND_BYTES, CHUNKS, band_plan, chunk_count
 from .base import Shape
-from .depthwise import depthwise_phase, depthwise_row, depthwise_weight_row
+from .depthwise import depthwise_input_row, depthwise_phase, depthwise_row, depthwise_weight_row, slides_back
 from .linear import (
     PANEL_LEAST_DEPTH,
     PANEL_LEAST_PIXELS,
@@ -256,6 +256,9 @@ def transposed_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffe
         return
     if scatter_pays(s, g):
         scatter_rows(s, g, weight, bias, residual, x, y, low, high, lasting)
+        return
+    if g.depthwise and slides_back(g):
+        depthwise_input_row(s, g, weight, bias, residual, x, y, low, high)
         return
     bounds = {"low": low, "high": high}
     axes = ((g.H, g.R, g.stride[0], g.pads[0], g.dilation[0]), (g.W, g.S, g.stride[1], g.pads[1], g.dilation[1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .bands import CHUNKS, band_plan, chunk_count
+from .bands import BAND_BYTES, CHUNKS, band_plan, chunk_count
 
 if TYPE_CHECKING:
     from ..memory import Buffer
@@ -39,6 +39,24 @@ def depthwise_phase(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffe
     last = ((down.tap + (R - 1) * down.step) * g.S + across.tap + (S - 1) * across.step) * g.C if R and S else 0
     depthwise_row(s, x, weight, bias, residual, y, g.weight_numbers, g.OH, g.OW, g.C, R, S, last,
                   -down.step * g.S * g.C, -across.step * g.C, sides, grid, bounds)
+
+
+def depthwise_input_row(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer | None, residual: Buffer | None,
+                        x: Buffer, y: Buffer, low: float, high: float) -> None:
+    """The row that puts x back where a sliding window of stride 2 took it from, all phases of the stride at once."""
+    rows = max(2, BAND_BYTES // (g.W * g.C * s.itemsize))
+    bands = min(g.H, max(math.ceil(g.H / rows), math.ceil(CHUNKS / s.batch)))
+    band = math.ceil(g.H / bands)
+    jobs = s.batch * math.ceil(g.H / band)
+    splits = max(1, min(math.ceil(g.C / s.lanes), math.ceil(CHUNKS / jobs)))
+    s.row("depthwise3x3_input.backward", x=x, weight=weight, bias=bias, residual=residual, y=y, H=g.H, W=g.W, C=g.C, OH=g.OH,
+          OW=g.OW, pad_top=g.pads[0], pad_left=g.pads[1], band=band, splits=splits, chunks=chunk_count(jobs * splits, False),
+          zeros=s.scratch(g.OW * g.C * s.itemsize, "zeros"), low=low, high=high)
+
+
+def slides_back(g: Geometry) -> bool:
+    """Whether depthwise_input_row does for a depthwise convolution."""
+    return (g.R, g.S, g.stride, g.dilation) == (3, 3, (2, 2), (1, 1))
 
 
 def depthwise_weight_row(s: Schedule, g: Geometry, x: Buffer, dy: Buffer, target: Buffer, accumulate: int) -> None:
