@@ -231,7 +231,7 @@ class Graph:
     def compile(self, batch: int = 1, train: Any = None, loss: Any = None, optimizer: Any = None, bn: str = "frozen",
                 dtype: str = "float32", budget: int | str | None = None,
                 input_shapes: dict[str, tuple[int, ...]] | None = None, manual: bool = False, seed: int = 0,
-                augment: Any = None) -> Net:
+                augment: Any = None, winograd: bool = True) -> Net:
         """Fix every size and plan the memory: a network that runs and trains. See microcnn.net.Net.
 
         batch        samples that the buffers hold; train_step and forward take up to that many
@@ -246,12 +246,14 @@ class Graph:
         manual       plan forward/backward/update now rather than at first use
         seed         of dropout and augment
         augment      mc.Augment(...): how the samples of training steps are changed at random
+        winograd     whether predict and evaluate run 3 x 3 convolutions of many channels by Winograd's algorithm, where it is
+                     quicker: it takes more memory, and its rounding errors are two or three times as large
 
         Raises CompileError for arguments that do not fit the model.
         """
         from .net import Net
         return Net(self, batch=batch, train=train, loss=loss, optimizer=optimizer, bn=bn, dtype=dtype, budget=budget,
-                   input_shapes=input_shapes, manual=manual, seed=seed, augment=augment)
+                   input_shapes=input_shapes, manual=manual, seed=seed, augment=augment, winograd=winograd)
 
     def save(self, path: Any) -> None:
         """Write the graph as a .mcnn file, atomically. Raises FileError."""

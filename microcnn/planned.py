@@ -26,11 +26,13 @@ class Planned:
 
     def __init__(self, graph: Graph, *, batch: int = 1, train: Any = None, loss: Any = None, optimizer: Any = None,
                  bn: str = "frozen", dtype: str = "float32", budget: Any = None,
-                 input_shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, augment: Any = None):
-        check_arguments(batch, bn, dtype, seed)
+                 input_shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, augment: Any = None,
+                 winograd: bool = True):
+        check_arguments(batch, bn, dtype, seed, winograd)
         limit = parse_budget(budget)
         self.graph = graph if bn != "fold" else fold_batchnorm(graph)
         self.batch, self.bn, self.dtype, self._seed = batch, bn, np.dtype(dtype), seed
+        self.winograd = winograd
         self.shapes, self.types = self.graph.shapes(input_shapes), self.graph.types()
         self.optimizer: Optimizer | None = resolve_optimizer(optimizer)
         self._factors = resolve_train(self.graph, train)
@@ -66,7 +68,7 @@ class Planned:
         from .kernels import simd
         from .plan import Schedule
         return Schedule(self.graph, self.shapes, self._store, mode, self.batch, simd.lanes_of(self.dtype), self.dtype.itemsize,
-                        self.bn, self._training, self._slots)
+                        self.bn, self._training, self._slots, self.winograd)
 
     def _schedules(self) -> dict[str, Schedule]:
         """Forward for prediction, for evaluation, and the whole training step, as far as they were asked for."""
@@ -165,7 +167,7 @@ class Planned:
         return facts
 
 
-def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any) -> None:
+def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any, winograd: Any) -> None:
     """Raises CompileError for arguments of compile that no model allows."""
     if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= 2**24:
         raise CompileError(f"batch is {batch!r}; expected an integer from 1 to {2**24:,}")
@@ -175,3 +177,5 @@ def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any) -> None:
         raise CompileError(f'dtype is {dtype!r}; expected "float32" or "float64"')
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise CompileError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
+    if not isinstance(winograd, (bool, np.bool_)):
+        raise CompileError(f"winograd is {winograd!r}; expected True or False")

@@ -36,7 +36,7 @@ def _forward_tile(x, m, count, x_at, x_row, steps, weight, w_at, w_row, bias, k,
 
 
 @helper
-def _forward_tiles(x, begin, end, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, low, high, mr, nv):
+def forward_tiles(x, begin, end, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, low, high, mr, nv):
     """Rows begin to end of y, mr at a time. Whole tiles have a loop of their own, in which no row is in question."""
     masked = MASKS_ARE_FREE or columns < nv * lanes(x)
     m = begin
@@ -76,25 +76,25 @@ def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w
             if panel.size > 0:
                 source, w_at, row = panel, (k - k_begin) * steps, vectors * width
             if vectors == 8:
-                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
                                1, 8)
             elif few and vectors == 4:
-                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
                                1, 4)
             elif few and vectors == 2:
-                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
                                1, 2)
             elif few:
-                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
                                1, 1)
             elif MR4 > 0 and vectors == 4:
-                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
                                MR4, 4)
             elif vectors == 2:
-                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
                                MR2, 2)
             else:
-                _forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
+                forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
                                MR1, 1)
             k += columns
 

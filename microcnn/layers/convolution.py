@@ -19,6 +19,7 @@ from .linear import (
     weight_gradient_rows,
 )
 from .windows import LARGEST, Pads, Pair, Phase, output_hw, phases, resolve_pads, used_phases
+from .winograd import winograd_pays, winograd_rows
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -151,6 +152,9 @@ def forward_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer |
     bounds = {"low": low, "high": high}
     if g.matrix:
         linear_row(s, *g.matrix, x, weight, bias, residual, y, low, high)
+        return
+    if winograd_pays(s, g):
+        winograd_rows(s, g, weight, bias, residual, x, y, low, high)
         return
     pixels = g.pixels_together(s.lanes)
     if pixels > 1:
