@@ -231,7 +231,7 @@ class Graph:
     def compile(self, batch: int = 1, train: Any = None, loss: Any = None, optimizer: Any = None, bn: str = "frozen",
                 dtype: str = "float32", budget: int | str | None = None,
                 input_shapes: dict[str, tuple[int, ...]] | None = None, manual: bool = False, seed: int = 0,
-                augment: Any = None, winograd: bool = True) -> Net:
+                augment: Any = None, winograd: bool | None = None) -> Net:
         """Fix every size and plan the memory: a network that runs and trains. See microcnn.net.Net.
 
         batch        samples that the buffers hold; train_step and forward take up to that many
@@ -247,7 +247,8 @@ class Graph:
         seed         of dropout and augment
         augment      mc.Augment(...): how the samples of training steps are changed at random
         winograd     whether predict and evaluate run 3 x 3 convolutions of many channels by Winograd's algorithm, where it is
-                     quicker: it takes more memory, and its rounding errors are two or three times as large
+                     quicker: it takes more memory, and its rounding errors are two or three times as large; None: unless
+                     there is a budget
 
         Raises CompileError for arguments that do not fit the model.
         """

@@ -55,7 +55,7 @@ class Net(Bound):
 
     def __init__(self, graph: Graph, *, batch: int, train: Any, loss: Any, optimizer: Any, bn: str, dtype: str, budget: Any,
                  input_shapes: dict[str, tuple[int, ...]] | None, manual: bool = False, seed: int = 0,
-                 augment: Any = None, winograd: bool = True, progress: Callable[[int, int, str], None] | None = None):
+                 augment: Any = None, winograd: bool | None = None, progress: Callable[[int, int, str], None] | None = None):
         super().__init__(graph, batch=batch, train=train, loss=loss, optimizer=optimizer, bn=bn, dtype=dtype, budget=budget,
                          input_shapes=input_shapes, seed=seed, augment=augment, winograd=winograd, progress=progress)
         self._target_kinds: dict[str, int] = {}

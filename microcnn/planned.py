@@ -27,12 +27,12 @@ class Planned:
     def __init__(self, graph: Graph, *, batch: int = 1, train: Any = None, loss: Any = None, optimizer: Any = None,
                  bn: str = "frozen", dtype: str = "float32", budget: Any = None,
                  input_shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, augment: Any = None,
-                 winograd: bool = True):
+                 winograd: bool | None = None):
         check_arguments(batch, bn, dtype, seed, winograd)
         limit = parse_budget(budget)
         self.graph = graph if bn != "fold" else fold_batchnorm(graph)
         self.batch, self.bn, self.dtype, self._seed = batch, bn, np.dtype(dtype), seed
-        self.winograd = winograd
+        self.winograd = limit is None if winograd is None else bool(winograd)
         self.shapes, self.types = self.graph.shapes(input_shapes), self.graph.types()
         self.optimizer: Optimizer | None = resolve_optimizer(optimizer)
         self._factors = resolve_train(self.graph, train)
@@ -177,5 +177,5 @@ def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any, winograd: Any) -
         raise CompileError(f'dtype is {dtype!r}; expected "float32" or "float64"')
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise CompileError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
-    if not isinstance(winograd, (bool, np.bool_)):
-        raise CompileError(f"winograd is {winograd!r}; expected True or False")
+    if winograd is not None and not isinstance(winograd, (bool, np.bool_)):
+        raise CompileError(f"winograd is {winograd!r}; expected True, False or None")

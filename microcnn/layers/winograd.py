@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 # As in the kernel: the matrices of a tile's points, and numbers between two of them.
 POINTS, GAP = 16, 16
-# With fewer channels the transforms cost what the multiplications save; with more weights than this they no longer fit a cache.
+# With fewer channels the transforms cost what the multiplications save; more weights than this fit no cache.
 LEAST_CHANNELS, MOST_WEIGHTS = 32, 256 * 256
 # With fewer tiles the products have too few rows.
 LEAST_TILES = 8
-# Bytes of transformed input and products that a chunk should hold, and the fewest and most tiles.
+# Bytes of transformed input and products that a chunk should hold, and the fewest and most tiles: more of them where the
+# weights leave the second-level cache, for each block of tiles reads them once.
 BLOCK_BYTES, LEAST_BLOCK, MOST_BLOCK = 192 * 1024, 24, 64
+LARGE_WEIGHTS, LARGE_BLOCK = 512 * 1024, 96
 
 
 def winograd_pays(s: Schedule, g: Geometry) -> bool:
@@ -36,9 +38,11 @@ def winograd_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer 
     packed = s.held("winograd", POINTS * g.C * math.ceil(g.K / s.lanes) * s.lanes * s.itemsize)
     s.prepare("winograd.weight", weight=weight, packed=packed, C=g.C, K=g.K)
     tiles = s.batch * math.ceil(g.OH / 2) * math.ceil(g.OW / 2)
+    large = POINTS * g.C * g.K * s.itemsize > LARGE_WEIGHTS
     fits = BLOCK_BYTES // (POINTS * (g.C + g.K) * s.itemsize)
-    block = min(MOST_BLOCK, max(LEAST_BLOCK, fits))
-    block = math.ceil(tiles / math.ceil(tiles / block))
+    block = LARGE_BLOCK if large else min(MOST_BLOCK, max(LEAST_BLOCK, fits))
+    # an even number of blocks, for two threads or four
+    block = math.ceil(tiles / max(1, 2 * round(tiles / block / 2)))
     chunks = min(CHUNKS, math.ceil(tiles / block))
     scratch = s.scratch(chunks * POINTS * (block * (g.C + g.K) + 2 * GAP) * s.itemsize, "tiles")
     s.row("winograd.forward", x=x, weight=packed, bias=bias, residual=residual, y=y, scratch=scratch, H=g.H, W=g.W, C=g.C,

@@ -67,7 +67,9 @@ def test_it_can_be_turned_off(rng):
     net, other = graph.compile(batch=2), graph.compile(batch=2, winograd=False)
     assert kernels_of(other).count("conv2d.forward") == 1 and "winograd.forward" not in kernels_of(other)
     assert other.memory.arena < net.memory.arena
-    with pytest.raises(mc.CompileError, match="winograd is 'auto'; expected True or False"):
+    assert "winograd.forward" not in kernels_of(graph.compile(batch=2, budget=other.memory.arena))
+    assert "winograd.forward" in kernels_of(graph.compile(batch=2, budget="8MB", winograd=True))
+    with pytest.raises(mc.CompileError, match="winograd is 'auto'; expected True, False or None"):
         graph.compile(winograd="auto")
 
 
