@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import threads, waking
+from . import team, threads
 from .errors import CompileError, DataError, TrainingError
 from .feeding import describe
 from .graph import Graph
@@ -65,8 +65,9 @@ class Bound(Planned):
 
     def _build_programs(self, schedules: dict[str, Schedule], progress: Callable[[int, int, str], None] | None) -> None:
         """Compile or load the kernels, then the tables."""
+        from .kernels.team import start_threads
         from .program import compile_kernels
-        self._entry.start_threads()
+        start_threads()
         rows = [row for schedule in schedules.values() for row in schedule.prepared + schedule.rows]
         compile_kernels(rows, self.dtype.name, progress)
         self._programs: dict[str, tuple[Program, Program | None]] = {}
@@ -102,8 +103,12 @@ class Bound(Planned):
         program, prepared = self._programs[name]
         count = threads.apply()
         self._control[self._entry.THREADS] = count
+        pace = None
         if count > 1:
-            self._control[self._entry.LEAST_WORK] = waking.least_work(count)
+            pace = program.pace(samples)
+            self._control[self._entry.LEAST_WORK] = pace.least_work
+            if pace.wants_threads:
+                team.ready(count)
         self._control[self._entry.FLAGS] = 0
         if prepared is not None and self._prepared != name:
             prepared.run(samples)
@@ -114,8 +119,10 @@ class Bound(Planned):
             return list(zip(program.infos, program.run_timed(samples).tolist(), strict=True))
         if self.debug:
             self._run_debug(program, samples)
-        else:
+        elif pace is None:
             program.run(samples)
+        else:
+            program.run_paced(samples, pace)
         return None
 
     def _run_debug(self, program: Program, samples: int) -> None:

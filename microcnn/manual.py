@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import threads, waking
+from . import team, threads
 from .errors import DataError, TrainingError
 from .feeding import require_finite, several
 from .graph import size_of
@@ -101,15 +101,22 @@ class Manual:
     def _run(self, program: Any, samples: int, step: int) -> None:
         net, entry = self.net, self.net._entry
         self._control[entry.THREADS] = count = threads.apply()
-        self._control[entry.LEAST_WORK] = waking.least_work(count) if count > 1 else 0
+        pace = None
+        if count > 1:
+            pace = program.pace(samples)
+            self._control[entry.LEAST_WORK] = pace.least_work
+            if pace.wants_threads:
+                team.ready(count)
         self._control[entry.FLAGS] = 0
         self._control[entry.SEED] = net._seed
         self._control[entry.STEP] = step
         self._control_numbers[entry.RATE] = net.lr
         if net.debug:
             net._run_debug(program, samples)
-        else:
+        elif pace is None:
             program.run(samples)
+        else:
+            program.run_paced(samples, pace)
 
     def forward(self, inputs: Arrays) -> Any:
         net = self.net

@@ -27,7 +27,7 @@ class Schedule:
     mode      "predict", "evaluate", "train" or "manual"
     lanes     how many numbers a vector register holds; itemsize: how many bytes a number takes
     slots     where in the control block each address stands: "input:NAME", "target:NAME", "sample_weight", ...
-    winograd  whether convolutions with weights that stay may go by Winograd's algorithm
+    winograd  whether convolutions may go by Winograd's algorithm
     """
 
     def __init__(self, graph: Graph, shapes: dict[str, tuple[int, ...]], store: Store, mode: str, batch: int, lanes: int,
@@ -35,7 +35,7 @@ class Schedule:
         self.graph, self.shapes, self.store, self.mode, self.batch = graph, shapes, store, mode, batch
         self.lanes, self.itemsize, self.bn, self.training, self.slots = lanes, itemsize, bn, training, slots
         self.live = mode in ("train", "manual")            # keeps what backward needs
-        self.winograd = winograd and not self.live
+        self.winograd = winograd
         self.rows: list[Row] = []
         self.prepared: list[Row] = []                      # rows to run once after the weights have changed
         self.buffers: list[Buffer] = []

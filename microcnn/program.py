@@ -4,6 +4,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter_ns
 
 import numpy as np
 from llvmlite import ir
@@ -15,6 +16,7 @@ from .kernels import cache
 from .kernels.entry import ENTRIES, FLAGS, outside, start_of
 from .memory import Buffer
 from .plan import Row
+from .waking import Pace
 
 # What the header of a program holds.
 ARENA, KERNELS, ROWS, COUNT, MARKS = range(5)
@@ -146,10 +148,23 @@ class Program:
         self._header = np.array([base, start_of(self._kernels), start_of(self._rows), len(rows), 0], np.int64)
         self._address = start_of(self._header)
         self._run = executor("plain")
+        self._paces: dict[int, Pace] = {}
 
     def run(self, batch: int) -> None:
         """Run all rows on that many samples."""
         self._run(self._address, batch)
+
+    def pace(self, batch: int) -> Pace:
+        """What runs with that many samples have found out of threads."""
+        if batch not in self._paces:
+            self._paces[batch] = Pace()
+        return self._paces[batch]
+
+    def run_paced(self, batch: int, pace: Pace) -> None:
+        """run, of which `pace` is told how long it took."""
+        begin = perf_counter_ns()
+        self.run(batch)
+        pace.note(perf_counter_ns() - begin)
 
     def run_timed(self, batch: int) -> np.ndarray:
         """Run all rows; the nanoseconds that each took."""

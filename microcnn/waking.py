@@ -1,64 +1,87 @@
-"""What it costs to hand work to threads on this machine, and which work is worth it."""
+"""Which rows of a program are worth handing to threads: found out by running it, and anew from time to time.
+
+What it costs to hand work over changes under a program: a virtual machine's processors come to lie far apart, somebody else
+keeps one busy. The results are the same bits either way, so a program simply tries what is quicker.
+"""
 from __future__ import annotations
 
-import ctypes
-import statistics
-import threading
-import time
+from typing import Any
 
 import numpy as np
 
-# Numbers that the measured kernel works on: eight of its chunks, which fit a second-level cache.
-NUMBERS = 8 * 8192
-# What the kernel asks threads_for with, for each number.
-OPERATIONS = 4
-RUNS = 15
-# A convolution does about twice as many operations in the same time.
-MARGIN = 2
-# Seconds between two runs, as between two calls from Python: threads still look for work (threads.SPIN).
-PAUSE = 0.5e-3
+# Elementary operations from which on a row uses threads: almost all rows do, the large ones do, none does.
+LEVELS = (50_000, 400_000, 1 << 62)
+# How often each level is run in a trial: once to bring the data into the right cache, and three times that count.
+RUNS = 4
+# How long the winner stays, in times that the trial took.
+STAY = 40
+# A program that takes longer than this has rows so large that handing them over is a trifle: nanoseconds.
+LONG = 4_000_000
 
-_lock = threading.Lock()
-_least_work: int | None = None
+# Where a pace keeps its numbers, behind those of the runs.
+LEFT, TRIAL, TRIED = range(len(LEVELS) * RUNS, len(LEVELS) * RUNS + 3)
 
-
-def least_work(count: int) -> int:
-    """Elementary operations from which on a kernel uses its threads; measured when first asked for. count: at least 2."""
-    global _least_work
-    if _least_work is None:
-        with _lock:
-            if _least_work is None:
-                _least_work = measured(count)
-    return _least_work
+# A threshold for all programs, without trials: for tests, whose branches may not depend on the machine.
+fixed: int | None = None
 
 
-def measured(count: int) -> int:
-    """Elementary operations from which on `count` threads pay: they save what it takes to hand them work and wait for them.
+class Pace:
+    """What one program with one number of samples has found out."""
 
-    With a kernel that is there anyway, alone and in threads that are awake, as they are in all rows of a step but the first
-    few. Where others keep a processor busy, handing work over takes milliseconds, and the median says so: one thread is
-    quicker then.
-    """
-    from .kernels.entry import ENTRIES, FIRST_POINTER, LEAST_WORK, THREADS, aligned_bytes, start_of, start_threads
-    start_threads()
-    entry = ENTRIES["activation.forward"]
-    control_bytes = -(-8 * FIRST_POINTER // 64) * 64
-    arena = aligned_bytes(control_bytes + 4 * NUMBERS)
-    control = arena[:control_bytes].view(np.int64)
-    fields = {"x": control_bytes, "y": control_bytes, "size": NUMBERS, "kind": 0, "low": 0, "high": 0}
-    row = np.array([fields[name] for name in entry.fields], np.int64)
-    run = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(entry.address("float32"))
+    __slots__ = ("_level", "_best", "_numbers")
 
-    def seconds(threads: int) -> float:
-        control[THREADS], control[LEAST_WORK] = threads, 0
-        times = []
-        for _ in range(RUNS):
-            time.sleep(PAUSE)
-            begin = time.perf_counter()
-            run(start_of(arena), start_of(row), 1)
-            times.append(time.perf_counter() - begin)
-        return statistics.median(times)
-    alone = seconds(1)
-    handing = max(0.0, seconds(count) - alone / count)
-    saved = 1 - 1 / count
-    return int(handing / saved * MARGIN * OPERATIONS * NUMBERS / alone)
+    def __init__(self) -> None:
+        self._level = self._best = 0
+        # nanoseconds of the runs of each level, what is left of the winner's time, what the trial took, and runs of the
+        # level that is tried; not Python's integers, which take memory of their own
+        self._numbers: Any = np.zeros(len(LEVELS) * RUNS + 3, np.int64).data
+
+    @property
+    def least_work(self) -> int:
+        """Elementary operations from which on a row uses threads in the next run."""
+        return LEVELS[self._level] if fixed is None else fixed
+
+    @property
+    def wants_threads(self) -> bool:
+        """Whether any row of the next run may use threads."""
+        return self.least_work < LEVELS[-1]
+
+    @property
+    def settled(self) -> bool:
+        """Whether a trial has found a winner, which has its time."""
+        return self._numbers[LEFT] > 0
+
+    def note(self, took: int) -> None:
+        """The nanoseconds that the run took."""
+        numbers = self._numbers
+        if numbers[LEFT] > 0:
+            numbers[LEFT] -= took
+            if numbers[LEFT] <= 0:
+                self._level = numbers[TRIAL] = numbers[TRIED] = 0
+            return
+        numbers[self._level * RUNS + numbers[TRIED]] = took
+        numbers[TRIED] += 1
+        numbers[TRIAL] += took
+        if took > LONG and numbers[TRIED] > 1:
+            self._settle(self._best)
+        elif numbers[TRIED] == RUNS:
+            if self._level + 1 < len(LEVELS):
+                self._level += 1
+                numbers[TRIED] = 0
+            else:
+                self._settle(self._quickest())
+
+    def _quickest(self) -> int:
+        """The level with the lowest median, found without a list: a step takes no memory."""
+        numbers = self._numbers
+        best, least = 0, 0
+        for level in range(len(LEVELS)):
+            a, b, c = numbers[level * RUNS + 1], numbers[level * RUNS + 2], numbers[level * RUNS + 3]
+            median = max(min(a, b), min(max(a, b), c))
+            if level == 0 or median < least:
+                best, least = level, median
+        return best
+
+    def _settle(self, level: int) -> None:
+        self._level = self._best = level
+        self._numbers[LEFT] = STAY * self._numbers[TRIAL]

@@ -25,7 +25,7 @@ if importlib.util.find_spec("microcnn.tools") is None:
 from microcnn import waking  # noqa: E402
 
 # not measured: which tests run in threads may not depend on the machine
-waking._least_work = WORK
+waking.fixed = WORK
 
 # a job in the background of a script begins with Ctrl-C ignored, and so would every process that the tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)

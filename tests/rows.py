@@ -3,7 +3,8 @@ import ctypes
 
 import numpy as np
 
-from microcnn.kernels.entry import ENTRIES, LEAST_WORK, THREADS, aligned_bytes, start_of, start_threads
+from microcnn.kernels.entry import ENTRIES, LEAST_WORK, THREADS, aligned_bytes, start_of
+from microcnn.kernels.team import start_threads
 
 from . import WORK
 

@@ -42,7 +42,7 @@ print(digest.hexdigest(), losses)
 
 def fresh(code: str, *arguments: str, timeout: int = 300, **others: str) -> str:
     """What code prints in a fresh process."""
-    code = f"import microcnn.waking\nmicrocnn.waking._least_work = {WORK}\n{code}"
+    code = f"import microcnn.waking\nmicrocnn.waking.fixed = {WORK}\n{code}"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, **others}, timeout=timeout)
     assert done.returncode == 0, done.stderr

@@ -47,7 +47,8 @@ def compile_ahead(names: Sequence[str], dtype: str, terminal: Terminal, processe
     Returns how many were compiled here: the others are in the cache. Raises CacheError.
     """
     from microcnn.kernels import cache
-    from microcnn.kernels.entry import ENTRIES, start_threads
+    from microcnn.kernels.entry import ENTRIES
+    from microcnn.kernels.team import start_threads
     parts = shares(names, processes)
     if len(parts) < 2:
         return 0
@@ -84,7 +85,8 @@ def compile_ahead(names: Sequence[str], dtype: str, terminal: Terminal, processe
 
 def main(arguments: Sequence[str]) -> None:
     """Compile kernels into the cache that NUMBA_CACHE_DIR names."""
-    from microcnn.kernels.entry import ENTRIES, start_threads
+    from microcnn.kernels.entry import ENTRIES
+    from microcnn.kernels.team import start_threads
     start_threads()
     dtype, *names = arguments
     for name in names:

@@ -21,7 +21,11 @@ from pathlib import Path
 
 import llvmlite
 import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
 from numba.core.caching import NullCache
+from numba.np.ufunc import parallel
 
 from ..errors import CacheError
 
@@ -36,6 +40,8 @@ KEEP = 2
 LEAN = (0, 60) <= numba.version_info.short <= (0, 68)
 # What the names of the libraries begin with that numba makes of a parallel loop.
 LOOP_PARTS = ("__numba_parfor_gufunc", "<numba.np.ufunc.wrappers.", "parallelgufuncwrapper")
+# What compiled code calls to run a parallel loop, and the memory that the threads share (team.py).
+PARALLEL_FOR, TEAM = "microcnn_parallel_for", "microcnn_team"
 
 _lock = threading.RLock()
 _folder = None
@@ -324,11 +330,37 @@ def _parts_as_code():
             library.finalize = functools.partial(_leave_as_code, library)
         return library
 
+    build = parallel.build_gufunc_kernel
     codegen.create_library = create_library
+    if LEAN:
+        parallel.build_gufunc_kernel = _loop_for_team
     try:
         yield
     finally:
-        codegen.create_library = create
+        codegen.create_library, parallel.build_gufunc_kernel = create, build
+
+
+def _loop_for_team(library, context, info, signature, inner_ndim):
+    """As numba's build_gufunc_kernel: what a parallel loop calls, which here hands it to our threads (team.py).
+
+    numba's takes Python's lock four times on the way, which other Python threads may hold.
+    """
+    byte, word = ir.IntType(8).as_pointer(), context.get_value_type(types.intp)
+    wrapper = context.codegen().create_library("parallelgufuncwrapper")
+    module = wrapper.create_ir_module("parallel.gufunc.wrapper")
+    addresses = [byte.as_pointer(), word.as_pointer(), word.as_pointer(), byte]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), addresses), name=f".kernel.{id(info.env)}_{info.name}")
+    builder = ir.IRBuilder(function.append_basic_block(""))
+    part = cgutils.get_or_insert_function(module, ir.FunctionType(ir.VoidType(), addresses), info.name)
+    wrapper.add_linking_library(info.library)
+    threads = builder.call(cgutils.get_or_insert_function(module, ir.FunctionType(word, []), "get_num_threads"), [])
+    run = cgutils.get_or_insert_function(module, ir.FunctionType(ir.VoidType(), [word] * 8), PARALLEL_FOR)
+    builder.call(run, [builder.ptrtoint(value, word) for value in (part, *function.args)]
+                 + [word(inner_ndim), word(len(signature.args)), threads])
+    builder.ret_void()
+    wrapper.add_ir_module(module)
+    wrapper.add_linking_library(library)
+    return parallel._wrapper_info(library=wrapper, name=function.name, env=info.env)
 
 
 def _nothing():

@@ -5,7 +5,6 @@ arena, and plain numbers; the arena begins with the control block, whose slots c
 """
 import ctypes
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, types
@@ -154,11 +153,6 @@ def slot_number(arena, index):
 def threads_for(arena, work):
     """How many threads a kernel with this much work, in elementary operations, may use: 1 runs its serial branch."""
     return slot(arena, THREADS) if work >= slot(arena, LEAST_WORK) else 1
-
-
-def start_threads():
-    """Start numba's pool: a cached parallel kernel cannot be linked before that (its symbols are missing)."""
-    numba.set_num_threads(numba.get_num_threads())
 
 
 def start_of(array):

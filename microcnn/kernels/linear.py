@@ -7,7 +7,7 @@ from .entry import entry, fields_of, number, threads_for, view
 from .layout import copy_panels, vectors_of
 from .linear_weight import add_partials
 from .rows import rows_strided
-from .simd import MASKS_ARE_FREE, MR1, MR2, MR4, lanes
+from .simd import LESS1, LESS2, LESS4, MASKS_ARE_FREE, MR1, MR2, MR4, lanes
 from .tile import tile_add, tile_clamp, tile_fill, tile_store, tile_zeros
 from .tile_fma import tile_fma_steps, tile_fma_steps_tail
 from .transpose import transpose_block
@@ -36,15 +36,22 @@ def _forward_tile(x, m, count, x_at, x_row, steps, weight, w_at, w_row, bias, k,
 
 
 @helper
-def forward_tiles(x, begin, end, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, low, high, mr, nv):
-    """Rows begin to end of y, mr at a time. Whole tiles have a loop of their own, in which no row is in question."""
+def forward_tiles(x, begin, end, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, low, high, mr,
+                  less, nv):
+    """Rows begin to end of y, mr at a time, and if no more than less are left, these in a smaller tile.
+
+    Whole tiles have a loop of their own, in which no row is in question.
+    """
     masked = MASKS_ARE_FREE or columns < nv * lanes(x)
     m = begin
     while m + mr <= end:
         _forward_tile(x, m, mr, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, masked, low, high,
                       mr, nv)
         m += mr
-    if m < end:
+    if m < end <= m + less:
+        _forward_tile(x, m, end - m, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, masked, low,
+                      high, less, nv)
+    elif m < end:
         _forward_tile(x, m, end - m, x_at, x_row, steps, weight, w_at, w_row, bias, k, residual, y, K, columns, masked, low,
                       high, mr, nv)
 
@@ -77,25 +84,25 @@ def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w
                 source, w_at, row = panel, (k - k_begin) * steps, vectors * width
             if vectors == 8:
                 forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
-                               1, 8)
+                               1, 1, 8)
             elif few and vectors == 4:
                 forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
-                               1, 4)
+                               1, 1, 4)
             elif few and vectors == 2:
                 forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
-                               1, 2)
+                               1, 1, 2)
             elif few:
                 forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
-                               1, 1)
+                               1, 1, 1)
             elif MR4 > 0 and vectors == 4:
                 forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
-                               MR4, 4)
+                               MR4, LESS4, 4)
             elif vectors == 2:
                 forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
-                               MR2, 2)
+                               MR2, LESS2, 2)
             else:
                 forward_tiles(x, begin, end, c, C, steps, source, w_at, row, biased, k, added, y, K, columns, least, most,
-                               MR1, 1)
+                               MR1, LESS1, 1)
             k += columns
 
 
@@ -130,6 +137,8 @@ def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, 
     """
     tile, wide = MR4 if MR4 > 0 else MR2, 4 * lanes(x)
     blocks = max(1, (M + block // 2) // block)
+    # as many jobs for each of two threads, or four, if that is not far off
+    blocks = blocks if blocks < 3 else (blocks + 2) // 4 * 4 if blocks > 4 else blocks // 2 * 2
     rows = ((M + blocks - 1) // blocks + tile - 1) // tile * tile
     blocks = (M + rows - 1) // rows
     if chunks == 0:

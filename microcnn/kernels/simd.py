@@ -36,6 +36,8 @@ REGISTERS = {"avx512": 32, "avx2": 16, "neon": 32, "sse": 16}[INSTRUCTION_SET]
 # just fit into NEON's 32, but LLVM spills three of them; 8 x 2 loads hardly more for a multiply-add. 8 x 1 leaves two units of
 # a latency of four not a sum to spare, which 16 x 1 does.
 MR4, MR2, MR1 = {"avx512": (6, 8, 16), "avx2": (0, 6, 8), "neon": (0, 8, 8), "sse": (0, 6, 8)}[INSTRUCTION_SET]
+# Rows of the tiles that finish what these leave, where half of one is enough.
+LESS4, LESS2, LESS1 = MR4 // 2, MR2 // 2, MR1 // 2
 # Pixels of the input that a tile one vector wide sees through three neighbouring taps.
 SEEN1 = MR1 + 2
 # Rows of the tiles that hold whole windows of 3, 5 and 7 rows, each one or two vectors wide, for as many channels as fit.

@@ -19,19 +19,44 @@ from .vector import convert, is_number_array
 
 
 def _transpose(builder, vectors):
-    """The transpose of a square of vectors, by Eklundh's method: those `distance` apart exchange blocks of lanes."""
-    count = len(vectors)
-    distance = count // 2
+    """The transposes of squares of numbers, by Eklundh's method: vectors `distance` apart exchange blocks of lanes.
+
+    A vector holds a row of one square, or of several side by side.
+    """
+    count = vectors[0].type.count
+    distance = len(vectors) // 2
     while distance:
         keep = [lane if not lane & distance else count + lane - distance for lane in range(count)]
         give = [lane + distance if not lane & distance else count + lane for lane in range(count)]
-        for i in range(count):
+        for i in range(len(vectors)):
             if not i & distance:
                 a, b = vectors[i], vectors[i + distance]
                 vectors[i] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, count), keep))
                 vectors[i + distance] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, count), give))
         distance //= 2
     return vectors
+
+
+def _load_transposed(builder, row_at, vector):
+    """The transpose of a whole square whose rows begin at row_at(i).
+
+    Quarters of rows (parts of 16 bytes) that lie one above the other come into one register by loads alone; what is left to
+    shuffle are the numbers within the parts.
+    """
+    count = vector.count
+    width = 4 if isinstance(vector.element, ir.FloatType) else 2
+    part, parts = ir.VectorType(vector.element, width), count // width
+    columns = []
+    for q in range(parts):
+        stacked = []
+        for r in range(width):
+            pieces = [load_vector(builder, builder.gep(row_at(r + width * g), [I64(width * q)]), part) for g in range(parts)]
+            while len(pieces) > 1:
+                both = ir.Constant(ir.VectorType(I32, 2 * pieces[0].type.count), list(range(2 * pieces[0].type.count)))
+                pieces = [builder.shuffle_vector(a, b, both) for a, b in zip(pieces[::2], pieces[1::2], strict=True)]
+            stacked.append(pieces[0])
+        columns += _transpose(builder, stacked)
+    return columns
 
 
 @intrinsic
@@ -52,17 +77,25 @@ def transpose_block(typing_context, source, source_offset, source_stride, target
         source_array, source_off, source_step, target_array, target_off, target_step, row_limit, column_limit = args
         from_pointer = pointer_to(context, builder, sig.args[0], source_array, source_off)
         to_pointer = pointer_to(context, builder, sig.args[3], target_array, target_off)
-        last = builder.sub(row_limit, I64(1))
-        registers = []
-        for i in range(count):
-            row = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
-            at = builder.gep(from_pointer, [builder.mul(row, source_step)])
-            registers.append(masked_load(builder, at, vector, column_limit))
-        registers = _transpose(builder, registers)
-        for j in range(count):
-            with builder.if_then(builder.icmp_signed("<", I64(j), column_limit)):
-                at = builder.gep(to_pointer, [builder.mul(I64(j), target_step)])
-                masked_store(builder, registers[j], at, row_limit)
+
+        def row_of_source(i):
+            return builder.gep(from_pointer, [builder.mul(i, source_step)])
+
+        def row_of_target(j):
+            return builder.gep(to_pointer, [builder.mul(I64(j), target_step)])
+        whole = builder.icmp_signed(">=", builder.select(builder.icmp_signed("<", row_limit, column_limit), row_limit,
+                                                         column_limit), I64(count))
+        with builder.if_else(whole) as (square, part):
+            with square:
+                for j, value in enumerate(_load_transposed(builder, lambda i: row_of_source(I64(i)), vector)):
+                    store_vector(builder, value, row_of_target(j))
+            with part:
+                last = builder.sub(row_limit, I64(1))
+                rows = [builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last) for i in range(count)]
+                registers = _transpose(builder, [masked_load(builder, row_of_source(i), vector, column_limit) for i in rows])
+                for j in range(count):
+                    with builder.if_then(builder.icmp_signed("<", I64(j), column_limit)):
+                        masked_store(builder, registers[j], row_of_target(j), row_limit)
         return context.get_dummy_value()
     return signature, codegen
 

@@ -1,4 +1,4 @@
-"""3 x 3 convolution of stride 1 for inference, by Winograd's F(2 x 2, 3 x 3): 16 multiplications where the sum has 36.
+"""3 x 3 convolution of stride 1 by Winograd's F(2 x 2, 3 x 3): 16 multiplications where the sum has 36.
 
 A tile of 2 x 2 output pixels comes from 4 x 4 pixels of the input: y = A^T [(G w G^T) * (B^T x B)] A (Lavin and Gray 2016,
 "Fast Algorithms for Convolutional Neural Networks"). What stands in brackets is, over the channels, a matrix product for each
@@ -12,7 +12,7 @@ from .depthwise2d import finish
 from .entry import entry, fields_of, number, threads_for, view
 from .layout import vectors_of
 from .linear import forward_tiles
-from .simd import MR1, MR2, MR4, lanes
+from .simd import LESS1, LESS2, LESS4, MR1, MR2, MR4, lanes
 from .vector import vector_add, vector_mul, vector_of, vector_sub, vector_take, vector_write
 
 POINTS = 16
@@ -60,7 +60,7 @@ def _put_points(points, target, at, step, count):
 
 
 @helper
-def _weight_job(c, weight, C, K, packed):
+def _weight_job(c, weight, C, K, w_row, packed):
     """All points of one input channel, laid out for tiles: as copy_panels does, each point a matrix of its own."""
     step = lanes(weight)
     point = C * _padded(K, weight)
@@ -68,16 +68,17 @@ def _weight_job(c, weight, C, K, packed):
     while block < K:
         columns = vectors_of(K - block, step) * step
         for k in range(block, min(K, block + columns), step):
-            _weight_vector(weight, c * K + k, C * K, K - k, packed, block * C + c * columns + k - block, point)
+            _weight_vector(weight, c * w_row + k, C * w_row, K - k, packed, block * C + c * columns + k - block, point)
         block += columns
 
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def winograd_weight(weight, C, K, threads, packed):
+def winograd_weight(weight, C, K, w_row, threads, packed):
     """packed = G weight G^T, for winograd_forward.
 
-    Shapes   weight (3, 3, C, K); packed (16, C, K rounded up to registers), each point in the panels of copy_panels
+    Shapes   weight (3, 3, C, K), rows w_row apart; packed (16, C, K rounded up to registers), each point in the panels of
+             copy_panels
     Writes   packed (columns past K are undefined)
     Threads  one iteration per input channel, each owns its rows
     Source   Lavin and Gray 2016
@@ -85,17 +86,18 @@ def winograd_weight(weight, C, K, threads, packed):
     if threads > 1 and C > 1:
         for index in numba.prange(C):
             c = np.int64(index)
-            _weight_job(c, weight, C, K, packed)
+            _weight_job(c, weight, C, K, w_row, packed)
     else:
         for c in range(C):
-            _weight_job(c, weight, C, K, packed)
+            _weight_job(c, weight, C, K, w_row, packed)
 
 
-@entry("weight< packed> C K")
+@entry("weight< packed> C K w_row")
 def weight(arena, row, batch):
     row = fields_of(row)
     packed = view(arena, row.packed, 0)
-    winograd_weight(view(arena, row.weight, 9 * row.C * row.K), row.C, row.K, threads_for(arena, 64 * row.C * row.K),
+    winograd_weight(view(arena, row.weight, 9 * row.C * row.w_row), row.C, row.K, row.w_row,
+                    threads_for(arena, 64 * row.C * row.K),
                     view(arena, row.packed, POINTS * row.C * _padded(row.K, packed)))
 
 
@@ -159,13 +161,13 @@ def _multiply(points, weight, tiles, block, C, K, products):
             w_at, x_at, to = point * size + k * C, point * (block * C + GAP), point * (block * K + GAP) + k
             if MR4 > 0 and vectors == 4:
                 forward_tiles(points, 0, tiles, x_at, C, C, weight, w_at, 4 * width, none, to, none, products, K,
-                              columns, low, high, MR4, 4)
+                              columns, low, high, MR4, LESS4, 4)
             elif vectors == 2:
                 forward_tiles(points, 0, tiles, x_at, C, C, weight, w_at, 2 * width, none, to, none, products, K,
-                              columns, low, high, MR2, 2)
+                              columns, low, high, MR2, LESS2, 2)
             else:
                 forward_tiles(points, 0, tiles, x_at, C, C, weight, w_at, width, none, to, none, products, K,
-                              columns, low, high, MR1, 1)
+                              columns, low, high, MR1, LESS1, 1)
             k += columns
 
 

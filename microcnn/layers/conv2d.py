@@ -86,7 +86,7 @@ class Convolution(Layer):
         elif cls.transposed:
             transposed_rows(s, g, *buffers, step.low, step.high, lasting=not s.trains(node, "weight"))
         else:
-            forward_rows(s, g, *buffers, step.low, step.high)
+            forward_rows(s, g, *buffers, step.low, step.high, lasting=not s.trains(node, "weight"))
         if s.node_live(step):
             if s.trains(node, "weight"):
                 s.keep(x)
@@ -174,7 +174,8 @@ def backward(s: Schedule, step: Step, g: Geometry, x: Value, y: Value, transpose
     if s.needs_gradient(x.name) and not inputs:
         target, accumulate = s.dx(x.name)
         rows = forward_rows if transposed else transposed_rows
-        rows(s, g, s.weight(node, "weight", WEIGHT_STEPS), None, target if accumulate else None, dy.buffer, target)
+        rows(s, g, s.weight(node, "weight", WEIGHT_STEPS), None, target if accumulate else None, dy.buffer, target,
+             lasting=not s.trains(node, "weight"))
     if s.trains(node, "weight"):         # only now, after the gradient of the input was made from it
         s.weight_done(node, "weight")
     s.release(dy)

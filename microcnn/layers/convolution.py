@@ -19,7 +19,7 @@ from .linear import (
     weight_gradient_rows,
 )
 from .windows import LARGEST, Pads, Pair, Phase, output_hw, phases, resolve_pads, used_phases
-from .winograd import winograd_pays, winograd_rows
+from .winograd import backward_geometry, packed_numbers, winograd_pays, winograd_rows
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -147,14 +147,18 @@ def widened(s: Schedule, g: Geometry, pixels: int, weight: Buffer | None,
 
 
 def forward_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer | None, residual: Buffer | None, x: Buffer,
-                 y: Buffer, low: float = -math.inf, high: float = math.inf) -> None:
-    """The rows that run a convolution, by its kind: y = clamp(x * weight + bias + residual); residual may be y."""
+                 y: Buffer, low: float = -math.inf, high: float = math.inf, lasting: bool = False) -> None:
+    """The rows that run a convolution, by its kind: y = clamp(x * weight + bias + residual); residual may be y.
+
+    lasting: whether the weights change so rarely that another form of them is made once.
+    """
     bounds = {"low": low, "high": high}
     if g.matrix:
         linear_row(s, *g.matrix, x, weight, bias, residual, y, low, high)
         return
     if winograd_pays(s, g):
-        winograd_rows(s, g, weight, bias, residual, x, y, low, high)
+        packed, add = packed_weight(s, packed_numbers(s, g), lasting)
+        winograd_rows(s, g, weight, g.K, bias, residual, x, y, low, high, packed, add)
         return
     pixels = g.pixels_together(s.lanes)
     if pixels > 1:
@@ -261,6 +265,12 @@ def transposed_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffe
     if scatter_pays(s, g):
         scatter_rows(s, g, weight, bias, residual, x, y, low, high, lasting)
         return
+    back = backward_geometry(g)
+    if winograd_pays(s, back):
+        flipped, w_row = flipped_weight(s, g, weight, g.R, g.S, 0, 0, 1, 1, lasting)
+        packed, add = packed_weight(s, packed_numbers(s, back), lasting)
+        winograd_rows(s, back, flipped, w_row, bias, residual, x, y, low, high, packed, add)
+        return
     if g.depthwise and slides_back(g):
         depthwise_input_row(s, g, weight, bias, residual, x, y, low, high)
         return
@@ -268,8 +278,12 @@ def transposed_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffe
     axes = ((g.H, g.R, g.stride[0], g.pads[0], g.dilation[0]), (g.W, g.S, g.stride[1], g.pads[1], g.dilation[1]))
     used_down, used_across = (used_phases(*axis) for axis in axes)
     gaps = min(g.stride[0], g.H) * min(g.stride[1], g.W) - len(used_down) * len(used_across)
-    if residual is y and bias is None and low == -math.inf and high == math.inf:
+    plain = bias is None and low == -math.inf and high == math.inf
+    if plain and residual is y:
         gaps = 0                                 # what no tap reaches stays as it is
+    elif plain and residual is None and gaps:
+        s.row("layout.zero", y=y, size=g.H * g.W * g.C, per_sample=1)
+        gaps = 0
     elif gaps > FEW_GAPS and residual is not y:
         # everything as if no tap reached it, in one row
         grid = {"OH": g.H, "OW": g.W, "y_size": g.H * g.W * g.C, "y_row": g.W * g.C, "y_pixel": g.C, "y_base": 0}
@@ -347,14 +361,21 @@ def packed_weight(s: Schedule, numbers: int, lasting: bool) -> tuple[Buffer, Cal
     return s.scratch(numbers * s.itemsize, "packed"), s.row
 
 
+def flipped_weight(s: Schedule, g: Geometry, weight: Buffer | None, R: int, S: int, tap_r: int, tap_s: int, step_r: int,
+                   step_s: int, lasting: bool) -> tuple[Buffer, int]:
+    """R x S of the taps, every step-th from (tap_r, tap_s) on, flipped and transposed, and the length of their rows."""
+    w_row = math.ceil(g.C / s.lanes) * s.lanes
+    packed, add = packed_weight(s, R * S * (g.K // g.G) * w_row, lasting)
+    add("conv2d.flip", weight=weight, packed=packed, R=g.R, S=g.S, C=g.C, K=g.K, G=g.G, tap_r=tap_r, tap_s=tap_s,
+        step_r=step_r, step_s=step_s, TR=R, TS=S, w_row=w_row)
+    return packed, w_row
+
+
 def dense_phase(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer | None, residual: Buffer | None, x: Buffer,
                 y: Buffer, down: Phase, across: Phase, R: int, S: int, sides: dict[str, int], grid: dict[str, int],
                 bounds: dict[str, float], lasting: bool) -> None:
     """One phase: its taps flipped and transposed into scratch, then the dense kernel."""
-    w_row = math.ceil(g.C / s.lanes) * s.lanes
-    packed = None
+    packed, w_row = None, g.C
     if R and S:
-        packed, add = packed_weight(s, R * S * (g.K // g.G) * w_row, lasting)
-        add("conv2d.flip", weight=weight, packed=packed, R=g.R, S=g.S, C=g.C, K=g.K, G=g.G, tap_r=down.tap,
-              tap_s=across.tap, step_r=down.step, step_s=across.step, TR=R, TS=S, w_row=w_row)
+        packed, w_row = flipped_weight(s, g, weight, R, S, down.tap, across.tap, down.step, across.step, lasting)
     conv_row(s, x, packed, bias, residual, y, g.OH, g.OW, g.K, g.C, g.G, w_row, R, S, sides, grid, bounds)

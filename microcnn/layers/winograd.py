@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .bands import CHUNKS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..memory import Buffer
     from ..plan import Schedule
     from .convolution import Geometry
@@ -21,29 +24,62 @@ LEAST_TILES = 8
 # weights leave the second-level cache, for each block of tiles reads them once.
 BLOCK_BYTES, LEAST_BLOCK, MOST_BLOCK = 192 * 1024, 24, 64
 LARGE_WEIGHTS, LARGE_BLOCK = 512 * 1024, 96
+# In a training step, where memory is short: how many chunks, and what weights and chunks may take, in sizes of the images.
+LIVE_CHUNKS, LIVE_ROOM = 4, 1.25
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the tiles of a batch are cut: tiles in a block, chunks that blocks are dealt to, bytes of scratch of all chunks."""
+
+    block: int
+    chunks: int
+    scratch: int
+
+    @staticmethod
+    def of(s: Schedule, g: Geometry) -> Blocks:
+        tiles = s.batch * math.ceil(g.OH / 2) * math.ceil(g.OW / 2)
+        large = POINTS * g.C * g.K * s.itemsize > LARGE_WEIGHTS
+        fits = BLOCK_BYTES // (POINTS * (g.C + g.K) * s.itemsize)
+        block = LARGE_BLOCK if large else min(MOST_BLOCK, max(LEAST_BLOCK, fits))
+        # an even number of blocks, for two threads or four
+        block = math.ceil(tiles / max(1, 2 * round(tiles / block / 2)))
+        chunks = min(LIVE_CHUNKS if s.live else CHUNKS, math.ceil(tiles / block))
+        return Blocks(block, chunks, chunks * POINTS * (block * (g.C + g.K) + 2 * GAP) * s.itemsize)
 
 
 def winograd_pays(s: Schedule, g: Geometry) -> bool:
-    """Whether a convolution with weights that stay is quicker by tiles of 2 x 2 pixels."""
+    """Whether a convolution is quicker by tiles of 2 x 2 pixels; in training, where scratch is not much more than images."""
     if not s.winograd or g.G != 1 or (g.R, g.S, g.stride, g.dilation) != (3, 3, (1, 1), (1, 1)):
         return False
     tiles = math.ceil(g.OH / 2) * math.ceil(g.OW / 2)
-    return (min(g.C, g.K) >= LEAST_CHANNELS and g.C * g.K <= MOST_WEIGHTS and s.batch * tiles >= LEAST_TILES
-            and 4 * tiles <= 1.4 * g.OH * g.OW)
+    if (min(g.C, g.K) < LEAST_CHANNELS or g.C * g.K > MOST_WEIGHTS or s.batch * tiles < LEAST_TILES
+            or 4 * tiles > 1.4 * g.OH * g.OW):
+        return False
+    images = s.batch * (g.H * g.W * g.C + g.OH * g.OW * g.K) * s.itemsize
+    return not s.live or packed_numbers(s, g) * s.itemsize + Blocks.of(s, g).scratch <= LIVE_ROOM * images
 
 
-def winograd_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer | None, residual: Buffer | None, x: Buffer,
-                  y: Buffer, low: float, high: float) -> None:
-    """y = clamp(x * weight + bias + residual); the weights are transformed once, before the first run."""
-    packed = s.held("winograd", POINTS * g.C * math.ceil(g.K / s.lanes) * s.lanes * s.itemsize)
-    s.prepare("winograd.weight", weight=weight, packed=packed, C=g.C, K=g.K)
-    tiles = s.batch * math.ceil(g.OH / 2) * math.ceil(g.OW / 2)
-    large = POINTS * g.C * g.K * s.itemsize > LARGE_WEIGHTS
-    fits = BLOCK_BYTES // (POINTS * (g.C + g.K) * s.itemsize)
-    block = LARGE_BLOCK if large else min(MOST_BLOCK, max(LEAST_BLOCK, fits))
-    # an even number of blocks, for two threads or four
-    block = math.ceil(tiles / max(1, 2 * round(tiles / block / 2)))
-    chunks = min(CHUNKS, math.ceil(tiles / block))
-    scratch = s.scratch(chunks * POINTS * (block * (g.C + g.K) + 2 * GAP) * s.itemsize, "tiles")
-    s.row("winograd.forward", x=x, weight=packed, bias=bias, residual=residual, y=y, scratch=scratch, H=g.H, W=g.W, C=g.C,
-          K=g.K, OH=g.OH, OW=g.OW, pad_top=g.pads[0], pad_left=g.pads[1], block=block, chunks=chunks, low=low, high=high)
+def packed_numbers(s: Schedule, g: Geometry) -> int:
+    """Numbers that the transformed weights take."""
+    return POINTS * g.C * math.ceil(g.K / s.lanes) * s.lanes
+
+
+def backward_geometry(g: Geometry) -> Geometry:
+    """The convolution of dY with the flipped, transposed weights that makes the gradient of g to its input."""
+    top, left, bottom, right = g.pads
+    return replace(g, C=g.K, H=g.OH, W=g.OW, K=g.C, CG=g.K, OH=g.H, OW=g.W,
+                   pads=(g.R - 1 - top, g.S - 1 - left, g.R - 1 - bottom, g.S - 1 - right))
+
+
+def winograd_rows(s: Schedule, g: Geometry, weight: Buffer | None, w_row: int, bias: Buffer | None, residual: Buffer | None,
+                  x: Buffer, y: Buffer, low: float, high: float, packed: Buffer, add: Callable[..., None]) -> None:
+    """y = clamp(x * weight + bias + residual).
+
+    w_row: numbers from one row of the weight to the next; packed: room for packed_numbers; add: what adds the row that fills it
+    """
+    add("winograd.weight", weight=weight, packed=packed, C=g.C, K=g.K, w_row=w_row)
+    cut = Blocks.of(s, g)
+    s.row("winograd.forward", x=x, weight=packed, bias=bias, residual=residual, y=y, scratch=s.scratch(cut.scratch, "tiles"),
+          H=g.H, W=g.W, C=g.C, K=g.K, OH=g.OH, OW=g.OW, pad_top=g.pads[0], pad_left=g.pads[1], block=cut.block,
+          chunks=cut.chunks, low=low, high=high)

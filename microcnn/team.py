@@ -1,0 +1,89 @@
+"""The threads that take part in parallel loops: started when first wanted, asleep while there is nothing to do."""
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import threading
+from typing import Any
+
+# How often a thread looks for work before it sleeps: a few milliseconds' worth, for one look takes a nanosecond or two on
+# Arm and up to fifty on x86.
+LOOKS = 300_000 if platform.machine() in ("x86_64", "AMD64", "i686") else 1_000_000
+# Seconds that the end of the process waits for a thread to notice.
+PATIENCE = 1.0
+
+# The most threads that a team has.
+MOST = 64
+
+_lock = threading.Lock()
+_threads: list[threading.Thread] = []
+# a locked gate for each thread, at which it sleeps
+_gates: list[Any] = []
+# 1 at the places of threads that sleep, or are about to
+_asleep = bytearray(MOST)
+_look: Any = None
+
+
+def ready(count: int) -> None:
+    """See to it that `count` threads, the caller among them, look for work; who does not yet is passed over, not waited for."""
+    if len(_threads) < count - 1:
+        _start(count)
+    if 1 in _asleep:
+        for place in range(1, min(count, MOST)):
+            if _asleep[place]:
+                _asleep[place] = 0
+                _gates[place - 1].release()
+
+
+def _start(count: int) -> None:
+    """Start what is missing of the threads."""
+    global _look
+    from .kernels import team
+    if team.block() is None:            # numba's own threads run the loops
+        return
+    with _lock:
+        if _look is None:
+            _look = team.looker()
+            atexit.register(_end)
+        while len(_threads) < min(count, MOST) - 1:
+            place, gate = len(_threads) + 1, threading.Lock()
+            gate.acquire()
+            _gates.append(gate)
+            thread = threading.Thread(target=_work, args=(place, gate), name=f"microcnn-{place}", daemon=True)
+            thread.start()
+            _threads.append(thread)
+
+
+def _work(place: int, gate: Any) -> None:
+    """What one of the threads does."""
+    from .kernels import team
+    block = team.block()
+    address = block.ctypes.data
+    while not block[team.STOP]:
+        _look(address, place, LOOKS)
+        _asleep[place] = 1
+        if not block[team.STOP]:
+            gate.acquire()
+
+
+def _end() -> None:
+    """The threads leave compiled code before the process takes its memory away."""
+    from .kernels import team
+    team.block()[team.STOP] = 1
+    ready(len(_threads) + 1)
+    for thread in _threads:
+        thread.join(PATIENCE)
+
+
+def _after_fork() -> None:
+    # the parent's threads do not exist here, and a child starts none
+    global _lock
+    _lock = threading.Lock()
+    _threads.clear()
+    _gates.clear()
+    _asleep[:] = bytes(MOST)
+    atexit.unregister(_end)
+
+
+os.register_at_fork(after_in_child=_after_fork)
