@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 # As in the kernel: the matrices of a tile's points, and numbers between two of them.
 POINTS, GAP = 16, 16
-# With fewer channels the transforms cost what the multiplications save; more weights than this fit no cache.
-LEAST_CHANNELS, MOST_WEIGHTS = 32, 256 * 256
+# With fewer channels on a side, or on both together, the transforms cost what the multiplications save; more weights than
+# this fit no cache.
+LEAST_CHANNELS, LEAST_TOGETHER, MOST_WEIGHTS = 16, 48, 256 * 256
 # With fewer tiles the products have too few rows.
 LEAST_TILES = 8
 # Bytes of transformed input and products that a chunk should hold, and the fewest and most tiles: more of them where the
@@ -38,26 +39,39 @@ class Blocks:
 
     @staticmethod
     def of(s: Schedule, g: Geometry) -> Blocks:
+        """In a training step with as little scratch as is sensible, elsewhere with as much as the cache holds."""
         tiles = s.batch * math.ceil(g.OH / 2) * math.ceil(g.OW / 2)
-        large = POINTS * g.C * g.K * s.itemsize > LARGE_WEIGHTS
-        fits = BLOCK_BYTES // (POINTS * (g.C + g.K) * s.itemsize)
-        block = LARGE_BLOCK if large else min(MOST_BLOCK, max(LEAST_BLOCK, fits))
+        chunks = LIVE_CHUNKS if s.live else CHUNKS
+        tile_bytes, gaps = POINTS * (g.C + g.K) * s.itemsize, 2 * POINTS * GAP * s.itemsize
+        if POINTS * g.C * g.K * s.itemsize > LARGE_WEIGHTS:
+            block = LARGE_BLOCK
+        else:
+            fits = min(BLOCK_BYTES, live_room(s, g) // chunks - gaps if s.live else BLOCK_BYTES) // tile_bytes
+            block = min(MOST_BLOCK, max(LEAST_BLOCK, fits))
         # an even number of blocks, for two threads or four
-        block = math.ceil(tiles / max(1, 2 * round(tiles / block / 2)))
-        chunks = min(LIVE_CHUNKS if s.live else CHUNKS, math.ceil(tiles / block))
-        return Blocks(block, chunks, chunks * POINTS * (block * (g.C + g.K) + 2 * GAP) * s.itemsize)
+        pairs = math.ceil(tiles / block / 2) if s.live else round(tiles / block / 2)
+        blocks = max(2 if tiles >= 2 * LEAST_TILES else 1, 2 * pairs)
+        block = math.ceil(tiles / blocks)
+        chunks = min(chunks, math.ceil(tiles / block))
+        return Blocks(block, chunks, chunks * (block * tile_bytes + gaps))
+
+
+def live_room(s: Schedule, g: Geometry) -> int:
+    """Bytes of scratch that a training step can spare."""
+    images = s.batch * (g.H * g.W * g.C + g.OH * g.OW * g.K) * s.itemsize
+    return int(LIVE_ROOM * images) - packed_numbers(s, g) * s.itemsize
 
 
 def winograd_pays(s: Schedule, g: Geometry) -> bool:
     """Whether a convolution is quicker by tiles of 2 x 2 pixels; in training, where scratch is not much more than images."""
     if not s.winograd or g.G != 1 or (g.R, g.S, g.stride, g.dilation) != (3, 3, (1, 1), (1, 1)):
         return False
-    tiles = math.ceil(g.OH / 2) * math.ceil(g.OW / 2)
-    if (min(g.C, g.K) < LEAST_CHANNELS or g.C * g.K > MOST_WEIGHTS or s.batch * tiles < LEAST_TILES
-            or 4 * tiles > 1.4 * g.OH * g.OW):
+    if min(g.C, g.K) < LEAST_CHANNELS or g.C + g.K < LEAST_TOGETHER or g.C * g.K > MOST_WEIGHTS:
         return False
-    images = s.batch * (g.H * g.W * g.C + g.OH * g.OW * g.K) * s.itemsize
-    return not s.live or packed_numbers(s, g) * s.itemsize + Blocks.of(s, g).scratch <= LIVE_ROOM * images
+    tiles = math.ceil(g.OH / 2) * math.ceil(g.OW / 2)
+    if s.batch * tiles < LEAST_TILES or 4 * tiles > 1.4 * g.OH * g.OW:
+        return False
+    return not s.live or Blocks.of(s, g).scratch <= live_room(s, g)
 
 
 def packed_numbers(s: Schedule, g: Geometry) -> int:
