@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +52,10 @@ class Bound(Planned):
         self._build_programs(self._planned, progress)
         del self._planned            # the rows are tables now
 
+    def _guard(self) -> AbstractContextManager[Any]:
+        """What a step holds: the network's lock, and where two threads in numba's pool abort the process that of the pool."""
+        return self._lock if self._team else threads.Both(self._lock)
+
     def _allocate(self, size: int) -> np.ndarray:
         """The arena. Raises CompileError where the machine cannot hold it."""
         total = physical_memory()
@@ -65,9 +70,10 @@ class Bound(Planned):
 
     def _build_programs(self, schedules: dict[str, Schedule], progress: Callable[[int, int, str], None] | None) -> None:
         """Compile or load the kernels, then the tables."""
-        from .kernels.team import start_threads
+        from .kernels.team import block, start_threads
         from .program import compile_kernels
         start_threads()
+        self._team = block() is not None
         rows = [row for schedule in schedules.values() for row in schedule.prepared + schedule.rows]
         compile_kernels(rows, self.dtype.name, progress)
         self._programs: dict[str, tuple[Program, Program | None]] = {}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import threads
 from .bound import Bound
 from .errors import CompileError, DataError, TrainingError
 from .feeding import check_data, check_metrics, describe, input_array, several, target_array, weight_array
@@ -32,6 +31,7 @@ class Single:
     name: str
     shape: tuple[int, ...]
     output: str
+    y_shape: tuple[int, ...]
     x_key: str
     t_key: str
     x_slot: int
@@ -62,6 +62,8 @@ class Net(Bound):
         self._manual: Manual | None = None
         self._output_shapes = [self.shapes[name] for name in self.graph.outputs]
         self._single = self._only_one()
+        # the input that most calls give, compared without a new tuple
+        self._usual = (self.batch, *self._single.shape) if self._single else ()
         if manual:
             self._manual_programs()
 
@@ -75,9 +77,10 @@ class Net(Bound):
             return None
         loss, tensor = self._losses.get(output, (None, output))
         x_key, t_key = f"input:{name}", f"target:{output}"
-        return Single(name, self.shapes[name], output, x_key, t_key, self._slots[x_key], self._slots[f"output:{output}"],
-                      self._slots[t_key], isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1,
-                      x_dtype, x_dtype == self._output_dtype(output) == self.dtype)
+        return Single(name, self.shapes[name], output, self.shapes[output], x_key, t_key, self._slots[x_key],
+                      self._slots[f"output:{output}"], self._slots[t_key],
+                      isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1, x_dtype,
+                      x_dtype == self._output_dtype(output) == self.dtype)
 
     # Prediction.
 
@@ -93,12 +96,13 @@ class Net(Bound):
         single, samples = self._single, self._fits(x)
         if single is not None and out is None and 0 < samples <= self.batch:
             # the shortest way, for which a small network's user waits
-            y = np.empty((samples, *self._output_shapes[0]), self.dtype)
+            y = np.empty((samples, *single.y_shape), self.dtype)
             if not single.plain:
                 x = x.astype(self.dtype, copy=False)
-            with self._lock, threads.pool_lock(self._lock):
-                self._control[single.x_slot] = self._entry.start_of(x)
-                self._control[single.y_slot] = self._entry.start_of(y)
+            start_of, control = self._entry.start_of, self._control
+            with self._lock if self._team else self._guard():
+                control[single.x_slot] = start_of(x)
+                control[single.y_slot] = start_of(y)
                 self._run("predict", samples)
             return y if single.plain else self._in_type(single.output, y)
         inputs = self._inputs(x)
@@ -108,7 +112,7 @@ class Net(Bound):
         if out is not None:       # what one batch writes may not be what the next one reads
             inputs = {name: array.copy() if any(np.may_share_memory(array, result) for result in results.values()) else array
                       for name, array in inputs.items()}
-        with self._lock, threads.pool_lock(self._lock):
+        with self._guard():
             self._predict(inputs, results, samples)
         for name, array in asked.items():
             if array is not results[name]:
@@ -118,9 +122,10 @@ class Net(Bound):
     def _fits(self, x: Any) -> int:
         """How many samples x holds, where the network has one input and x is just what the kernels read; else 0."""
         single = self._single
-        if single is not None and type(x) is np.ndarray and x.dtype == single.x_dtype and x.shape[1:] == single.shape \
-                and x.flags.c_contiguous:
-            return x.shape[0]
+        if single is not None and type(x) is np.ndarray and x.dtype == single.x_dtype and x.flags.c_contiguous:
+            shape = x.shape
+            if shape == self._usual or shape[1:] == single.shape:
+                return shape[0]
         return 0
 
     def _inputs(self, x: Any) -> Arrays:
@@ -187,7 +192,7 @@ class Net(Bound):
         single, samples = self._single, self._fits(x)
         if single is not None and single.labels and single.plain and sample_weight is None and 0 < samples <= self.batch \
                 and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == (samples,) and t.flags.c_contiguous:
-            with self._lock, threads.pool_lock(self._lock):      # the shortest way, as in predict
+            with self._lock if self._team else self._guard():      # the shortest way, as in predict
                 control = self._control
                 control[self._slots["sample_weight"]] = 0
                 control[single.x_slot] = self._entry.start_of(x)
@@ -197,7 +202,7 @@ class Net(Bound):
                 self._train(samples, {single.x_key: x, single.t_key: t})
                 return self._control_numbers[self._entry.LOSS]
         samples, held = self._feed(x, t, sample_weight)
-        with self._lock, threads.pool_lock(self._lock):
+        with self._guard():
             self._point(held)
             self._train(samples, held)
             return self._control_numbers[self._entry.LOSS]
@@ -285,7 +290,7 @@ class Net(Bound):
         samples, held = self._feed(x, t, None, most=next(iter(inputs.values())).shape[0])
         matrix = check_metrics(self._losses, self.shapes, top_k, confusion)
         total = weight = correct = labels = 0.0
-        with self._lock, threads.pool_lock(self._lock):
+        with self._guard():
             self._control[self._slots["top_k"]] = top_k or 0
             self._control[self._slots["confusion"]] = 0 if matrix is None else self._entry.start_of(matrix)
             self._control_numbers[self._slots["in_top_k"]] = 0.0
@@ -341,7 +346,7 @@ class Net(Bound):
     def forward(self, x: Any) -> Any:
         """The outputs in training mode (dropout, bn as compiled), for up to `batch` samples; keeps what backward needs."""
         inputs = self._inputs(x)
-        with self._lock, threads.pool_lock(self._lock):
+        with self._guard():
             return self._manual_programs().forward(inputs)
 
     def backward(self, dy: Any) -> Any:
@@ -349,7 +354,7 @@ class Net(Bound):
 
         Raises TrainingError unless forward came before. Dict in, dict out where the model has several outputs or inputs.
         """
-        with self._lock, threads.pool_lock(self._lock):
+        with self._guard():
             return self._manual_programs().backward(dy)
 
     def gradients(self) -> Arrays:
@@ -364,7 +369,7 @@ class Net(Bound):
         optimizer."""
         if self.optimizer is None:
             raise CompileError("update needs optimizer, which compile was not given; compile with optimizer=mc.SGD(lr=0.01)")
-        with self._lock, threads.pool_lock(self._lock):
+        with self._guard():
             if self._manual is None:
                 raise TrainingError("update needs a backward before it")
             self._manual.update()
@@ -376,7 +381,7 @@ class Net(Bound):
         if "train" not in self._programs:
             raise CompileError(self._missing("timed_step"))
         samples, held = self._feed(x, t, None)
-        with self._lock, threads.pool_lock(self._lock):
+        with self._guard():
             self._point(held)
             return self._train(samples, held, timed=True) or []
 
@@ -387,7 +392,7 @@ class Net(Bound):
         if samples > self.batch:
             raise DataError(f"x holds {samples} samples; timed_predict takes up to {self.batch}")
         results = self._written(self._results(None, samples))
-        with self._lock, threads.pool_lock(self._lock):
+        with self._guard():
             for name, array in inputs.items():
                 self._control[self._slots[f"input:{name}"]] = self._entry.start_of(array)
             for name, array in results.items():

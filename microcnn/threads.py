@@ -123,3 +123,18 @@ def pool_lock(own: Lock) -> Lock:
         except ValueError:      # not started yet: the first step decides
             return _process_lock
     return _process_lock if _layer == "workqueue" else own
+
+
+class Both:
+    """A network's lock and pool_lock, held together."""
+
+    def __init__(self, own: Lock):
+        self._locks = own, pool_lock(own)
+
+    def __enter__(self) -> None:
+        for lock in self._locks:
+            lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        for lock in reversed(self._locks):
+            lock.release()
