@@ -3,13 +3,11 @@ from __future__ import annotations
 
 import atexit
 import os
-import platform
 import threading
 from typing import Any
 
-# How often a thread looks for work before it sleeps: a few milliseconds' worth, for one look takes a nanosecond or two on
-# Arm and up to fifty on x86.
-LOOKS = 300_000 if platform.machine() in ("x86_64", "AMD64", "i686") else 1_000_000
+from .threads import LOOKS
+
 # Seconds that the end of the process waits for a thread to notice.
 PATIENCE = 1.0
 
@@ -30,10 +28,11 @@ def ready(count: int) -> None:
     if len(_threads) < count - 1:
         _start(count)
     if 1 in _asleep:
-        for place in range(1, min(count, MOST)):
-            if _asleep[place]:
-                _asleep[place] = 0
-                _gates[place - 1].release()
+        with _lock:         # another Python thread may be about to open the same gates
+            for place in range(1, min(count, MOST)):
+                if _asleep[place]:
+                    _asleep[place] = 0
+                    _gates[place - 1].release()
 
 
 def _start(count: int) -> None:

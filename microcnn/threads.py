@@ -10,10 +10,9 @@ from typing import Any, TypeAlias
 
 from .errors import CompileError
 
-# How often GNU OpenMP's idle threads look for work before they sleep: a few milliseconds' worth, for one look takes a
-# nanosecond or two on Arm and up to fifty on x86. Where waking takes longer than the wait (virtual machines whose idle
-# processors are given away), each thread would find the other asleep in every row.
-SPIN = "300000" if platform.machine() in ("x86_64", "AMD64", "i686") else "1000000"
+# How often idle threads look for work before they sleep, ours (team.py) and GNU OpenMP's: a few milliseconds' worth, for one
+# look takes a nanosecond or two on Arm and up to fifty on x86.
+LOOKS = 300_000 if platform.machine() in ("x86_64", "AMD64", "i686") else 1_000_000
 
 Lock: TypeAlias = Any     # threading.RLock, which is a function to type checkers
 
@@ -95,7 +94,7 @@ def prepare_environment() -> None:
     Raises CompileError where the user set NUMBA_NUM_THREADS to what is no number of threads.
     """
     _given_threads()
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    os.environ.setdefault("GOMP_SPINCOUNT", str(LOOKS))
 
 
 def apply() -> int:

@@ -321,7 +321,7 @@ print(os.environ["GOMP_SPINCOUNT"])
 """
     before = os.environ.pop("GOMP_SPINCOUNT", None)
     try:
-        assert fresh(code) == threads.SPIN
+        assert fresh(code) == str(threads.LOOKS)
         assert fresh(code, GOMP_SPINCOUNT="7") == "7"
     finally:
         if before is not None:

@@ -49,8 +49,12 @@ def memory_bytes() -> dict[str, int]:
 
 
 def threading_layer() -> str:
-    """numba's threading layer, once something parallel has run in this process."""
+    """Whose threads run parallel loops: "microcnn", or numba's layer once something parallel has run in this process."""
     import numba
+
+    from microcnn.kernels.team import block
+    if block() is not None:
+        return "microcnn"
     try:
         return str(numba.threading_layer())
     except ValueError:

@@ -1,4 +1,4 @@
-"""Winograd's form of 3 x 3 convolutions, in prediction: the same numbers as the sum gives, but for rounding."""
+"""Winograd's form of 3 x 3 convolutions: the same numbers as the sum gives, but for rounding."""
 from __future__ import annotations
 
 import numpy as np
@@ -74,12 +74,92 @@ def test_it_can_be_turned_off(rng):
 
 
 @pytest.mark.parametrize("layer, shape", [
-    (mc.Conv2d(32, 3, stride=2), (32, 9, 9)), (mc.Conv2d(32, 3, dilation=2), (32, 9, 9)), (mc.Conv2d(16, 3), (32, 9, 9)),
+    (mc.Conv2d(32, 3, stride=2), (32, 9, 9)), (mc.Conv2d(32, 3, dilation=2), (32, 9, 9)), (mc.Conv2d(16, 3), (16, 9, 9)),
+    (mc.Conv2d(64, 3), (15, 9, 9)),
     (mc.Conv2d(64, 3, groups=2), (64, 9, 9)), (mc.Conv2d(32, (3, 1)), (32, 9, 9)), (mc.Conv2d(32, 3), (32, 3, 3))],
-    ids=["stride", "dilation", "few-channels", "groups", "window", "one-pixel"])
+    ids=["stride", "dilation", "few-channels", "few-inputs", "groups", "window", "one-pixel"])
 def test_where_it_does_not_pay(layer, shape):
     b = mc.GraphBuilder(seed=4)
     assert "winograd.forward" not in kernels_of(b.graph(b(layer, b.input("x", shape))).compile(batch=1))
+
+
+def trained(graph, batch, **how):
+    """Compiled to train with and without Winograd's algorithm, in float64."""
+    how = {"batch": batch, "dtype": "float64", "loss": "mse", "optimizer": mc.SGD(lr=0.01, momentum=0.9), "train": "all", **how}
+    return graph.compile(**how), graph.compile(**how, winograd=False)
+
+
+@pytest.mark.parametrize("C, H, W, K, pads, batch", [
+    (32, 8, 8, 32, (1, 1, 1, 1), 48),
+    (16, 9, 7, 33, (1, 1, 1, 1), 40),               # channels past a register, in both directions
+    (47, 9, 8, 17, (0, 1, 0, 1), 64),               # the rows of the gradient are padded by 2
+    (24, 7, 12, 40, (2, 0, 1, 3), 40),
+    (32, 4, 5, 32, (2, 2, 2, 2), 96)])
+def test_a_training_step_gives_what_the_sums_give(C, H, W, K, pads, batch, rng):
+    b = mc.GraphBuilder(seed=4)
+    x = b.input("x", (C, H, W))
+    # the first convolution's gradient to its input is wanted by the one before it
+    y = b(mc.Conv2d(K, 3, padding=pads), b(mc.ReLU(), b(mc.Conv2d(C, 1), x)))
+    net, other = trained(b.graph(y), batch)
+    assert kernels_of(net, "train").count("winograd.forward") == 2 and "winograd.forward" not in kernels_of(other, "train")
+    x, t = rng.normal(size=(batch, C, H, W)), rng.normal(size=(batch, *net.shapes[net.graph.outputs[0]]))
+    for samples in (batch, batch - 3, batch):
+        expected = other.train_step(x[:samples], t[:samples])
+        assert net.train_step(x[:samples], t[:samples]) == pytest.approx(expected, rel=1e-12)
+    for name, weights in other.parameters().items():
+        np.testing.assert_allclose(net.parameters()[name], weights, rtol=1e-11, atol=1e-13)
+
+
+def test_gradients_that_add_up(rng):
+    # two convolutions and an addition read x: what they give to its gradient is added, in whatever order
+    b = mc.GraphBuilder(seed=4)
+    x = b(mc.ReLU(), b(mc.Conv2d(32, 1), b.input("x", (16, 6, 6))))
+    y = b(mc.Add(), b(mc.Add(), b(mc.Conv2d(32, 3, padding=1), x), b(mc.Conv2d(32, 3, padding=1), x)), x)
+    net, other = trained(b.graph(y), 24, optimizer=None, loss=None)
+    x, dy = rng.normal(size=(24, 16, 6, 6)), rng.normal(size=(24, 32, 6, 6))
+    np.testing.assert_allclose(net.forward(x), other.forward(x), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(net.backward(dy), other.backward(dy), rtol=1e-11, atol=1e-12)
+    for name, gradient in other.gradients().items():
+        np.testing.assert_allclose(net.gradients()[name], gradient, rtol=1e-11, atol=1e-11)
+
+
+def test_frozen_weights_are_transformed_once(rng):
+    b = mc.GraphBuilder(seed=4)
+    y = b(mc.Conv2d(32, 3, padding=1), b(mc.ReLU(), b(mc.Conv2d(32, 3, padding=1), b.input("x", (32, 8, 8)))))
+    graph = b.graph(b(mc.Linear(3), b(mc.Flatten(), y)))
+    net, other = trained(graph, 64, train="head", loss="cross_entropy")
+    rows = kernels_of(net, "train")
+    assert rows.count("winograd.forward") == 2 and "winograd.weight" not in rows
+    assert [info.kernel for info in net._programs["train"][1].infos].count("winograd.weight") == 2
+    x, t = rng.normal(size=(64, 32, 8, 8)), np.arange(64) % 3
+    for _ in range(3):
+        assert net.train_step(x, t) == pytest.approx(other.train_step(x, t), rel=1e-12)
+        np.testing.assert_allclose(net.predict(x), other.predict(x), rtol=1e-11, atol=1e-12)
+
+
+def test_a_step_with_few_images_has_no_room_for_it():
+    graph = graph_with(64, 8, 8, 64)
+    how = {"train": "all", "loss": "mse", "optimizer": mc.SGD(lr=0.1)}
+    few, many = graph.compile(batch=1, **how), graph.compile(batch=64, **how)
+    assert "winograd.forward" not in kernels_of(few, "train") and "winograd.forward" in kernels_of(few)
+    assert "winograd.forward" in kernels_of(many, "train")
+    # and what it takes is less than the images
+    assert many.memory.arena <= 2.5 * graph.compile(batch=64, **how, winograd=False).memory.arena
+
+
+def test_training_gives_the_same_bits_with_any_number_of_threads(rng):
+    graph = graph_with(32, 8, 8, 48, activation=mc.ReLU())
+    x, t = rng.normal(size=(40, 32, 8, 8)).astype(np.float32), rng.normal(size=(40, 48, 8, 8)).astype(np.float32)
+    before, found = mc.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            mc.set_num_threads(threads)
+            net = graph.compile(batch=40, train="all", loss="mse", optimizer=mc.Adam(lr=1e-3))
+            assert "winograd.forward" in kernels_of(net, "train")
+            found.append([net.train_step(x, t) for _ in range(3)] + [a.tobytes() for a in net.parameters().values()])
+    finally:
+        mc.set_num_threads(before)
+    assert found[0] == found[1]
 
 
 def test_trained_weights_are_transformed_anew(rng):
