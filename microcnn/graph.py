@@ -246,9 +246,9 @@ class Graph:
         manual       plan forward/backward/update now rather than at first use
         seed         of dropout and augment
         augment      mc.Augment(...): how the samples of training steps are changed at random
-        winograd     whether predict and evaluate run 3 x 3 convolutions of many channels by Winograd's algorithm, where it is
-                     quicker: it takes more memory, and its rounding errors are two or three times as large; None: unless
-                     there is a budget
+        winograd     whether 3 x 3 convolutions of many channels go by Winograd's algorithm, where it is quicker (in training
+                     where there is room for it, too): it takes more memory, and its rounding errors are two or three times
+                     as large; None: unless there is a budget
 
         Raises CompileError for arguments that do not fit the model.
         """
