@@ -6,38 +6,39 @@ import os
 import threading
 from typing import Any
 
-from .threads import LOOKS
+from .threads import LOOKS, MOST
 
 # Seconds that the end of the process waits for a thread to notice.
 PATIENCE = 1.0
 
-# The most threads that a team has.
-MOST = 64
-
-_lock = threading.Lock()
+# a signal's handler may run a step of its own
+_lock = threading.RLock()
 _threads: list[threading.Thread] = []
 # a locked gate for each thread, at which it sleeps
 _gates: list[Any] = []
 # 1 at the places of threads that sleep, or are about to
 _asleep = bytearray(MOST)
 _look: Any = None
+# how many threads there can be at most, the caller among them
+_most = MOST
 
 
 def ready(count: int) -> None:
     """See to it that `count` threads, the caller among them, look for work; who does not yet is passed over, not waited for."""
+    count = min(count, _most)
     if len(_threads) < count - 1:
         _start(count)
     if 1 in _asleep:
         with _lock:         # another Python thread may be about to open the same gates
-            for place in range(1, min(count, MOST)):
+            for place in range(1, count):
                 if _asleep[place]:
                     _asleep[place] = 0
                     _gates[place - 1].release()
 
 
 def _start(count: int) -> None:
-    """Start what is missing of the threads."""
-    global _look
+    """Start what is missing of the threads; if the system has no more of them, there are fewer."""
+    global _look, _most
     from .kernels import team
     if team.block() is None:            # numba's own threads run the loops
         return
@@ -45,13 +46,20 @@ def _start(count: int) -> None:
         if _look is None:
             _look = team.looker()
             atexit.register(_end)
-        while len(_threads) < min(count, MOST) - 1:
+        while len(_threads) < count - 1:
             place, gate = len(_threads) + 1, threading.Lock()
             gate.acquire()
-            _gates.append(gate)
             thread = threading.Thread(target=_work, args=(place, gate), name=f"microcnn-{place}", daemon=True)
-            thread.start()
+            # first, for Ctrl-C may come while it starts: a place has one thread or none
+            _gates.append(gate)
             _threads.append(thread)
+            try:
+                thread.start()
+            except RuntimeError:
+                _gates.pop()
+                _threads.pop()
+                _most = place
+                return
 
 
 def _work(place: int, gate: Any) -> None:
@@ -72,13 +80,14 @@ def _end() -> None:
     team.block()[team.STOP] = 1
     ready(len(_threads) + 1)
     for thread in _threads:
-        thread.join(PATIENCE)
+        if thread.ident is not None:
+            thread.join(PATIENCE)
 
 
 def _after_fork() -> None:
     # the parent's threads do not exist here, and a child starts none
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _threads.clear()
     _gates.clear()
     _asleep[:] = bytes(MOST)

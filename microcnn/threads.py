@@ -14,6 +14,9 @@ from .errors import CompileError
 # look takes a nanosecond or two on Arm and up to fifty on x86.
 LOOKS = 300_000 if platform.machine() in ("x86_64", "AMD64", "i686") else 1_000_000
 
+# The most threads that kernels use.
+MOST = 64
+
 Lock: TypeAlias = Any     # threading.RLock, which is a function to type checkers
 
 _wish: int | None = None
@@ -102,7 +105,7 @@ def apply() -> int:
     count = get_num_threads()
     if count > 1 and getattr(_applied, "count", None) != count:
         import numba
-        numba.set_num_threads(count)
+        numba.set_num_threads(min(count, MOST))
         _applied.count = count
     return count
 
@@ -128,12 +131,16 @@ class Both:
     """A network's lock and pool_lock, held together."""
 
     def __init__(self, own: Lock):
-        self._locks = own, pool_lock(own)
+        self._own, self._pool = own, pool_lock(own)
 
     def __enter__(self) -> None:
-        for lock in self._locks:
-            lock.acquire()
+        self._own.acquire()
+        try:
+            self._pool.acquire()
+        except BaseException:       # Ctrl-C
+            self._own.release()
+            raise
 
     def __exit__(self, *error: object) -> None:
-        for lock in reversed(self._locks):
-            lock.release()
+        self._pool.release()
+        self._own.release()

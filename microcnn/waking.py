@@ -13,8 +13,8 @@ import numpy as np
 LEVELS = (50_000, 400_000, 1 << 62)
 # How often each level is run in a trial: once to bring the data into the right cache, and three times that count.
 RUNS = 4
-# How long the winner stays, in times that the trial took.
-STAY = 40
+# How long the winner stays, in times that the trial took, and at most: nanoseconds.
+STAY, MOST_STAY = 40, 5_000_000_000
 # A program that takes longer than this has rows so large that handing them over is a trifle: nanoseconds.
 LONG = 4_000_000
 
@@ -62,7 +62,7 @@ class Pace:
         numbers[self._level * RUNS + numbers[TRIED]] = took
         numbers[TRIED] += 1
         numbers[TRIAL] += took
-        if took > LONG and numbers[TRIED] > 1:
+        if numbers[TRIED] == RUNS - 1 and took > LONG and numbers[self._level * RUNS + 1] > LONG:
             self._settle(self._best)
         elif numbers[TRIED] == RUNS:
             if self._level + 1 < len(LEVELS):
@@ -84,4 +84,4 @@ class Pace:
 
     def _settle(self, level: int) -> None:
         self._level = self._best = level
-        self._numbers[LEFT] = STAY * self._numbers[TRIAL]
+        self._numbers[LEFT] = min(STAY * self._numbers[TRIAL], MOST_STAY)

@@ -139,3 +139,60 @@ mc.set_num_threads(1)
 print(net.predict(x).tobytes() == y.tobytes())
 """
     assert fresh(code, NUMBA_CACHE_DIR=str(tmp_path), timeout=600) == "True"
+
+
+def test_code_that_another_thread_compiles_meanwhile_is_numbas(tmp_path):
+    code = """
+import threading, numba, numpy as np
+import microcnn as mc
+mc.set_num_threads(2)
+graph = mc.Sequential([mc.Conv2d(4, 3), mc.ReLU(), mc.Flatten(), mc.Linear(3)], (3, 8, 8)).graph()
+ours = []
+def theirs():
+    for number in range(6):
+        names = {"numba": numba}
+        exec(f"def total(a):\\n s = 0.0\\n for i in numba.prange(a.size): s += a[i] * {number}\\n return s", names)
+        total = numba.njit(parallel=True)(names["total"])
+        assert total(np.arange(1000.0)) == 499500.0 * number
+        ours.append("microcnn_parallel_for" in "".join(total.inspect_llvm().values()))
+def compile():
+    graph.compile(batch=2).predict(np.zeros((2, 3, 8, 8), np.float32))
+workers = [threading.Thread(target=theirs), threading.Thread(target=compile)]
+[worker.start() for worker in workers]
+[worker.join() for worker in workers]
+print(ours)
+"""
+    assert fresh(code, NUMBA_CACHE_DIR=str(tmp_path)) == str([False] * 6)
+
+
+def test_a_thread_that_wakes_late_joins_the_loop_that_runs():
+    # one long loop of many pieces; the thread is called only when it has begun
+    code = LOOPS[:LOOPS.index("def work(made):")].replace("range(200)", "range(20_000_000)") + """
+counts, sizes, steps = np.zeros(threads * 8, np.int64), np.array([threads, 7]), np.array([64])
+arguments = np.array([counts.ctypes.data])
+team.ready(2)
+begin = __import__("time").monotonic()
+while not team._asleep[1] and __import__("time").monotonic() < begin + 20:
+    __import__("time").sleep(0.001)
+timer = threading.Timer(0.01, team.ready, (2,))
+timer.start()
+loop(piece.address, arguments.ctypes.data, sizes.ctypes.data, steps.ctypes.data, 0, 1, 1, threads)
+place = compiled.SPACES + compiled.SPACE
+print(counts[::8].tolist() == [1] * threads, compiled.block()[place] != 0)
+"""
+    assert fresh(code, "16", "1", "1", "1") == "True True"
+
+
+def test_there_may_be_no_more_threads(monkeypatch):
+    code = STEPS.replace("set_num_threads(2)", "set_num_threads(3)") + """
+start, starts = threading.Thread.start, []
+def refused(thread):
+    starts.append(thread.name)
+    if thread.name == "microcnn-2":
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = refused
+losses = [net.train_step(x, t) for _ in range(5)]
+print(len(team._threads), starts, np.isfinite(losses).all())
+"""
+    assert fresh(code) == "1 ['microcnn-1', 'microcnn-2'] True"

@@ -84,3 +84,26 @@ def test_steps_find_out_in_threads(monkeypatch):
     finally:
         mc.set_num_threads(before)
     assert net._programs["train"][0].pace(4).settled
+
+
+def test_a_processor_that_others_take_at_times(pace):
+    # threads are quick mostly, and wait for their processor for long at times
+    first, *others = waking.LEVELS
+    rng, used = np.random.default_rng(0), []
+    for _ in range(4000):
+        used.append(pace.least_work)
+        slow = used[-1] == first and rng.random() < 0.6
+        pace.note(2 * waking.LONG if slow else 500_000 if used[-1] == first else 900_000)
+    assert used.count(first) < 1500
+
+
+def test_a_pause_within_a_trial_does_not_last(pace):
+    took = [1000] * 100
+    took[5] = 600 * 10**9
+    for one in took:
+        pace.note(one)
+    spent = 0
+    while pace.settled:
+        pace.note(10**8)
+        spent += 10**8
+    assert spent <= waking.MOST_STAY

@@ -25,6 +25,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.caching import NullCache
+from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel
 
 from ..errors import CacheError
@@ -40,8 +41,9 @@ KEEP = 2
 LEAN = (0, 60) <= numba.version_info.short <= (0, 68)
 # What the names of the libraries begin with that numba makes of a parallel loop.
 LOOP_PARTS = ("__numba_parfor_gufunc", "<numba.np.ufunc.wrappers.", "parallelgufuncwrapper")
-# What compiled code calls to run a parallel loop, and the memory that the threads share (team.py).
-PARALLEL_FOR, TEAM = "microcnn_parallel_for", "microcnn_team"
+# What compiled code calls to run a parallel loop, and the memory that the threads share (team.py), in which each of them has so
+# many words to set up a call.
+PARALLEL_FOR, TEAM, SPACE = "microcnn_parallel_for", "microcnn_team", 512
 
 _lock = threading.RLock()
 _folder = None
@@ -212,7 +214,8 @@ def _interrupt_later():
 
 def compiled(make, subfolder=""):
     """make(), compiled or loaded: an entry or an executor. Raises CacheError."""
-    with _interrupt_later(), compiling(subfolder) as target, _parts_as_code():
+    # numba's lock: what other Python threads compile meanwhile has to wait, or it would be made in our ways
+    with _interrupt_later(), compiling(subfolder) as target, global_compiler_lock, _parts_as_code():
         try:
             made = make()
         except (pickle.UnpicklingError, EOFError):
@@ -346,6 +349,7 @@ def _loop_for_team(library, context, info, signature, inner_ndim):
     numba's takes Python's lock four times on the way, which other Python threads may hold.
     """
     byte, word = ir.IntType(8).as_pointer(), context.get_value_type(types.intp)
+    assert len(signature.args) + inner_ndim + 1 <= SPACE, f"{info.name} takes more arguments than there is room for"
     wrapper = context.codegen().create_library("parallelgufuncwrapper")
     module = wrapper.create_ir_module("parallel.gufunc.wrapper")
     addresses = [byte.as_pointer(), word.as_pointer(), word.as_pointer(), byte]

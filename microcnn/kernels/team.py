@@ -16,9 +16,9 @@ from numba import cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..team import MOST
+from ..threads import MOST
 from . import cache
-from .cache import helper
+from .cache import SPACE, helper
 from .simd import I32, I64, INSTRUCTION_SET
 
 # Words of the control block, each in a line of the cache of its own: the number of the loop (its pieces in the low byte), who
@@ -27,11 +27,11 @@ from .simd import I32, I64, INSTRUCTION_SET
 LINE = 8
 GENERATION, OWNER, DONE, STOP, JOB, CLAIMS = range(0, 6 * LINE, LINE)
 FUNCTION, ARGUMENTS, SIZES, STEPS, DATA, SIZE_COUNT, ARGUMENT_COUNT = range(JOB, JOB + 7)
-# The words in which each thread sets up a call.
-SPACE = 512
 SPACES = CLAIMS + MOST * LINE
 WORDS = SPACES + MOST * SPACE
 PIECE_BITS = 8
+# How often one waits for the others before it lets them have its processor.
+PATIENCE = 10_000
 
 
 def _word(builder, base, index):
@@ -83,6 +83,15 @@ def _pause(typing_context):
         else:
             pause = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause")
             builder.call(pause, [])
+        return context.get_dummy_value()
+    return types.void(), codegen
+
+
+@intrinsic
+def _let_others(typing_context):
+    """sched_yield()"""
+    def codegen(context, builder, sig, args):
+        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, []), "sched_yield"), [])
         return context.get_dummy_value()
     return types.void(), codegen
 
@@ -150,7 +159,7 @@ def _parallel_for(function, arguments, sizes, steps, data, inner_sizes, argument
     """
     control = _control()
     pieces = _load(sizes, 0)
-    if threads < 2 or pieces < 2 or pieces >= MOST or _replace(control, OWNER, 0, 1) == 0:
+    if threads < 2 or pieces < 2 or pieces > MOST or _replace(control, OWNER, 0, 1) == 0:
         # alone, or another Python thread works with the team
         space = _own_space()
         for piece in range(pieces):
@@ -168,24 +177,35 @@ def _parallel_for(function, arguments, sizes, steps, data, inner_sizes, argument
     generation = (number << PIECE_BITS) | pieces
     _store(control, GENERATION, generation)
     _pieces(control, generation, 0)
+    looks = 0
     while _load(control, DONE) < pieces:
         _pause()
+        looks += 1
+        if looks == PATIENCE:
+            # who has begun the piece may wait for this processor
+            _let_others()
+            looks = 0
     _store(control, OWNER, 0)
 
 
 def _look(control, place, looks):
-    """Take part in loops until there was none for so many looks, or the threads shall end; place: from 1 on."""
-    seen = _load(control, GENERATION)
+    """Take part in loops until there was none for so many looks, or the threads shall end; place: from 1 on.
+
+    A loop that runs when it comes is taken part in, too, and while one runs that this thread has a place in it stays.
+    """
+    seen = 0
     left = looks
     while left > 0 and _load(control, STOP) == 0:
         generation = _load(control, GENERATION)
-        if generation == seen:
-            _pause()
+        takes_part = place < generation & ((1 << PIECE_BITS) - 1)
+        if generation != seen:
+            seen = generation
+            if takes_part:
+                left = looks
+                _pieces(control, generation, place)
+        elif not takes_part or _load(control, OWNER) == 0:
             left -= 1
-            continue
-        seen, left = generation, looks
-        if place < generation & ((1 << PIECE_BITS) - 1):
-            _pieces(control, generation, place)
+        _pause()
 
 
 # The control block, and the compiled code that other compiled code calls, which has to stay.
@@ -207,8 +227,10 @@ def start_threads():
             llvmlite.binding.add_symbol(cache.TEAM, _block.ctypes.data)
             loop = cache.compiled(lambda: cfunc(types.void(*[types.int64] * 8), cache=True, error_model="numpy")(_parallel_for))
             llvmlite.binding.add_symbol(cache.PARALLEL_FOR, loop.address)
-            _started.append(loop)
-        _started.append(None)
+            look = cache.compiled(lambda: cfunc(types.void(*[types.int64] * 3), cache=True, error_model="numpy")(_look))
+            _started.extend([loop, look])
+        else:
+            _started.append(None)
 
 
 def block():
@@ -218,6 +240,4 @@ def block():
 
 def looker():
     """The compiled _look, called with the control block's address, a place and how often to look; lets go of the GIL."""
-    look = cache.compiled(lambda: cfunc(types.void(*[types.int64] * 3), cache=True, error_model="numpy")(_look))
-    _started.append(look)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(look.address)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(_started[1].address)

@@ -31,7 +31,10 @@ def band_plan(s: Schedule, H: int, W: int, C: int, R: int, S: int, sides: dict[s
     wanted = math.ceil(CHUNKS / across)
     if s.batch * math.ceil(OH / band) < wanted:
         band = max(least, min(band, math.ceil(OH / math.ceil(wanted / s.batch))))
-    band = math.ceil(OH / math.ceil(OH / band))
+    bands = math.ceil(OH / band)
+    if s.batch * bands < CHUNKS and s.batch % 2 and bands % 2 and bands > 1:
+        bands -= 1                  # as many for each of two threads
+    band = math.ceil(OH / bands)
     jobs = s.batch * math.ceil(OH / band)
     if inside or R == 0 or S == 0:
         return band, jobs, 0

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
+from microcnn.kernels.simd import lanes_of
 from microcnn.layers import conv2d
 from tests.ops.table import Case, built, chain, table
 
@@ -71,6 +72,7 @@ def test_other_readers_get_the_convolution_itself(monkeypatch):
     assert ROW not in [info.kernel for info in net._programs["predict"][0].infos]
 
 
+@pytest.mark.skipif(lanes_of("float32") != 16, reason="what pays is said for registers of 16 numbers")
 def test_the_choice_follows_the_cost():
     """Few output channels of a wide image: together. As many as a register holds: apart."""
     few = built((1, 28, 28), mc.Conv2d(6, 5, padding=2), mc.ReLU(), mc.MaxPool2d(2), mc.Flatten(), mc.Linear(3))
