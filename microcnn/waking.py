@@ -11,8 +11,8 @@ import numpy as np
 
 # Elementary operations from which on a row uses threads: almost all rows do, the large ones do, none does.
 LEVELS = (50_000, 400_000, 1 << 62)
-# How often each level is run in a trial: once to bring the data into the right cache, and three times that count.
-RUNS = 4
+# How often each level is run in a trial: once to bring the data into the right cache, and five times that count.
+RUNS = 6
 # How long the winner stays, in times that the trial took, and at most: nanoseconds.
 STAY, MOST_STAY = 40, 5_000_000_000
 # A program that takes longer than this has rows so large that handing them over is a trifle: nanoseconds.
@@ -62,7 +62,7 @@ class Pace:
         numbers[self._level * RUNS + numbers[TRIED]] = took
         numbers[TRIED] += 1
         numbers[TRIAL] += took
-        if numbers[TRIED] == RUNS - 1 and took > LONG and numbers[self._level * RUNS + 1] > LONG:
+        if numbers[TRIED] == 3 and took > LONG and numbers[self._level * RUNS + 1] > LONG:
             self._settle(self._best)
         elif numbers[TRIED] == RUNS:
             if self._level + 1 < len(LEVELS):
@@ -72,15 +72,9 @@ class Pace:
                 self._settle(self._quickest())
 
     def _quickest(self) -> int:
-        """The level with the lowest median, found without a list: a step takes no memory."""
-        numbers = self._numbers
-        best, least = 0, 0
-        for level in range(len(LEVELS)):
-            a, b, c = numbers[level * RUNS + 1], numbers[level * RUNS + 2], numbers[level * RUNS + 3]
-            median = max(min(a, b), min(max(a, b), c))
-            if level == 0 or median < least:
-                best, least = level, median
-        return best
+        """The level with the lowest median."""
+        medians = [sorted(self._numbers[level * RUNS + 1:(level + 1) * RUNS])[RUNS // 2 - 1] for level in range(len(LEVELS))]
+        return medians.index(min(medians))
 
     def _settle(self, level: int) -> None:
         self._level = self._best = level
