@@ -107,20 +107,20 @@ class Bound(Planned):
     def _run(self, name: str, samples: int, timed: bool = False) -> list[tuple[RowInfo, int]] | None:
         """Run a program on samples whose addresses stand in the control block. The caller holds the lock."""
         program, prepared = self._programs[name]
-        count = threads.apply()
-        self._control[self._entry.THREADS] = count
-        pace = None
+        control, entry, count, pace = self._control, self._entry, threads.apply(), None
+        control[entry.THREADS] = count
+        control[entry.FLAGS] = 0
         if count > 1:
             pace = program.pace(samples)
-            self._control[self._entry.LEAST_WORK] = pace.least_work
+            control[entry.LEAST_WORK] = pace.least_work
             if pace.wants_threads:
                 team.ready(count)
-        self._control[self._entry.FLAGS] = 0
-        if prepared is not None and self._prepared != name:
-            prepared.run(samples)
-            self._prepared = name
-        elif prepared is None and self._prepared is not None and self._prepared != name:
-            self._prepared = None            # its memory is overwritten now
+        if self._prepared != name:
+            if prepared is not None:
+                prepared.run(samples)
+                self._prepared = name
+            else:
+                self._prepared = None        # what was prepared is overwritten now
         if timed:
             return list(zip(program.infos, program.run_timed(samples).tolist(), strict=True))
         if self.debug:

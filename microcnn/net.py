@@ -62,8 +62,9 @@ class Net(Bound):
         self._manual: Manual | None = None
         self._output_shapes = [self.shapes[name] for name in self.graph.outputs]
         self._single = self._only_one()
-        # the input that most calls give, compared without a new tuple
+        # shapes of what most calls give and get, at hand without a new tuple
         self._usual = (self.batch, *self._single.shape) if self._single else ()
+        self._usual_result = (self.batch, *self._single.y_shape) if self._single else ()
         if manual:
             self._manual_programs()
 
@@ -96,7 +97,7 @@ class Net(Bound):
         single, samples = self._single, self._fits(x)
         if single is not None and out is None and 0 < samples <= self.batch:
             # the shortest way, for which a small network's user waits
-            y = np.empty((samples, *single.y_shape), self.dtype)
+            y = np.empty(self._usual_result if samples == self.batch else (samples, *single.y_shape), self.dtype)
             if not single.plain:
                 x = x.astype(self.dtype, copy=False)
             start_of, control = self._entry.start_of, self._control

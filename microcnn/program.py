@@ -156,9 +156,10 @@ class Program:
 
     def pace(self, batch: int) -> Pace:
         """What runs with that many samples have found out of threads."""
-        if batch not in self._paces:
-            self._paces[batch] = Pace()
-        return self._paces[batch]
+        pace = self._paces.get(batch)
+        if pace is None:
+            pace = self._paces[batch] = Pace()
+        return pace
 
     def run_paced(self, batch: int, pace: Pace) -> None:
         """run, of which `pace` is told how long it took."""

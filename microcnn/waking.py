@@ -28,23 +28,20 @@ fixed: int | None = None
 class Pace:
     """What one program with one number of samples has found out."""
 
-    __slots__ = ("_level", "_best", "_numbers")
+    # least_work: elementary operations from which on a row uses threads in the next run; wants_threads: whether any row may
+    __slots__ = ("least_work", "wants_threads", "_level", "_best", "_numbers")
 
     def __init__(self) -> None:
-        self._level = self._best = 0
+        self._best = 0
         # nanoseconds of the runs of each level, what is left of the winner's time, what the trial took, and runs of the
         # level that is tried; not Python's integers, which take memory of their own
         self._numbers: Any = np.zeros(len(LEVELS) * RUNS + 3, np.int64).data
+        self._use(0)
 
-    @property
-    def least_work(self) -> int:
-        """Elementary operations from which on a row uses threads in the next run."""
-        return LEVELS[self._level] if fixed is None else fixed
-
-    @property
-    def wants_threads(self) -> bool:
-        """Whether any row of the next run may use threads."""
-        return self.least_work < LEVELS[-1]
+    def _use(self, level: int) -> None:
+        self._level = level
+        self.least_work = LEVELS[level] if fixed is None else fixed
+        self.wants_threads = self.least_work < LEVELS[-1]
 
     @property
     def settled(self) -> bool:
@@ -57,7 +54,8 @@ class Pace:
         if numbers[LEFT] > 0:
             numbers[LEFT] -= took
             if numbers[LEFT] <= 0:
-                self._level = numbers[TRIAL] = numbers[TRIED] = 0
+                numbers[TRIAL] = numbers[TRIED] = 0
+                self._use(0)
             return
         numbers[self._level * RUNS + numbers[TRIED]] = took
         numbers[TRIED] += 1
@@ -66,8 +64,8 @@ class Pace:
             self._settle(self._best)
         elif numbers[TRIED] == RUNS:
             if self._level + 1 < len(LEVELS):
-                self._level += 1
                 numbers[TRIED] = 0
+                self._use(self._level + 1)
             else:
                 self._settle(self._quickest())
 
@@ -77,5 +75,6 @@ class Pace:
         return medians.index(min(medians))
 
     def _settle(self, level: int) -> None:
-        self._level = self._best = level
+        self._best = level
+        self._use(level)
         self._numbers[LEFT] = min(STAY * self._numbers[TRIAL], MOST_STAY)

@@ -17,6 +17,7 @@ from .simd import (
     vector_type,
 )
 from .tile import TileType, load_columns
+from .vector import VectorType
 
 
 def _load_some(builder, pointer, vector, count):
@@ -181,6 +182,28 @@ def tile_fma_taps(typing_context, tile, a, rows, a_offset, b, b_offset, b_step, 
                     total = multiply_add(builder, factor, columns[s], builder.extract_value(value, j - s))
                     value = builder.insert_value(value, total, j - s)
         return value
+    return signature, codegen
+
+
+@intrinsic
+def tile_weighted(typing_context, tile, a, a_offset):
+    """The sum of the tile's rows, one vector wide, the i-th times a[a_offset + i]; in four chains of additions."""
+    if not (isinstance(tile, TileType) and tile.nv == 1):
+        return None
+    signature = VectorType(tile.dtype)(tile, a, types.intp)
+
+    def codegen(context, builder, sig, args):
+        value, a_array, a_off = args
+        start = pointer_to(context, builder, sig.args[1], a_array, a_off)
+        chains = [None] * min(4, tile.mr)
+        for i in range(tile.mr):
+            factor = splat(builder, builder.load(builder.gep(start, [I64(i)])), lanes_of(tile.dtype))
+            row, chain = builder.extract_value(value, i), i % len(chains)
+            total = chains[chain]
+            chains[chain] = builder.fmul(factor, row) if total is None else multiply_add(builder, factor, row, total)
+        while len(chains) > 1:
+            chains = [builder.fadd(*chains[i:i + 2]) if i + 1 < len(chains) else chains[i] for i in range(0, len(chains), 2)]
+        return chains[0]
     return signature, codegen
 
 

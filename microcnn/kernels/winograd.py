@@ -12,12 +12,17 @@ from .depthwise2d import finish
 from .entry import entry, fields_of, number, threads_for, view
 from .layout import vectors_of
 from .linear import forward_tiles
-from .simd import LESS1, LESS2, LESS4, MR1, MR2, MR4, lanes
+from .rows import rows_strided
+from .simd import INSTRUCTION_SET, LESS1, LESS2, LESS4, MR1, MR2, MR4, lanes
+from .tile import tile_add, tile_zeros
+from .tile_fma import tile_weighted
 from .vector import vector_add, vector_mul, vector_of, vector_sub, vector_take, vector_write
 
 POINTS = 16
 # Numbers between two points' matrices: without them they often lie multiples of 4096 bytes apart, where a cache has few places.
 GAP = 16
+# Input channels whose weights, one vector wide, fit into half of the registers and are multiplied from there; 0: none do.
+HELD = 16 if INSTRUCTION_SET == "avx512" else 0
 
 
 @helper
@@ -149,8 +154,30 @@ def _gather(x, plane, h, w, H, W, C, points, to, point):
 
 
 @helper
+def _multiply_held(points, weight, tiles, block, K, products):
+    """As _multiply for as many channels as HELD: a vector of a point's weights stays in registers for all tiles."""
+    width = lanes(points)
+    size = HELD * _padded(K, points)
+    for point in range(POINTS):
+        x_at, to = point * (block * HELD + GAP), point * (block * K + GAP)
+        k = 0
+        while k < K:
+            row = vectors_of(K - k, width) * width
+            for j in range(k, min(K, k + row), width):
+                count = min(K - j, width)
+                rows = rows_strided(point * size + k * HELD + j - k, row, HELD, HELD)
+                held = tile_add(tile_zeros(points, HELD, 1), weight, rows, 0, HELD, count)
+                for tile in range(tiles):
+                    vector_write(tile_weighted(held, points, x_at + tile * HELD), products, to + tile * K + j, count)
+            k += row
+
+
+@helper
 def _multiply(points, weight, tiles, block, C, K, products):
     """products (16, block, K) = points (16, block, C) times the weight's 16 matrices, of the first `tiles` rows."""
+    if HELD > 0 and C == HELD:
+        _multiply_held(points, weight, tiles, block, K, products)
+        return
     width, size, none = lanes(points), C * _padded(K, points), products[:0]
     low, high = -points.dtype.type(np.inf), points.dtype.type(np.inf)
     for point in range(POINTS):

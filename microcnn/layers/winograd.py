@@ -19,6 +19,8 @@ POINTS, GAP = 16, 16
 # With fewer channels on a side, or on both together, the transforms cost what the multiplications save; more weights than
 # this fit no cache.
 LEAST_CHANNELS, LEAST_TOGETHER, MOST_WEIGHTS = 16, 48, 256 * 256
+# Registers of so many bytes hold the weights of few channels (kernels/winograd.py): 16 on both sides are enough.
+HOLDING_BYTES, LEAST_HELD = 64, 32
 # With fewer tiles the products have too few rows.
 LEAST_TILES = 8
 # Bytes of transformed input and products that a chunk should hold, and the fewest and most tiles: more of them where the
@@ -66,7 +68,8 @@ def winograd_pays(s: Schedule, g: Geometry) -> bool:
     """Whether a convolution is quicker by tiles of 2 x 2 pixels; in training, where scratch is not much more than images."""
     if not s.winograd or g.G != 1 or (g.R, g.S, g.stride, g.dilation) != (3, 3, (1, 1), (1, 1)):
         return False
-    if min(g.C, g.K) < LEAST_CHANNELS or g.C + g.K < LEAST_TOGETHER or g.C * g.K > MOST_WEIGHTS:
+    together = LEAST_HELD if s.lanes * s.itemsize == HOLDING_BYTES else LEAST_TOGETHER
+    if min(g.C, g.K) < LEAST_CHANNELS or g.C + g.K < together or g.C * g.K > MOST_WEIGHTS:
         return False
     tiles = math.ceil(g.OH / 2) * math.ceil(g.OW / 2)
     if s.batch * tiles < LEAST_TILES or 4 * tiles > 1.4 * g.OH * g.OW:

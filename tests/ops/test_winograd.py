@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
+from microcnn.kernels.simd import lanes_of
 from tests import graph_oracle
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
@@ -50,6 +51,8 @@ def check_predict(graph, batch, dtype, rng):
     (64, 6, 6, 100, (0, 0, 0, 0), 2),
     (40, 4, 11, 130, (2, 0, 1, 3), 1),              # windows that lie in the padding for the most part
     (32, 9, 40, 33, (1, 1, 1, 1), 5),               # several blocks of tiles, which end within a row
+    (16, 7, 9, 40, (1, 1, 1, 1), 3),                # weights that stay in registers, on some processors
+    (16, 8, 8, 100, (1, 1, 1, 1), 2),
     (80, 2, 2, 36, (1, 1, 1, 1), 9)])
 def test_it_gives_what_the_sum_gives(C, H, W, K, pads, batch, dtype, rng):
     check_predict(graph_with(C, H, W, K, pads), batch, dtype, rng)
@@ -60,6 +63,13 @@ def test_it_gives_what_the_sum_gives(C, H, W, K, pads, batch, dtype, rng):
     ids=["no-bias", "residual", "relu", "residual-clip"])
 def test_what_is_fused_into_its_store(what, rng):
     check_predict(graph_with(32, 5, 7, 48, **what), 3, "float32", rng)
+
+
+@pytest.mark.skipif(lanes_of("float32") != 16, reason="registers of 16 numbers hold the weights of 16 channels")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("H, W, K, batch", [(8, 8, 16, 2), (9, 7, 17, 3), (6, 10, 24, 5)])
+def test_few_channels(H, W, K, batch, dtype, rng):
+    check_predict(graph_with(16, H, W, K), batch, dtype, rng)
 
 
 def test_it_can_be_turned_off(rng):
@@ -74,7 +84,7 @@ def test_it_can_be_turned_off(rng):
 
 
 @pytest.mark.parametrize("layer, shape", [
-    (mc.Conv2d(32, 3, stride=2), (32, 9, 9)), (mc.Conv2d(32, 3, dilation=2), (32, 9, 9)), (mc.Conv2d(16, 3), (16, 9, 9)),
+    (mc.Conv2d(32, 3, stride=2), (32, 9, 9)), (mc.Conv2d(32, 3, dilation=2), (32, 9, 9)), (mc.Conv2d(15, 3), (16, 9, 9)),
     (mc.Conv2d(64, 3), (15, 9, 9)),
     (mc.Conv2d(64, 3, groups=2), (64, 9, 9)), (mc.Conv2d(32, (3, 1)), (32, 9, 9)), (mc.Conv2d(32, 3), (32, 3, 3))],
     ids=["stride", "dilation", "few-channels", "few-inputs", "groups", "window", "one-pixel"])
