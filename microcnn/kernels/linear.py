@@ -7,14 +7,16 @@ from .entry import entry, fields_of, number, threads_for, view
 from .layout import copy_panels, vectors_of
 from .linear_weight import add_partials
 from .rows import rows_strided
-from .simd import LESS1, LESS2, LESS4, MASKS_ARE_FREE, MR1, MR2, MR4, lanes
-from .tile import tile_add, tile_clamp, tile_fill, tile_store, tile_zeros
-from .tile_fma import tile_fma_steps, tile_fma_steps_tail
+from .simd import LESS1, LESS2, LESS4, MASKS_ARE_FREE, MR1, MR2, MR4, MR_CHAINS, lanes
+from .tile import tile_add, tile_clamp, tile_fill, tile_store, tile_sum, tile_zeros
+from .tile_fma import tile_fma_steps, tile_fma_steps_tail, tile_fma_tail
 from .transpose import transpose_block
 from .vector import vector_add, vector_fma, vector_load, vector_load_first, vector_of, vector_store_first, vector_sum
 
 # Iterations of a parallel loop that there should at least be where nothing is copied for each.
 JOBS = 8
+# From so many steps on a sum of few columns is split into chains.
+CHAINS_DEPTH = 64
 
 
 @inlined
@@ -56,6 +58,42 @@ def forward_tiles(x, begin, end, x_at, x_row, steps, weight, w_at, w_row, bias, 
                       high, mr, nv)
 
 
+@inlined
+def _chains_tile(x, m, count, C, weight, w_row, bias, residual, y, K, low, high, mr):
+    """count <= mr rows from m on of y, all K columns: a sum of four, each of every fourth step."""
+    first, second, third, fourth = tile_zeros(x, mr, 1), tile_zeros(x, mr, 1), tile_zeros(x, mr, 1), tile_zeros(x, mr, 1)
+    if bias.size > 0:
+        first = tile_fill(first, bias, 0, K)
+    rows = rows_strided(m * C, C, count, mr)
+    c = 0
+    while c + 4 <= C:
+        first = tile_fma_tail(first, x, rows, c, weight, c * w_row, K)
+        second = tile_fma_tail(second, x, rows, c + 1, weight, (c + 1) * w_row, K)
+        third = tile_fma_tail(third, x, rows, c + 2, weight, (c + 2) * w_row, K)
+        fourth = tile_fma_tail(fourth, x, rows, c + 3, weight, (c + 3) * w_row, K)
+        c += 4
+    while c < C:
+        first = tile_fma_tail(first, x, rows, c, weight, c * w_row, K)
+        c += 1
+    tile = tile_sum(tile_sum(first, second), tile_sum(third, fourth))
+    out = rows_strided(m * K, K, count, mr)
+    if residual.size > 0:
+        tile = tile_add(tile, residual, out, 0, count, K)
+    tile_store(tile_clamp(tile, low, high), y, out, 0, count, K)
+
+
+@helper
+def _chains(x, begin, end, C, weight, w_row, bias, residual, y, K, low, high):
+    """Rows begin to end of y where its columns fill a register at most: one chain of additions would wait for each of them."""
+    m = begin
+    while m + MR_CHAINS <= end:
+        _chains_tile(x, m, MR_CHAINS, C, weight, w_row, bias, residual, y, K, low, high, MR_CHAINS)
+        m += MR_CHAINS
+    while m < end:
+        _chains_tile(x, m, 1, C, weight, w_row, bias, residual, y, K, low, high, 1)
+        m += 1
+
+
 @helper
 def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w_row, low, high, depth, panel, y):
     """Rows begin to end and columns k_begin to k_end of y, a block of columns after the other; a few rows one by one.
@@ -63,6 +101,9 @@ def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w
     depth: how many rows of the weight all rows of x pass over before the next ones are read, their sums waiting in y.
     """
     width = lanes(x)
+    if K <= width and C >= CHAINS_DEPTH:        # of the shape alone: a row's sum does not depend on how many there are
+        _chains(x, begin, end, C, weight, w_row, bias, residual, y, K, low, high)
+        return
     few = end - begin < 4 and panel.size == 0
     blocks = max(1, (C + depth - 1) // depth)
     part = max(1, (C + blocks - 1) // blocks)

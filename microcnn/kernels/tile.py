@@ -118,6 +118,21 @@ def tile_add(typing_context, tile, c, rows, c_offset, row_count, count):
 
 
 @intrinsic
+def tile_sum(typing_context, first, second):
+    """The sum of two tiles of one shape."""
+    if not (isinstance(first, TileType) and first == second):
+        return None
+
+    def codegen(context, builder, sig, args):
+        value, other = args
+        for k in range(first.mr * first.nv):
+            total = builder.fadd(builder.extract_value(value, k), builder.extract_value(other, k))
+            value = builder.insert_value(value, total, k)
+        return value
+    return first(first, second), codegen
+
+
+@intrinsic
 def tile_accumulate(typing_context, tile, c, rows, c_offset, row_count, count):
     """c[rows[i] + c_offset : ... + count] += tile[i, :count] for i < row_count, one row after the other: rows may overlap."""
     if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):

@@ -97,3 +97,13 @@ def test_what_does_not_fit_is_refused():
         graph_of("Linear", (2, 2), weights={"weight": (3, 4)}, transposed=True).shapes()
     with pytest.raises(mc.MicroCNNError, match=r"bias has shape \(4,\); expected \(3,\)"):
         graph_of("Linear", (4,), weights={"weight": (3, 4), "bias": (4,)}, transposed=True).shapes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("C, K", [(63, 10), (64, 10), (101, 7), (200, 16), (70, 17), (70, 33), (70, 100)])
+def test_a_row_does_not_depend_on_how_many_there_are(C, K, dtype, rng):
+    net = mc.Sequential([mc.Linear(K), mc.ReLU()], (C,)).graph().compile(batch=30, dtype=dtype)
+    x = rng.normal(size=(30, C)).astype(dtype)
+    y = net.predict(x)
+    for rows in (1, 2, 3, 4, 5, 7, 9, 11, 19, 25):
+        np.testing.assert_array_equal(net.predict(x[:rows]), y[:rows])
