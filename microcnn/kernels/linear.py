@@ -148,7 +148,7 @@ def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w
 
 
 @helper
-def _forward_chunk(chunk, chunks, jobs, splits, rows, columns, x, weight, bias, residual, M, C, K, w_row, low, high, depth,
+def _forward_chunk(chunk, chunks, jobs, splits, rows, x, weight, bias, residual, M, C, K, w_row, low, high, depth,
                    panels, y):
     """Those of the jobs that belong to one chunk: blocks of rows one after the other, each with all its blocks of columns.
 
@@ -156,10 +156,12 @@ def _forward_chunk(chunk, chunks, jobs, splits, rows, columns, x, weight, bias, 
     """
     size = panels.size // chunks
     panel = panels[chunk * size:(chunk + 1) * size]
+    pair = 2 * lanes(x)
+    pairs = (K + pair - 1) // pair
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         block, split = job // splits, job % splits
-        _forward_part(x, weight, bias, residual, block * rows, min(M, (block + 1) * rows), split * columns,
-                      min(K, (split + 1) * columns), C, K, w_row, low, high, depth, panel, y)
+        _forward_part(x, weight, bias, residual, block * rows, min(M, (block + 1) * rows), split * pairs // splits * pair,
+                      min(K, (split + 1) * pairs // splits * pair), C, K, w_row, low, high, depth, panel, y)
 
 
 @kernel
@@ -171,7 +173,7 @@ def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, 
     Shapes   x (M, C); weight (C, K) with rows w_row apart; bias (K,) or empty; residual, y (M, K); residual may be empty
              or y itself
     Numbers  depth: rows of the weight that are read at a time; block: rows of x that a job takes, about;
-             with panels, chunks: how many, columns: those of a split
+             with panels, chunks: how many, columns: the most that a split has
     Writes   y (overwritten); panels (chunks, depth, columns of a split), or empty: the weight is read where it lies
     Threads  one iteration per chunk of blocks of rows, and of columns where rows are few; each owns its part of y
     Source   ONNX Gemm, MatMul; seed, the fully connected layer
@@ -192,11 +194,11 @@ def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, 
     if threads > 1 and parts > 1:
         for index in numba.prange(parts):
             chunk = np.int64(index)
-            _forward_chunk(chunk, parts, jobs, splits, rows, columns, x, weight, bias, residual, M, C, K, w_row, low, high,
+            _forward_chunk(chunk, parts, jobs, splits, rows, x, weight, bias, residual, M, C, K, w_row, low, high,
                            depth, panels, y)
     else:
         for chunk in range(parts):
-            _forward_chunk(chunk, parts, jobs, splits, rows, columns, x, weight, bias, residual, M, C, K, w_row, low, high,
+            _forward_chunk(chunk, parts, jobs, splits, rows, x, weight, bias, residual, M, C, K, w_row, low, high,
                            depth, panels, y)
 
 
