@@ -38,8 +38,9 @@ REGISTERS = {"avx512": 32, "avx2": 16, "neon": 32, "sse": 16}[INSTRUCTION_SET]
 MR4, MR2, MR1 = {"avx512": (6, 8, 16), "avx2": (0, 6, 8), "neon": (0, 8, 8), "sse": (0, 6, 8)}[INSTRUCTION_SET]
 # Rows of the tiles that finish what these leave, where half of one is enough.
 LESS4, LESS2, LESS1 = MR4 // 2, MR2 // 2, MR1 // 2
-# Rows of the tiles one vector wide that are summed in four chains of additions each.
-MR_CHAINS = REGISTERS // 8
+# Rows of the tiles one vector wide that are summed in four chains of additions each: what leaves room for the last, partly
+# filled vector of each step, which NEON loads number by number.
+MR_CHAINS = 4 if INSTRUCTION_SET == "avx512" else 2
 # Pixels of the input that a tile one vector wide sees through three neighbouring taps.
 SEEN1 = MR1 + 2
 # Rows of the tiles that hold whole windows of 3, 5 and 7 rows, each one or two vectors wide, for as many channels as fit.
