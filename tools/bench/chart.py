@@ -92,7 +92,8 @@ def _panel(axis: Any, cells: list[Measured], ink: str) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.set_xticks(range(len(cells)), [f"{cell.cell.model}\nbatch {cell.cell.batch}" for cell in cells], fontsize=7 if len(cells) < 12 else 5.5)
+    axis.set_xticks(range(len(cells)), [f"{cell.cell.model}\nbatch {cell.cell.batch}" for cell in cells],
+                    fontsize=7 if len(cells) < 12 else 5.5)
     axis.set_ylabel("speed, fastest peer = 1")
     axis.patch.set_alpha(0.0)
     for side in ("top", "right"):
