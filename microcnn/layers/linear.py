@@ -25,7 +25,7 @@ PANEL_LEAST_PIXELS, PANEL_LEAST_ROWS = 24, 256
 # Iterations of a parallel loop that there should be where each has a panel of its own.
 PANEL_JOBS = 4
 # With fewer rows than this the weights are not worth transposing for the gradient of the input.
-FEW_ROWS = 8
+FEW_ROWS = 12
 # Sums over all rows of the batch are cut into at most so many chunks, each of at least so many rows.
 CHUNKS = 8
 BIAS_ROWS, WEIGHT_ROWS = 512, 256
@@ -38,7 +38,7 @@ class Linear(Layer):
 
     Raises   ModelError: features that do not fit the weight
     Memory   forward: with many features and rows a panel of weights per chunk; backward: the transposed weights where there are
-             8 rows or more, partial sums of dW
+             12 rows or more, partial sums of dW
     """
 
     op = "Linear"
