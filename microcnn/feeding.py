@@ -1,6 +1,7 @@
 """The caller's arrays as the kernels read them, or one clear error."""
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,27 @@ Arrays = dict[str, np.ndarray]
 
 # A larger weight of a sample makes gradients that float32 cannot hold, while the loss, a float64, is still finite.
 LARGEST_WEIGHT = 1e30
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """The only input of a network with one output, and where their addresses stand.
+
+    labels: its loss takes classes (N,). x_dtype: of arrays that need no check. plain: neither x nor y holds integers.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    output: str
+    y_shape: tuple[int, ...]
+    x_key: str
+    t_key: str
+    x_slot: int
+    y_slot: int
+    t_slot: int
+    labels: bool
+    x_dtype: np.dtype
+    plain: bool
 
 
 def several(given: Any, names: list[str], what: str, complete: bool = True) -> dict[str, Any]:

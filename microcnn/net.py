@@ -2,14 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .bound import Bound
 from .errors import CompileError, DataError, TrainingError
-from .feeding import check_data, check_metrics, describe, input_array, several, target_array, weight_array
+from .feeding import Single, check_data, check_metrics, describe, input_array, several, target_array, weight_array
 from .graph import Graph
 from .integers import INTEGERS, as_integers
 from .losses import CrossEntropyLoss
@@ -19,27 +18,6 @@ if TYPE_CHECKING:
     from .program import RowInfo
 
 Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True, slots=True)
-class Single:
-    """The only input of a network with one output, and where their addresses stand.
-
-    labels: its loss takes classes (N,). x_dtype: of arrays that need no check. plain: neither x nor y holds integers.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    output: str
-    y_shape: tuple[int, ...]
-    x_key: str
-    t_key: str
-    x_slot: int
-    y_slot: int
-    t_slot: int
-    labels: bool
-    x_dtype: np.dtype
-    plain: bool
 
 
 class Net(Bound):
@@ -101,7 +79,7 @@ class Net(Bound):
             if not single.plain:
                 x = x.astype(self.dtype, copy=False)
             start_of, control = self._entry.start_of, self._control
-            with self._lock if self._team else self._guard():
+            with self._guard():
                 control[single.x_slot] = start_of(x)
                 control[single.y_slot] = start_of(y)
                 self._run("predict", samples)
@@ -193,7 +171,7 @@ class Net(Bound):
         single, samples = self._single, self._fits(x)
         if single is not None and single.labels and single.plain and sample_weight is None and 0 < samples <= self.batch \
                 and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == (samples,) and t.flags.c_contiguous:
-            with self._lock if self._team else self._guard():      # the shortest way, as in predict
+            with self._guard():      # the shortest way, as in predict
                 control = self._control
                 control[self._slots["sample_weight"]] = 0
                 control[single.x_slot] = self._entry.start_of(x)
