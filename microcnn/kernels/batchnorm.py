@@ -5,8 +5,8 @@ Tensors are `rows` x C, cut into chunks of rows, as in batchnorm_statistics.py.
 import numba
 import numpy as np
 
-from .batchnorm_statistics import FACTOR, FIRST, SCRATCH, SECOND, SUMS, chunk_count, statistics, tile_rows
-from .cache import helper, kernel
+from .batchnorm_statistics import FACTOR, FIRST, SCRATCH, SECOND, SUMS, block_rows, chunk_count, statistics, sweep_rows
+from .cache import helper, inlined, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .layout import copy_run
 from .simd import lanes
@@ -67,15 +67,15 @@ def _factors(scale, variance, C, eps, factor, at):
 
 @helper
 def _normalise_part(part, parts, x, mean, bias, factor, factor_at, rows, C, low, high, y):
-    """y = clamp((x - mean) * factor + bias) for one of the parts, from its last tile of rows to its first.
+    """y = clamp((x - mean) * factor + bias) for one of the parts, from its last block of rows to its first.
 
     The pass before this one went the other way: what it read last is still in the cache.
     """
-    step, tile = lanes(x), tile_rows(C)
+    step, block = lanes(x), block_rows(C)
     begin, end = part * rows // parts, (part + 1) * rows // parts
-    for left in range((end - begin + tile - 1) // tile, 0, -1):
-        first = begin + (left - 1) * tile
-        for at in range(first * C, min(first + tile, end) * C, C):
+    for left in range((end - begin + block - 1) // block, 0, -1):
+        first = begin + (left - 1) * block
+        for at in range(first * C, min(first + block, end) * C, C):
             for c in range(0, C, step):
                 count = C - c
                 centred = vector_sub(vector_take(x, at + c, count), vector_take(mean, c, count))
@@ -179,8 +179,8 @@ def _scale_tile(y, dy, begin, end, C, masked, low, high, accumulate, scratch, dx
 
 @helper
 def _sums_chunk(x, mean, y, dy, begin, end, C, masked, low, high, need_dx, need_sums, accumulate, scratch, to, dx):
-    """Rows begin to end, a tile at a time: its sums, then its dx, which may take the place of dy."""
-    tile = tile_rows(C)
+    """Rows begin to end, a few at a time: their sums, then their dx, which may take the place of dy."""
+    tile = sweep_rows(x.size // C, C)
     for row in range(begin, end, tile):
         last = min(row + tile, end)
         if need_sums:
@@ -257,21 +257,36 @@ def _passed(centred, factor, shift, dz, clamps, low, high):
 
 @helper
 def _batch_sums_chunk(x, mean, bias, dy, begin, end, C, clamps, low, high, scratch, to):
-    """The sums of dz and of dz * (x - mean) over rows begin to end, a tile at a time, into scratch[to : to + 2 C]."""
-    real, tile = dy.dtype.type, tile_rows(C)
+    """The sums of dz and of dz * (x - mean) over rows begin to end into scratch[to : to + 2 C]."""
+    tile, step = sweep_rows(x.size // C, C), lanes(dy)
+    whole = C - C % step
+    row = begin
+    while row < end:
+        last, first = min(row + tile, end), row == begin
+        c = 0
+        while c < whole:
+            _batch_sums_tile(x, mean, bias, dy, row, last, C, c, step, clamps, low, high, scratch, to, first)
+            c += step
+        if c < C:
+            _batch_sums_tile(x, mean, bias, dy, row, last, C, c, C - c, clamps, low, high, scratch, to, first)
+        row = last
+
+
+@inlined
+def _batch_sums_tile(x, mean, bias, dy, begin, end, C, c, count, clamps, low, high, scratch, to, first):
+    """_batch_sums_chunk of some rows and one vector of channels, from c on; put if these are the first rows, else added."""
+    real = dy.dtype.type
     zero, least, most = vector_of(dy, real(0)), vector_of(dy, real(low)), vector_of(dy, real(high))
-    for row in range(begin, end, tile):
-        last = min(row + tile, end)
-        for c in range(0, C, lanes(dy)):
-            count = C - c
-            plain, weighted, centre = zero, zero, vector_take(mean, c, count)
-            factor, shift = vector_take(scratch, FACTOR * C + c, count), vector_take(bias, c, count)
-            for at in range(row * C + c, last * C, C):
-                centred = vector_sub(vector_take(x, at, count), centre)
-                dz = _passed(centred, factor, shift, vector_take(dy, at, count), clamps, least, most)
-                plain = vector_add(plain, dz)
-                weighted = vector_fma(dz, centred, weighted)
-            _add_sums(plain, weighted, scratch, to + c, C, count, row == begin)
+    plain, weighted, centre = zero, zero, vector_take(mean, c, count)
+    factor, shift = vector_take(scratch, FACTOR * C + c, count), vector_take(bias, c, count)
+    at = begin * C + c
+    while at < end * C:
+        centred = vector_sub(vector_take(x, at, count), centre)
+        dz = _passed(centred, factor, shift, vector_take(dy, at, count), clamps, least, most)
+        plain = vector_add(plain, dz)
+        weighted = vector_fma(dz, centred, weighted)
+        at += C
+    _add_sums(plain, weighted, scratch, to + c, C, count, first)
 
 
 @kernel
@@ -317,25 +332,41 @@ def _repeat(source, at, C, target, to, width):
 
 @helper
 def _dx_rows(x, dy, constants, width, begin, end, C, clamps, low, high, accumulate, dx):
-    """dx = (dz - first - (x - mean) * second) * factor for rows begin to end, from the last tile to the first.
+    """dx = (dz - first - (x - mean) * second) * factor for rows begin to end, from the last block to the first.
 
     constants: mean, bias, factor, first and second, each from the next multiple of width on.
     """
-    real, tile = dy.dtype.type, tile_rows(C)
+    tile, block, step = sweep_rows(x.size // C, C), block_rows(C), lanes(dy)
+    whole = C - C % step
+    for left in range((end - begin + block - 1) // block, 0, -1):
+        row = begin + (left - 1) * block
+        stop = min(row + block, end)
+        while row < stop:
+            last = min(row + tile, stop)
+            c = 0
+            while c < whole:
+                _dx_tile(x, dy, constants, width, row, last, C, c, step, clamps, low, high, accumulate, dx)
+                c += step
+            if c < C:
+                _dx_tile(x, dy, constants, width, row, last, C, c, C - c, clamps, low, high, accumulate, dx)
+            row = last
+
+
+@inlined
+def _dx_tile(x, dy, constants, width, begin, end, C, c, count, clamps, low, high, accumulate, dx):
+    """_dx_rows of some rows and one vector of channels, from c on."""
+    real = dy.dtype.type
     least, most = vector_of(dy, real(low)), vector_of(dy, real(high))
-    for left in range((end - begin + tile - 1) // tile, 0, -1):
-        row = begin + (left - 1) * tile
-        last = min(row + tile, end)
-        for c in range(0, C, lanes(dy)):
-            count = C - c
-            centre, shift = vector_take(constants, c, count), vector_take(constants, width + c, count)
-            factor = vector_take(constants, 2 * width + c, count)
-            first, second = vector_take(constants, 3 * width + c, count), vector_take(constants, 4 * width + c, count)
-            for at in range(row * C + c, last * C, C):
-                centred = vector_sub(vector_take(x, at, count), centre)
-                dz = _passed(centred, factor, shift, vector_take(dy, at, count), clamps, least, most)
-                value = vector_sub(vector_sub(dz, first), vector_mul(centred, second))
-                _put(vector_mul(value, factor), dx, at, count, accumulate)
+    centre, shift = vector_take(constants, c, count), vector_take(constants, width + c, count)
+    factor = vector_take(constants, 2 * width + c, count)
+    first, second = vector_take(constants, 3 * width + c, count), vector_take(constants, 4 * width + c, count)
+    at = begin * C + c
+    while at < end * C:
+        centred = vector_sub(vector_take(x, at, count), centre)
+        dz = _passed(centred, factor, shift, vector_take(dy, at, count), clamps, least, most)
+        value = vector_sub(vector_sub(dz, first), vector_mul(centred, second))
+        _put(vector_mul(value, factor), dx, at, count, accumulate)
+        at += C
 
 
 @kernel

@@ -23,9 +23,12 @@ from .vector import (
 MAX_CHUNKS = 16
 CHUNK = 4096    # a chunk has at least this many numbers
 TILE = 2048     # numbers that are read twice in a row: they stay in the L1 cache
+BLOCK = 65536   # numbers of a block: blocks are gone through backwards where the pass before went forwards
+STREAMED = 131072   # tensors of so many numbers come from memory, which is quick only for who reads one address after another
 
-# Scratch, in units of C: two sums for each chunk, then three numbers per channel that the last pass needs.
-SUMS = 2 * MAX_CHUNKS
+# Scratch, in units of C: two sums for each chunk and a tile's own, then three numbers per channel that the last pass needs.
+TILE_SUMS = 2 * MAX_CHUNKS
+SUMS = 3 * MAX_CHUNKS
 FACTOR, FIRST, SECOND = SUMS, SUMS + 1, SUMS + 2
 SCRATCH = SUMS + 4
 
@@ -38,6 +41,21 @@ def chunk_count(rows, C):
 @helper
 def tile_rows(C):
     return max(8, TILE // C)
+
+
+@helper
+def block_rows(C):
+    return max(1, BLOCK // C)
+
+
+@helper
+def sweep_rows(rows, C):
+    """How many rows a pass takes at a time, channels outside: their constants and sums stay in registers.
+
+    One where memory has to deliver: its prefetchers lose the thread where addresses jump from row to row (a third of the
+    speed), and the registers' contents come from the L1 cache for less.
+    """
+    return 1 if rows * C >= STREAMED else tile_rows(C)
 
 
 @helper
@@ -82,16 +100,37 @@ def _merge(mean, squares, other_mean, other_squares, before, added, like):
 
 
 @helper
-def statistics_chunk(x, begin, end, C, scratch, to):
-    """scratch[to : to + 2 C] = mean and sum of squared deviations of rows begin to end, in one pass over memory."""
+def _sums_in_order(x, begin, end, C, scratch, to):
+    """scratch[to : to + C] = the sum of rows begin to end, read one address after another."""
+    for row in range(begin, end):
+        for c in range(0, C, lanes(x)):
+            count = C - c
+            value = vector_take(x, row * C + c, count)
+            if row > begin:
+                value = vector_add(value, vector_take(scratch, to + c, count))
+            vector_write(value, scratch, to + c, count)
+
+
+@helper
+def statistics_chunk(x, begin, end, C, streamed, scratch, to, tile_sums):
+    """scratch[to : to + 2 C] = mean and sum of squared deviations of rows begin to end, in one pass over memory.
+
+    streamed: a tile is read in order first, its sums go to scratch[tile_sums : tile_sums + C].
+    """
     tile = tile_rows(C)
     for row in range(begin, end, tile):
         rows = min(tile, end - row)
+        if streamed:
+            _sums_in_order(x, row, row + rows, C, scratch, tile_sums)
         for c in range(0, C, lanes(x)):
             count = C - c
             at = row * C + c
             zero = vector_of(x, x.dtype.type(0))
-            mean = vector_div(_tile_sum(x, zero, at, rows, C, count, False), vector_of(x, x.dtype.type(rows)))
+            if streamed:
+                mean = vector_take(scratch, tile_sums + c, count)
+            else:
+                mean = _tile_sum(x, zero, at, rows, C, count, False)
+            mean = vector_div(mean, vector_of(x, x.dtype.type(rows)))
             squares = _tile_sum(x, mean, at, rows, C, count, True)
             if row > begin:
                 mean, squares = _merge(vector_take(scratch, to + c, count),
@@ -111,14 +150,16 @@ def statistics(x, scale, rows, C, eps, threads, saved, scratch):
     Threads  one iteration per chunk of rows, each owns its part of scratch; merged in order
     Source   ONNX BatchNormalization-15, training mode; Chan, Golub and LeVeque 1979 for the merging
     """
-    chunks = chunk_count(rows, C)
+    chunks, streamed = chunk_count(rows, C), rows * C >= STREAMED
     if threads > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
-            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
+            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, streamed, scratch, 2 * chunk * C,
+                             (TILE_SUMS + chunk) * C)
     else:
         for chunk in range(chunks):
-            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, scratch, 2 * chunk * C)
+            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, streamed, scratch, 2 * chunk * C,
+                             (TILE_SUMS + chunk) * C)
     _finish_statistics(scale, rows, chunks, C, eps, saved, scratch)
 
 

@@ -100,7 +100,7 @@ def _group_job(phase, job, x, scale, bias, P, C, G, chunks, eps, sums, saved, y)
     n = job // chunks
     begin, end = _bounds(job % chunks, chunks, P)
     if phase == 0:
-        statistics_chunk(x, n * P + begin, n * P + end, C, sums, 2 * job * C)
+        statistics_chunk(x, n * P + begin, n * P + end, C, False, sums, 2 * job * C, 0)
     else:
         _normalise_pixels(x, scale, bias, saved, 2 * n * C, n * P + begin, n * P + end, C, y)
 
@@ -220,7 +220,7 @@ def _group_backward_job(phase, job, x, dy, scale, saved, P, C, G, chunks, accumu
         n = job // chunks
         begin, end = _bounds(job % chunks, chunks, P)
         if phase == 0:
-            _gradient_sums(x, dy, saved, 2 * n * C, n * P + begin, n * P + end, C, sums, 2 * job * C)
+            _gradient_sums(x, dy, saved, 2 * n * C, n * P + begin, n * P + end, C, False, sums, 2 * job * C, 0)
         elif dx.size > 0:
             _gradient_pixels(x, dy, scale, saved, 2 * n * C, sums, n * step, n * P + begin, n * P + end, C, accumulate, dx)
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ..parts import Value
     from ..plan import Schedule
 
-# As many partial sums as the kernels keep at most, and the totals: (2 * 16 + 4) numbers a channel.
-SCRATCH_NUMBERS = 36
+# As many partial sums as the kernels keep at most, and the totals: (3 * 16 + 4) numbers a channel.
+SCRATCH_NUMBERS = 52
 
 
 class BatchNorm2d(Layer):
