@@ -9,6 +9,7 @@ import numpy as np
 from .cache import helper, inlined, kernel
 from .depthwise2d import add_to, finish
 from .entry import entry, fields_of, number, numbers_between, threads_for, view
+from .fetch import fetch
 from .layout import zero_run
 from .linear_weight import add_partials
 from .simd import MASKS_ARE_FREE, lanes
@@ -25,6 +26,14 @@ def line_of(plane, h, H, line, zeros_at):
 def take_inside(x, at, column, W, C, columns):
     """One vector of channels of a pixel of a line, zeros where that is outside."""
     return vector_take(x, at + column * C, columns if 0 <= column < W else 0)
+
+
+@helper
+def fetch_band(x, n, H, line, h, rows):
+    """Read those of some lines of sample n that lie in its image, from line h on."""
+    begin, end = max(h, 0), min(h + rows, H)
+    if end > begin:
+        fetch(x, (n * H + begin) * line, (end - begin) * line)
 
 
 @inlined
@@ -98,7 +107,7 @@ def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w,
 
 @helper
 def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, w_at, w_row, w_tap, dilation_h, stride_h,
-           stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, low, high, y):
+           stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, fetch_x, fetch_y, low, high, y):
     """The bands of one chunk of the work, one after the other, each in parts of its channels."""
     bands = (OH + band - 1) // band
     jobs = batch * bands * splits
@@ -107,6 +116,11 @@ def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H,
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         n, first, split = job // splits // bands, (job // splits % bands) * band, job % splits
         rows = min(band, OH - first)
+        if fetch_x:
+            fetch_band(x, n, H, W * C, first * stride_h + origin_h, (rows - 1) * stride_h + 2 * dilation_h + 1)
+        if fetch_y:
+            for h in range(first, first + rows):
+                fetch(y, n * y_size + y_base + h * y_row, OW * C)
         for c in range(split * vectors // splits * step, min(C, (split + 1) * vectors // splits * step), step):
             columns = min(step, C - c)
             start = vector_of(x, x.dtype.type(0))
@@ -127,14 +141,14 @@ def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H,
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def depthwise3x3_forward(x, weight, bias, residual, batch, H, W, C, w_at, w_row, w_tap, dilation_h, stride_h, stride_w,
-                         origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, splits, chunks, low, high, threads,
-                         zeros, y):
+                         origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, splits, chunks, fetch_x, fetch_y,
+                         low, high, threads, zeros, y):
     """y[c] = clamp(x[c] * weight[c] + bias[c] + residual), on a grid of output pixels that may be a part of y.
 
     Shapes   x (N, H, W, C); weight: tap (r, s) at w_at + r * w_row + s * w_tap (steps may be negative: a flipped kernel);
              bias (C,) or empty; residual like y, empty, or y itself; zeros (W, C) where a row may lie outside the image;
              y: N samples of y_size numbers, pixel (oh, ow) at y_base + oh * y_row + ow * y_pixel
-    Numbers  stride_w is 1 or 2; splits: parts of the channels
+    Numbers  stride_w is 1 or 2; splits: parts of the channels; fetch_x, fetch_y: whether x is read, y touched in order first
     Writes   y (its grid overwritten), zeros
     Threads  one iteration per chunk of bands of rows and parts of channels, each owns its part of y
     Source   ONNX Conv with group = C; backward to the input is this kernel on dY with the taps in reverse order (seed, dZ
@@ -146,25 +160,27 @@ def depthwise3x3_forward(x, weight, bias, residual, batch, H, W, C, w_at, w_row,
         for index in numba.prange(chunks):
             chunk = np.int64(index)
             _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, w_at, w_row, w_tap, dilation_h,
-                   stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, low, high, y)
+                   stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, fetch_x, fetch_y,
+                   low, high, y)
     else:
         for chunk in range(chunks):
             _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, w_at, w_row, w_tap, dilation_h,
-                   stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, low, high, y)
+                   stride_h, stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, fetch_x, fetch_y,
+                   low, high, y)
 
 
 @entry("x< weight< bias< residual< y= zeros> weight_size H W C w_at w_row w_tap dilation_h stride_h stride_w origin_h origin_w "
-       "OH OW y_size y_row y_pixel y_base band splits zeros_size chunks low high")
+       "OH OW y_size y_row y_pixel y_base band splits zeros_size chunks fetch_x fetch_y low high")
 def forward(arena, row, batch):
     row = fields_of(row)
     real = view(arena, 0, 1).dtype.type
     y_numbers = batch * row.y_size
+    bias, residual = row.C if row.bias >= 0 else 0, y_numbers if row.residual >= 0 else 0
     depthwise3x3_forward(view(arena, row.x, batch * row.H * row.W * row.C), view(arena, row.weight, row.weight_size),
-                         view(arena, row.bias, row.C if row.bias >= 0 else 0),
-                         view(arena, row.residual, y_numbers if row.residual >= 0 else 0), batch, row.H, row.W, row.C, row.w_at,
+                         view(arena, row.bias, bias), view(arena, row.residual, residual), batch, row.H, row.W, row.C, row.w_at,
                          row.w_row, row.w_tap, row.dilation_h, row.stride_h, row.stride_w, row.origin_h, row.origin_w, row.OH,
                          row.OW, row.y_size, row.y_row, row.y_pixel, row.y_base, row.band, row.splits, row.chunks,
-                         real(number(row.low)), real(number(row.high)),
+                         row.fetch_x, row.fetch_y, real(number(row.low)), real(number(row.high)),
                          threads_for(arena, batch * row.OH * row.OW * row.C * 18),
                          view(arena, row.zeros, row.zeros_size), view(arena, row.y, y_numbers))
 
@@ -232,7 +248,7 @@ def _weight_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, 
 
 @helper
 def _weight_chunk(chunk, chunks, x, dy, zeros_at, batch, H, W, C, OH, OW, stride_h, stride_w, dilation_h, origin_h, origin_w,
-                  band, partials):
+                  band, fetches, partials):
     """One chunk's bands into its partial sum."""
     bands = (OH + band - 1) // band
     jobs = batch * bands
@@ -241,6 +257,9 @@ def _weight_chunk(chunk, chunks, x, dy, zeros_at, batch, H, W, C, OH, OW, stride
     zero_run(total, 0, size)
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         n, first = job // bands, (job % bands) * band
+        if fetches:
+            fetch_band(x, n, H, W * C, first * stride_h + origin_h, (min(band, OH - first) - 1) * stride_h + 2 * dilation_h + 1)
+            fetch(dy, (n * OH + first) * OW * C, min(band, OH - first) * OW * C)
         for c in range(0, C, step):
             plane, dy_at, rows = n * H * W * C + c, (n * OH + first) * OW * C + c, min(band, OH - first)
             if not MASKS_ARE_FREE and C - c >= step:
@@ -254,13 +273,14 @@ def _weight_chunk(chunk, chunks, x, dy, zeros_at, batch, H, W, C, OH, OW, stride
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def depthwise3x3_backward_weight(x, dy, batch, H, W, C, OH, OW, stride_h, stride_w, dilation_h, origin_h, origin_w, band,
-                                 chunks, accumulate, threads, zeros, partials, dweight):
+                                 chunks, fetches, accumulate, threads, zeros, partials, dweight):
     """dweight[r, s, c] = sum over pixels of x under the tap times dy.
 
     Shapes   x (N, H, W, C); dy (N, OH, OW, C); dweight (3, 3, C); partials (chunks, 3, 3, C); zeros as in forward
     Writes   dweight (overwritten, or added to with accumulate); zeros, partials (undefined)
     Threads  one iteration per chunk of bands, each owns its partial sum, added in order
-    Numbers  stride_w is 1 or 2, with 1 a column of x that a tap does not see counts with a slope of 0 for it
+    Numbers  stride_w is 1 or 2, with 1 a column of x that a tap does not see counts with a slope of 0 for it; fetches: whether
+             x and dy are read in order first
     Source   seed, dW = sum of the patches of A times dZ, channel by channel
     """
     zero_run(zeros, 0, zeros.size)
@@ -269,22 +289,23 @@ def depthwise3x3_backward_weight(x, dy, batch, H, W, C, OH, OW, stride_h, stride
         for index in numba.prange(chunks):
             chunk = np.int64(index)
             _weight_chunk(chunk, chunks, x, dy, zeros_at, batch, H, W, C, OH, OW, stride_h, stride_w, dilation_h, origin_h,
-                          origin_w, band, partials)
+                          origin_w, band, fetches, partials)
     else:
         for chunk in range(chunks):
             _weight_chunk(chunk, chunks, x, dy, zeros_at, batch, H, W, C, OH, OW, stride_h, stride_w, dilation_h, origin_h,
-                          origin_w, band, partials)
+                          origin_w, band, fetches, partials)
     add_partials(partials, chunks, 9 * C, 0, 9 * C, accumulate, dweight)
 
 
 @entry("x< dy< dweight= zeros> scratch> H W C OH OW stride_h stride_w dilation_h origin_h origin_w band zeros_size chunks "
-       "accumulate")
+       "fetches accumulate")
 def backward_weight(arena, row, batch):
     row = fields_of(row)
     size = 9 * row.C
     depthwise3x3_backward_weight(view(arena, row.x, batch * row.H * row.W * row.C),
                                  view(arena, row.dy, batch * row.OH * row.OW * row.C), batch, row.H, row.W, row.C, row.OH,
                                  row.OW, row.stride_h, row.stride_w, row.dilation_h, row.origin_h, row.origin_w, row.band,
-                                 row.chunks, row.accumulate, threads_for(arena, batch * row.OH * row.OW * size * 2),
+                                 row.chunks, row.fetches, row.accumulate,
+                                 threads_for(arena, batch * row.OH * row.OW * size * 2),
                                  view(arena, row.zeros, row.zeros_size), view(arena, row.scratch, row.chunks * size),
                                  view(arena, row.dweight, size))

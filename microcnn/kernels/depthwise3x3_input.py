@@ -11,6 +11,7 @@ from .cache import helper, inlined, kernel
 from .depthwise2d import finish
 from .depthwise3x3 import line_of, take_inside
 from .entry import entry, fields_of, number, numbers_between, threads_for, view
+from .fetch import fetch
 from .layout import zero_run
 from .simd import MASKS_ARE_FREE, lanes
 from .vector import vector_fma, vector_of, vector_take
@@ -61,8 +62,8 @@ def _rows(x, plane, zeros_at, H, W, C, OH, OW, begin, end, pad_top, pad_left, we
 
 
 @helper
-def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, OH, OW, pad_top, pad_left, band, low,
-           high, y):
+def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, OH, OW, pad_top, pad_left, band,
+           fetches, low, high, y):
     """The bands of rows of dx of one chunk of the work, one after the other, each in parts of its channels."""
     bands = (H + band - 1) // band
     jobs = batch * bands * splits
@@ -71,6 +72,8 @@ def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H,
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         n, begin, split = job // splits // bands, (job // splits % bands) * band, job % splits
         end = min(H, begin + band)
+        if fetches:
+            fetch(y, (n * H + begin) * W * C, (end - begin) * W * C)
         for c in range(split * vectors // splits * step, min(C, (split + 1) * vectors // splits * step), step):
             columns = min(step, C - c)
             start = vector_of(x, x.dtype.type(0))
@@ -88,13 +91,13 @@ def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H,
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def depthwise3x3_backward_input(x, weight, bias, residual, batch, H, W, C, OH, OW, pad_top, pad_left, band, splits, chunks, low,
-                                high, threads, zeros, y):
+def depthwise3x3_backward_input(x, weight, bias, residual, batch, H, W, C, OH, OW, pad_top, pad_left, band, splits, chunks,
+                                fetches, low, high, threads, zeros, y):
     """y[c] = clamp(x[c] put back through weight[c] + bias[c] + residual), for windows of 3 x 3 and a stride of 2.
 
     Shapes   x (N, OH, OW, C), the convolution's dy; weight (3, 3, 1, C); bias (C,) or empty; y (N, H, W, C), its dx;
              residual like y, empty, or y itself; zeros (OW, C)
-    Numbers  splits: parts of the channels
+    Numbers  splits: parts of the channels; fetches: whether y is touched in order first
     Writes   y (overwritten), zeros
     Threads  one iteration per chunk of bands of rows and parts of channels, each owns its part of y
     Source   seed, dZ through flipped kernels; ONNX ConvTranspose with group = C
@@ -105,14 +108,14 @@ def depthwise3x3_backward_input(x, weight, bias, residual, batch, H, W, C, OH, O
         for index in numba.prange(chunks):
             chunk = np.int64(index)
             _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, OH, OW, pad_top, pad_left, band,
-                   low, high, y)
+                   fetches, low, high, y)
     else:
         for chunk in range(chunks):
             _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, OH, OW, pad_top, pad_left, band,
-                   low, high, y)
+                   fetches, low, high, y)
 
 
-@entry("x< weight< bias< residual< y= zeros> H W C OH OW pad_top pad_left band splits chunks low high")
+@entry("x< weight< bias< residual< y= zeros> H W C OH OW pad_top pad_left band splits chunks fetches low high")
 def backward(arena, row, batch):
     row = fields_of(row)
     real = view(arena, 0, 1).dtype.type
@@ -120,6 +123,6 @@ def backward(arena, row, batch):
     depthwise3x3_backward_input(view(arena, row.x, batch * row.OH * row.OW * row.C), view(arena, row.weight, 9 * row.C),
                                 view(arena, row.bias, row.C if row.bias >= 0 else 0),
                                 view(arena, row.residual, size if row.residual >= 0 else 0), batch, row.H, row.W, row.C, row.OH,
-                                row.OW, row.pad_top, row.pad_left, row.band, row.splits, row.chunks, real(number(row.low)),
-                                real(number(row.high)), threads_for(arena, size * 5), view(arena, row.zeros, row.OW * row.C),
-                                view(arena, row.y, size))
+                                row.OW, row.pad_top, row.pad_left, row.band, row.splits, row.chunks, row.fetches,
+                                real(number(row.low)), real(number(row.high)), threads_for(arena, size * 5),
+                                view(arena, row.zeros, row.OW * row.C), view(arena, row.y, size))

@@ -5,6 +5,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .bands import BAND_BYTES, CHUNKS, band_plan, chunk_count
+from .fetch import FAR_BYTES, NEAR_BYTES, fetches, made_in
 
 if TYPE_CHECKING:
     from ..memory import Buffer
@@ -24,7 +25,8 @@ def depthwise_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | 
     if slides(R, S, sides):
         splits = max(1, min(math.ceil(C / s.lanes), math.ceil(CHUNKS / jobs)))
         s.row("depthwise3x3.forward", **common, **zero_line(s, H, W, C, OH, sides), splits=splits,
-              chunks=chunk_count(jobs * splits, False))
+              chunks=chunk_count(jobs * splits, False), fetch_x=fetches(s, H * W, C, NEAR_BYTES),
+              fetch_y=fetches(s, OH * OW, C, made_in(s)) if grid["y_pixel"] == C else 0)
         return
     chunks = chunk_count(jobs, band_numbers > 0)
     padded = chunks * band_numbers
@@ -51,7 +53,8 @@ def depthwise_input_row(s: Schedule, g: Geometry, weight: Buffer | None, bias: B
     splits = max(1, min(math.ceil(g.C / s.lanes), math.ceil(CHUNKS / jobs)))
     s.row("depthwise3x3_input.backward", x=x, weight=weight, bias=bias, residual=residual, y=y, H=g.H, W=g.W, C=g.C, OH=g.OH,
           OW=g.OW, pad_top=g.pads[0], pad_left=g.pads[1], band=band, splits=splits, chunks=chunk_count(jobs * splits, False),
-          zeros=s.scratch(g.OW * g.C * s.itemsize, "zeros"), low=low, high=high)
+          fetches=fetches(s, g.H * g.W, g.C, NEAR_BYTES), zeros=s.scratch(g.OW * g.C * s.itemsize, "zeros"), low=low,
+          high=high)
 
 
 def slides_back(g: Geometry) -> bool:
@@ -67,7 +70,8 @@ def depthwise_weight_row(s: Schedule, g: Geometry, x: Buffer, dy: Buffer, target
     common = {"x": x, "dy": dy, "dweight": target, "scratch": s.scratch(chunks * g.weight_numbers * s.itemsize), "H": g.H,
               "W": g.W, "C": g.C, "OH": g.OH, "OW": g.OW, "band": band, "chunks": chunks, "accumulate": accumulate}
     if slides(g.R, g.S, sides):
-        s.row("depthwise3x3.backward_weight", **common, **zero_line(s, g.H, g.W, g.C, g.OH, sides))
+        s.row("depthwise3x3.backward_weight", **common, **zero_line(s, g.H, g.W, g.C, g.OH, sides),
+              fetches=fetches(s, g.H * g.W, g.C, FAR_BYTES))
         return
     padded = chunks * band_numbers
     s.row("depthwise2d.backward_weight", **common, R=g.R, S=g.S, stride_h=g.stride[0], stride_w=g.stride[1],
