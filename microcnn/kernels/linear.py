@@ -4,6 +4,7 @@ import numpy as np
 
 from .cache import helper, inlined, kernel
 from .entry import entry, fields_of, number, threads_for, view
+from .fetch import fetch
 from .layout import copy_panels, vectors_of
 from .linear_weight import add_partials
 from .rows import rows_strided
@@ -95,16 +96,20 @@ def _chains(x, begin, end, C, weight, w_row, bias, residual, y, K, low, high):
 
 
 @helper
-def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w_row, low, high, depth, panel, y):
+def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w_row, low, high, depth, fetches, panel,
+                  y):
     """Rows begin to end and columns k_begin to k_end of y, a block of columns after the other; a few rows one by one.
 
     depth: how many rows of the weight all rows of x pass over before the next ones are read, their sums waiting in y.
+    fetches: whether y is touched in order first.
     """
     width = lanes(x)
     if K <= width and C >= CHAINS_DEPTH:        # of the shape alone: a row's sum does not depend on how many there are
         _chains(x, begin, end, C, weight, w_row, bias, residual, y, K, low, high)
         return
     few = end - begin < 4 and panel.size == 0
+    if fetches:
+        fetch(y, begin * K, (end - begin) * K)
     blocks = max(1, (C + depth - 1) // depth)
     part = max(1, (C + blocks - 1) // blocks)
     for c in range(0, max(C, 1), part):
@@ -149,7 +154,7 @@ def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w
 
 @helper
 def _forward_chunk(chunk, chunks, jobs, splits, rows, x, weight, bias, residual, M, C, K, w_row, low, high, depth,
-                   panels, y):
+                   fetches, panels, y):
     """Those of the jobs that belong to one chunk: blocks of rows one after the other, each with all its blocks of columns.
 
     A thread then makes rows that lie together, as it does in the layers before and behind: they stay in its cache.
@@ -161,19 +166,20 @@ def _forward_chunk(chunk, chunks, jobs, splits, rows, x, weight, bias, residual,
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         block, split = job // splits, job % splits
         _forward_part(x, weight, bias, residual, block * rows, min(M, (block + 1) * rows), split * pairs // splits * pair,
-                      min(K, (split + 1) * pairs // splits * pair), C, K, w_row, low, high, depth, panel, y)
+                      min(K, (split + 1) * pairs // splits * pair), C, K, w_row, low, high, depth, fetches,
+                      panel, y)
 
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, columns, chunks, block, threads,
-                   panels, y):
+def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, columns, chunks, block, fetches,
+                   threads, panels, y):
     """y = clamp(x weight + bias + residual).
 
     Shapes   x (M, C); weight (C, K) with rows w_row apart; bias (K,) or empty; residual, y (M, K); residual may be empty
              or y itself
     Numbers  depth: rows of the weight that are read at a time; block: rows of x that a job takes, about;
-             with panels, chunks: how many, columns: the most that a split has
+             with panels, chunks: how many, columns: the most that a split has; fetches: whether y is touched in order first
     Writes   y (overwritten); panels (chunks, depth, columns of a split), or empty: the weight is read where it lies
     Threads  one iteration per chunk of blocks of rows, and of columns where rows are few; each owns its part of y
     Source   ONNX Gemm, MatMul; seed, the fully connected layer
@@ -195,14 +201,14 @@ def linear_forward(x, weight, bias, residual, M, C, K, w_row, low, high, depth, 
         for index in numba.prange(parts):
             chunk = np.int64(index)
             _forward_chunk(chunk, parts, jobs, splits, rows, x, weight, bias, residual, M, C, K, w_row, low, high,
-                           depth, panels, y)
+                           depth, fetches, panels, y)
     else:
         for chunk in range(parts):
             _forward_chunk(chunk, parts, jobs, splits, rows, x, weight, bias, residual, M, C, K, w_row, low, high,
-                           depth, panels, y)
+                           depth, fetches, panels, y)
 
 
-@entry("x< weight< bias< residual< y= panels> rows C K w_row depth columns chunks block panels_size low high")
+@entry("x< weight< bias< residual< y= panels> rows C K w_row depth columns chunks block fetches panels_size low high")
 def forward(arena, row, batch):
     row = fields_of(row)
     M = row.rows * batch
@@ -210,7 +216,7 @@ def forward(arena, row, batch):
     linear_forward(view(arena, row.x, M * row.C), view(arena, row.weight, row.C * row.w_row),
                    view(arena, row.bias, row.K if row.bias >= 0 else 0),
                    view(arena, row.residual, M * row.K if row.residual >= 0 else 0), M, row.C, row.K, row.w_row,
-                   real(number(row.low)), real(number(row.high)), row.depth, row.columns, row.chunks, row.block,
+                   real(number(row.low)), real(number(row.high)), row.depth, row.columns, row.chunks, row.block, row.fetches,
                    threads_for(arena, M * row.C * row.K), view(arena, row.panels, row.panels_size),
                    view(arena, row.y, M * row.K))
 

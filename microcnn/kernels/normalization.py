@@ -220,7 +220,7 @@ def _group_backward_job(phase, job, x, dy, scale, saved, P, C, G, chunks, accumu
         n = job // chunks
         begin, end = _bounds(job % chunks, chunks, P)
         if phase == 0:
-            _gradient_sums(x, dy, saved, 2 * n * C, n * P + begin, n * P + end, C, False, sums, 2 * job * C, 0)
+            _gradient_sums(x, dy, saved, 2 * n * C, n * P + begin, n * P + end, C, sums, 2 * job * C)
         elif dx.size > 0:
             _gradient_pixels(x, dy, scale, saved, 2 * n * C, sums, n * step, n * P + begin, n * P + end, C, accumulate, dx)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import ModelError
 from ..layout import Layout
 from .base import Layer, Shape, expect_inputs
+from .fetch import NEAR_BYTES, fetches
 
 if TYPE_CHECKING:
     from ..fusion import Step
@@ -122,7 +123,8 @@ def linear_row(s: Schedule, rows: int, C: int, K: int, x: Buffer, weight: Buffer
         panel = chunks * depth * columns
     s.row("linear.forward", x=x, weight=weight, bias=bias, residual=residual, y=y,
           panels=s.scratch(panel * s.itemsize, "panels") if panel else None, rows=rows, C=C, K=K, w_row=w_row,
-          depth=depth, columns=columns, chunks=chunks, block=block, panels_size=panel, low=low, high=high)
+          depth=depth, columns=columns, chunks=chunks, block=block, fetches=fetches(s, rows, K, NEAR_BYTES), panels_size=panel,
+          low=low, high=high)
 
 
 def split_columns(K: int, tile: int, jobs: int) -> int:
