@@ -190,6 +190,10 @@ LARGE = [
     conv("depthwise", (33, 40, 41), 33, (3, 3), pads=(1, 1, 1, 1), groups=33, batch=3),
     conv("depthwise-strided", (48, 41, 40), 48, (3, 3), (2, 2), (0, 0, 1, 1), groups=48, batch=3),
     conv("many-channels", (100, 4, 5), 112, (3, 3), (2, 1), (1, 1, 1, 1), batch=3),
+    # images of some megabytes, which are read in order before they are gone through
+    conv("depthwise-megabytes", (40, 121, 116), 40, (3, 3), pads=(1, 1, 1, 1), groups=40, batch=2),
+    conv("depthwise-megabytes-strided", (40, 121, 116), 40, (3, 3), (2, 2), (1, 1, 0, 0), groups=40, batch=2),
+    conv("pointwise-megabytes", (6, 121, 116), 40, (1, 1), batch=2),
     # windows of so many numbers that the weights are read in parts: in panels, and where they lie together as they are
     conv("deep", (90, 5, 6), 70, (3, 3), pads=(1, 1, 1, 1), batch=2),
     conv("deep-whole-rows", (30, 6, 5), 147, (6, 5), pads=(3, 2, 2, 2), bias=False, batch=1),
