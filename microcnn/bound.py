@@ -127,6 +127,9 @@ class Bound(Planned):
             self._run_debug(program, samples)
         elif pace is None:
             program.run(samples)
+        elif pace.quiet:
+            pace.quiet -= 1
+            program.run(samples)
         else:
             program.run_paced(samples, pace)
         return None

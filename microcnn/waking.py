@@ -15,6 +15,8 @@ LEVELS = (50_000, 400_000, 1 << 62)
 RUNS = 6
 # How long the winner stays, in times that the trial took, and at most: nanoseconds.
 STAY, MOST_STAY = 40, 5_000_000_000
+# Of the winner's runs every so many-th is timed: a clock takes a twentieth of what the smallest networks do.
+TIMED = 16
 # A program that takes longer than this has rows so large that handing them over is a trifle: nanoseconds.
 LONG = 4_000_000
 
@@ -28,11 +30,12 @@ fixed: int | None = None
 class Pace:
     """What one program with one number of samples has found out."""
 
-    # least_work: elementary operations from which on a row uses threads in the next run; wants_threads: whether any row may
-    __slots__ = ("least_work", "wants_threads", "_level", "_best", "_numbers")
+    # least_work: elementary operations from which on a row uses threads in the next run; wants_threads: whether any row may;
+    # quiet: how many runs need no timing
+    __slots__ = ("least_work", "wants_threads", "quiet", "_level", "_best", "_numbers")
 
     def __init__(self) -> None:
-        self._best = 0
+        self._best = self.quiet = 0
         # nanoseconds of the runs of each level, what is left of the winner's time, what the trial took, and runs of the
         # level that is tried; not Python's integers, which take memory of their own
         self._numbers: Any = np.zeros(len(LEVELS) * RUNS + 3, np.int64).data
@@ -49,11 +52,13 @@ class Pace:
         return self._numbers[LEFT] > 0
 
     def note(self, took: int) -> None:
-        """The nanoseconds that the run took."""
+        """The nanoseconds that the run took. Those that `quiet` allows to pass unnoted count as this one."""
         numbers = self._numbers
         if numbers[LEFT] > 0:
-            numbers[LEFT] -= took
+            numbers[LEFT] -= TIMED * took
+            self.quiet = TIMED - 1
             if numbers[LEFT] <= 0:
+                self.quiet = 0
                 numbers[TRIAL] = numbers[TRIED] = 0
                 self._use(0)
             return

@@ -20,7 +20,10 @@ def run(pace, cost, runs):
     used = []
     for _ in range(runs):
         used.append(pace.least_work)
-        pace.note(cost[used[-1]])
+        if pace.quiet:
+            pace.quiet -= 1
+        else:
+            pace.note(cost[used[-1]])
     return used
 
 
@@ -41,6 +44,16 @@ def test_it_is_tried_anew(pace):
     used = run(pace, {first: 9000, others[0]: 5000, others[1]: 2000}, 3000)
     assert used[-1] == others[1]
     assert used.count(first) < 300
+
+
+def test_a_winners_runs_are_timed_now_and_then(pace):
+    run(pace, dict.fromkeys(waking.LEVELS, 1000), len(waking.LEVELS) * waking.RUNS)
+    assert pace.settled and not pace.quiet
+    timed = 0
+    for _ in range(20 * waking.TIMED):
+        timed += not pace.quiet
+        run(pace, dict.fromkeys(waking.LEVELS, 1000), 1)
+    assert timed == 20 and pace.settled
 
 
 def test_one_slow_run_says_nothing(pace):
