@@ -29,7 +29,7 @@ CASES = [Case(name, build, batch) for name, build, batch in (
     ("2x3-dilated", chain((2, 7, 8), mc.Conv2d(4, (2, 3), dilation=(3, 1), padding=(2, 0, 1, 3)), mc.MaxPool2d((1, 2))), 2),
     ("ceil", chain((2, 9, 9), mc.Conv2d(4, 3), mc.ReLU(), mc.MaxPool2d(2, ceil_mode=True)), 2),
     ("rest", chain((2, 9, 8), mc.Conv2d(4, 3), mc.ReLU(), mc.MaxPool2d(3)), 2),
-    ("conv-pool-conv-pool", chain((1, 12, 12), mc.Conv2d(4, 3, padding=1), mc.ReLU(), mc.MaxPool2d(2), mc.Conv2d(5, 3),
+    ("conv-pool-conv-pool", chain((1, 12, 12), mc.Conv2d(2, 3, padding=1), mc.ReLU(), mc.MaxPool2d(2), mc.Conv2d(5, 3),
                                   mc.ReLU(), mc.MaxPool2d(2), mc.Flatten(), mc.Linear(3)), 9),
     ("batch-norm-before", chain((2, 6, 6), mc.BatchNorm2d(), mc.Conv2d(3, 3), mc.ReLU(), mc.MaxPool2d(2)), 2))]
 
