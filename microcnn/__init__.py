@@ -37,7 +37,8 @@ _PUBLIC = {
     "threads": "get_num_threads set_num_threads",
     "tools.onnx_export": "save_onnx",
     "tools.onnx_import": "load_onnx",
-    "tools.profiler": "Profile profile",
+    "tools.profile_data": "Profile",
+    "tools.profiler": "profile",
     "train": "fit",
 }
 _HOMES = {pair.partition("=")[0]: (module, pair.rpartition("=")[2])
@@ -144,7 +145,8 @@ if TYPE_CHECKING:   # the same table for editors and type checkers; a test compa
     from .threads import get_num_threads as get_num_threads, set_num_threads as set_num_threads
     from .tools.onnx_export import save_onnx as save_onnx
     from .tools.onnx_import import load_onnx as load_onnx
-    from .tools.profiler import Profile as Profile, profile as profile
+    from .tools.profile_data import Profile as Profile
+    from .tools.profiler import profile as profile
     from .train import fit as fit
 
 

@@ -1,10 +1,11 @@
 """A network in memory: the arena, the weights that lie in it, and the compiled programs that run over it."""
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from .planned import Planned
 if TYPE_CHECKING:
     from .parts import Parameter
     from .plan import Schedule
-    from .program import Program, RowInfo
+    from .program import Program
 
 Arrays = dict[str, np.ndarray]
 
@@ -40,6 +41,7 @@ class Bound(Planned):
         self.debug = False
         # how many steps the optimizer has made; not an int, which takes memory of its own as it grows
         self._steps: Any = np.zeros(1, np.int64).data
+        self._marks: list[np.ndarray] | None = None  # where runs are timed, what the clock said
         self._prepared: str | None = None            # the program whose prepared rows still hold
         self._arena = self._allocate(self.memory.arena)
         self._base = self._entry.start_of(self._arena)
@@ -104,7 +106,16 @@ class Bound(Planned):
         """Set a weight, given in ONNX's layout."""
         self._numbers(parameter.buffer)[:] = parameter.chain.apply(np.asarray(array)).reshape(-1)
 
-    def _run(self, name: str, samples: int, timed: bool = False) -> list[tuple[RowInfo, int]] | None:
+    @contextlib.contextmanager
+    def _timing(self) -> Iterator[list[np.ndarray]]:
+        """Within, programs run through the timed executor, and the marks of each run come into the list."""
+        self._marks = marks = []
+        try:
+            yield marks
+        finally:
+            self._marks = None
+
+    def _run(self, name: str, samples: int) -> None:
         """Run a program on samples whose addresses stand in the control block. The caller holds the lock."""
         program, prepared = self._programs[name]
         control, entry, count, pace = self._control, self._entry, threads.apply(), None
@@ -121,9 +132,9 @@ class Bound(Planned):
                 self._prepared = name
             else:
                 self._prepared = None        # what was prepared is overwritten now
-        if timed:
-            return list(zip(program.infos, program.run_timed(samples).tolist(), strict=True))
-        if self.debug:
+        if self._marks is not None:
+            self._marks.append(program.run_timed(samples))
+        elif self.debug:
             self._run_debug(program, samples)
         elif pace is None:
             program.run(samples)
@@ -132,7 +143,6 @@ class Bound(Planned):
             program.run(samples)
         else:
             program.run_paced(samples, pace)
-        return None
 
     def _run_debug(self, program: Program, samples: int) -> None:
         """Run row by row. Raises TrainingError that names the first layer that makes a NaN or an infinity."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .graph import Graph, Node
 from .layers.conv2d import CONVOLUTIONS
@@ -18,6 +18,7 @@ class Step:
 
     source: the (first) tensor that the step reads. output: the tensor that it makes. bn: a batch norm folded into the
     weights. residual: a tensor added before the clamp to low..high. pool: the max pooling that alone reads the output.
+    fused: the names of all nodes that run in this one's kernel.
     """
 
     node: Node
@@ -28,6 +29,7 @@ class Step:
     pool: Node | None = None
     low: float = -math.inf
     high: float = math.inf
+    fused: list[str] = field(default_factory=list)
 
     @property
     def clamps(self) -> bool:
@@ -75,6 +77,7 @@ def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
         if before is not None and behind_pool(before):
             step.source = before.inputs[0]
             step.low, step.high = bounds_of(before)
+            step.fused.append(before.name)
             return step
         follower = only_reader(step.output)
         if node.op == "QuantizeLinear" and follower and follower.op == "DequantizeLinear" and same_steps(node, follower):
@@ -119,6 +122,7 @@ def fuse(graph: Graph, shapes: Shapes, may_fold: Callable[[Node, Node], bool],
         tensor = node.outputs[0]
         while tensor != step.output:            # every follower that the step contains is done
             reader = consumers[tensor][0]
+            step.fused.append(reader.name)
             tensor = reader.outputs[0]
             inside.add(tensor)
         steps.append(step)

@@ -46,6 +46,24 @@ class Buffer:
         self.last = row if self.last is None else max(self.last, row)
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A buffer as the plan has placed it: for pictures of the plan. first and last: the rows between which it lives."""
+
+    layer: str
+    name: str
+    kind: str
+    bytes: int
+    offset: int
+    first: int
+    last: int
+
+
+def blocks_of(buffers: Iterable[Buffer]) -> list[Block]:
+    """Placed buffers as blocks."""
+    return [Block(b.layer, b.name, b.kind, b.bytes, b.offset, _first(b), _last(b)) for b in buffers]
+
+
 def place(buffers: list[Buffer], begin: int) -> int:
     """Give each buffer an offset from `begin` on, so that no two that live at the same time overlap; returns the end.
 

@@ -16,6 +16,7 @@ from .losses import CrossEntropyLoss
 if TYPE_CHECKING:
     from .manual import Manual
     from .program import RowInfo
+    from .tools.profile_data import Profile
 
 Arrays = dict[str, np.ndarray]
 
@@ -186,11 +187,11 @@ class Net(Bound):
             self._train(samples, held)
             return self._control_numbers[self._entry.LOSS]
 
-    def _train(self, samples: int, held: Arrays, timed: bool = False) -> list[tuple[RowInfo, int]] | None:
+    def _train(self, samples: int, held: Arrays) -> None:
         step = self._steps[0] + 1
         self._steps[0] = self._control[self._entry.STEP] = step
         try:
-            result = self._run("train", samples, timed)
+            self._run("train", samples)
         except TrainingError:
             self._steps[0] = step - 1
             check_data(held, self._losses, self.shapes)
@@ -200,7 +201,6 @@ class Net(Bound):
             self._refuse(held)
         if self._prepared == "predict" or self._prepared == "evaluate":
             self._prepared = None
-        return result
 
     def _missing(self, what: str) -> str:
         for value, name, example in ((self._losses, "loss", 'loss="cross_entropy"'),
@@ -353,30 +353,33 @@ class Net(Bound):
                 raise TrainingError("update needs a backward before it")
             self._manual.update()
 
+    def profile(self, x: Any = None, t: Any = None, **how: Any) -> Profile:
+        """What each layer costs on this device: mc.profile of this network, whose weights stay as they are."""
+        from . import profile
+        measured: Profile = profile(self, x, t, **how)
+        return measured
+
     # What the profiler asks.
 
-    def timed_step(self, x: Any, t: Any) -> list[tuple[RowInfo, int]]:
-        """One train_step through the timed executor: (row, nanoseconds) in order."""
-        if "train" not in self._programs:
-            raise CompileError(self._missing("timed_step"))
-        samples, held = self._feed(x, t, None)
-        with self._guard():
-            self._point(held)
-            return self._train(samples, held, timed=True) or []
+    def rows(self, program: str) -> list[RowInfo]:
+        """The rows of "predict", "evaluate" or "train", in order. Raises CompileError where there is no such program."""
+        if program not in self._programs:
+            raise CompileError(self._missing(program))
+        return self._programs[program][0].infos
 
-    def timed_predict(self, x: Any) -> list[tuple[RowInfo, int]]:
-        """One predict of up to `batch` samples through the timed executor: (row, nanoseconds) in order."""
-        inputs = self._inputs(x)
-        samples = next(iter(inputs.values())).shape[0]
-        if samples > self.batch:
-            raise DataError(f"x holds {samples} samples; timed_predict takes up to {self.batch}")
-        results = self._written(self._results(None, samples))
-        with self._guard():
-            for name, array in inputs.items():
-                self._control[self._slots[f"input:{name}"]] = self._entry.start_of(array)
-            for name, array in results.items():
-                self._control[self._slots[f"output:{name}"]] = self._entry.start_of(array)
-            return self._run("predict", samples, timed=True) or []
+    def timed_step(self, x: Any, t: Any) -> np.ndarray:
+        """train_step through the timed executor: the clock in nanoseconds before the first row and after each, int64."""
+        with self._guard(), self._timing() as marks:
+            self.train_step(x, t)
+        return marks[0]
+
+    def timed_predict(self, x: Any) -> np.ndarray:
+        """predict of up to `batch` samples, as timed_step."""
+        with self._guard(), self._timing() as marks:
+            self.predict(x)
+        if len(marks) > 1:
+            raise DataError(f"x holds more than {self.batch} samples, which is what timed_predict takes at most")
+        return marks[0]
 
     def __repr__(self) -> str:
         return f"Net({self.graph.name}, batch {self.batch}, {self.dtype.name}, {len(self._factors)} of " \

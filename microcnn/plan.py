@@ -52,6 +52,7 @@ class Schedule:
         self.phase = "forward"
         self.needs = self._needs_gradient()
         self.skipped: set[str] = set()
+        self.fused: dict[str, str] = {}                    # by layer, the layer in whose kernel it runs
         # tensors that are read from outside the graph's nodes: outputs, or what the losses read
         self.wanted = set(graph.outputs)
         self.readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
@@ -327,6 +328,7 @@ class Schedule:
             if step.output in self.skipped:
                 continue
             self.node = step.node
+            self.fused.update(dict.fromkeys(step.fused, step.node.name))
             layers.LAYERS[step.node.op].forward(self, step)
         self.node = None
 

@@ -9,7 +9,7 @@ from . import layers, threads
 from .choices import fold_batchnorm, parse_budget, resolve_augment, resolve_losses, resolve_train
 from .errors import CompileError
 from .graph import Graph, size_of
-from .memory import KINDS, Buffer, LayerMemory, Memory, lower_bound, place
+from .memory import KINDS, Block, Buffer, LayerMemory, Memory, blocks_of, lower_bound, place
 from .optim import Optimizer, resolve_optimizer
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ class Planned:
         for schedule in schedules.values():
             end = max(end, place(schedule.buffers, at))
             bound = max(bound, lower_bound(schedule.buffers))
+        self._shared_from = at           # before it lies what lives for ever
+        self._blocks = {name: blocks_of(schedule.buffers) for name, schedule in schedules.items()}
+        self._fused = {name: schedule.fused for name, schedule in schedules.items()}
         most = schedules.get("train", schedules["predict"])
         peaks = {kind: lower_bound(b for b in most.buffers if b.kind == kind) for kind in KINDS}
         self.memory = Memory(
@@ -151,20 +154,37 @@ class Planned:
                          for role in ("mean", "var"))
         return names
 
+    def blocks(self, program: str) -> tuple[int, list[Block]]:
+        """Where in the arena the part begins that "predict" or "train" share over time, and the buffers of one of them."""
+        return self._shared_from, self._blocks[program]
+
+    def fused(self, program: str) -> dict[str, str]:
+        """{layer: the layer in whose kernel it runs}, for "predict" or "train"."""
+        return self._fused[program]
+
     def layer_facts(self) -> dict[str, dict[str, Any]]:
-        """{layer: op, macs (one sample, forward), parameters, shape (one sample), bytes by kind}."""
-        facts = {}
+        """{layer: op, macs (one sample, forward), parameters (what can train), shape (one sample), bytes by kind}.
+
+        Of losses there are the bytes alone.
+        """
+        facts: dict[str, dict[str, Any]] = {layer.name: {"bytes": _bytes(layer)} for layer in self.memory.layers}
         memory = {layer.name: layer for layer in self.memory.layers}
         for node in self.graph.nodes:
             seen = {role: ref.apply(self.graph.weights[ref.name]).shape for role, ref in node.weights.items()}
             outputs = [self.shapes[name] for name in node.outputs]
-            used = memory[node.name]
+            kind = layers.LAYERS[node.op]
             facts[node.name] = {
-                "op": node.op, "shape": outputs[0], "parameters": sum(size_of(shape) for shape in seen.values()),
-                "macs": layers.LAYERS[node.op].macs(node, [self.shapes[name] for name in node.inputs], outputs, seen),
-                "bytes": {"parameters": used.parameters, "gradients": used.gradients, "state": used.state,
-                          "activations": used.activations, "scratch": used.scratch}}
+                "op": node.op, "shape": outputs[0],
+                "parameters": sum(size_of(shape) for role, shape in seen.items() if role in kind.trainable),
+                "macs": kind.macs(node, [self.shapes[name] for name in node.inputs], outputs, seen),
+                "bytes": _bytes(memory[node.name])}
         return facts
+
+
+def _bytes(layer: LayerMemory) -> dict[str, int]:
+    """A layer's bytes by kind."""
+    return {"parameters": layer.parameters, "gradients": layer.gradients, "state": layer.state,
+            "activations": layer.activations, "scratch": layer.scratch}
 
 
 def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any, winograd: Any) -> None:

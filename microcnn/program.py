@@ -74,16 +74,23 @@ def _execute_timed(header, batch):
     _walk(outside(header, MARKS + 1, np.int64), batch, True)
 
 
+def _read_clock(marks, count):
+    noted = outside(marks, count, np.int64)
+    for i in range(count):
+        noted[i] = _nanoseconds()
+
+
 _executors: dict[str, tuple[object, Callable]] = {}
 
 
 def executor(name: str) -> Callable[[int, int], None]:
-    """The compiled loop, "plain" or "timed", called with the address of a program's header and the number of samples.
+    """The compiled loop, "plain" or "timed", called with the address of a program's header and the number of samples;
+    or "clock", with the address of so many numbers to which it writes one reading of the clock after the other.
 
     Called through ctypes, which lets go of the GIL: other Python threads go on while a step runs.
     """
     if name not in _executors:
-        function = {"plain": _execute, "timed": _execute_timed}[name]
+        function = {"plain": _execute, "timed": _execute_timed, "clock": _read_clock}[name]
         signature = types.void(types.int64, types.int64)
         compiled = cache.compiled(lambda: cfunc(signature, cache=True, error_model="numpy")(function))
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
@@ -94,12 +101,47 @@ def executor(name: str) -> Callable[[int, int], None]:
 
 @dataclass(frozen=True, slots=True)
 class RowInfo:
-    """What a row of the program is: for the profiler, and for naming a layer in an error."""
+    """What a row of the program is: for the profiler, and for naming a layer in an error.
+
+    part    "forward", "loss", "backward_input" (dX), "backward_weight" (dW, dB), "update"; a row that moves or packs what
+            another one reads belongs to that one's part
+    reads, writes   bytes of the buffers that it reads and writes, for a full batch
+    """
 
     layer: str
     op: str
     phase: str
     kernel: str
+    part: str = "forward"
+    reads: int = 0
+    writes: int = 0
+
+
+def row_infos(rows: Sequence[Row]) -> list[RowInfo]:
+    """What the profiler says of each row."""
+    infos: list[RowInfo] = []
+    part = "forward"
+    for row in reversed(rows):          # what only prepares something is named after what follows
+        modes = ENTRIES[row.kernel].modes
+        held = {name: row.fields[name] for name in modes if row.fields[name] is not None}
+        written = [buffer for name, buffer in held.items() if modes[name] in ">="]
+        part = _part(row.phase, written) or part
+        reads = sum(buffer.bytes for name, buffer in held.items() if modes[name] in "<=")
+        writes = sum(buffer.bytes for buffer in written)
+        if row.kernel == "layout.input":
+            reads = writes              # the caller's array, which is no buffer
+        infos.append(RowInfo(row.layer, row.op, row.phase, row.kernel, part, reads, writes))
+    return infos[::-1]
+
+
+def _part(phase: str, written: Sequence[Buffer]) -> str | None:
+    """A row's part by what it writes; None where that is nothing that lasts."""
+    if phase in ("forward", "loss", "update"):
+        return phase
+    gradients = [buffer for buffer in written if buffer.kind == "gradient"]
+    if phase == "backward" and gradients:
+        return "backward_input" if any(buffer.per_sample for buffer in gradients) else "backward_weight"
+    return None
 
 
 def compile_kernels(rows: Sequence[Row], dtype: str, progress: Callable[[int, int, str], None] | None = None) -> None:
@@ -118,7 +160,7 @@ class Program:
     """Rows over an arena. base: the address that offsets count from; offset_of gives a buffer's."""
 
     def __init__(self, rows: Sequence[Row], dtype: str, base: int, offset_of: Callable[[Buffer], int]):
-        self.infos = [RowInfo(row.layer, row.op, row.phase, row.kernel) for row in rows]
+        self.infos = row_infos(rows)
         entries = [ENTRIES[row.kernel] for row in rows]
         table: list[int] = []
         starts: list[int] = []
@@ -168,12 +210,12 @@ class Program:
         pace.note(perf_counter_ns() - begin)
 
     def run_timed(self, batch: int) -> np.ndarray:
-        """Run all rows; the nanoseconds that each took."""
+        """Run all rows; the clock in nanoseconds before the first and after each."""
         if self._marks is None:
             self._marks = np.zeros(len(self.infos) + 1, np.int64)
             self._header[MARKS] = start_of(self._marks)
         executor("timed")(self._address, batch)
-        return np.diff(self._marks)
+        return self._marks.copy()
 
     def run_debug(self, batch: int, planned: int, dtype: str) -> RowInfo | None:
         """Run row by row; the first one that wrote a NaN or an infinity, None if none did."""

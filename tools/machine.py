@@ -48,6 +48,44 @@ def memory_bytes() -> dict[str, int]:
     return facts
 
 
+def processor_state() -> dict[str, Any]:
+    """What the kernel tells of the processors' speed and heat: frequency_mhz (now; the highest of all), max_frequency_mhz,
+    governor, temperature_c (the hottest zone), throttled (how often, or a Raspberry Pi's flags); None where it does not."""
+    cpus = Path("/sys/devices/system/cpu")
+    now = [float(text) / 1e3 for text in _texts(cpus, "cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    if not now:
+        now = [float(line.partition(":")[2]) for text in _texts(Path("/proc"), "cpuinfo") for line in text.splitlines()
+               if line.startswith("cpu MHz")]
+    most = [float(text) / 1e3 for text in _texts(cpus, "cpu[0-9]*/cpufreq/cpuinfo_max_freq")]
+    heat = [float(text) / 1e3 for text in _texts(Path("/sys/class/thermal"), "thermal_zone*/temp")]
+    counts = [int(text) for text in _texts(cpus, "cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    flags = _texts(Path("/sys/devices/platform"), "soc*/soc:firmware/get_throttled")
+    return {"frequency_mhz": max(now, default=None), "max_frequency_mhz": max(most, default=None),
+            "governor": ", ".join(sorted(set(_texts(cpus, "cpu[0-9]*/cpufreq/scaling_governor")))) or None,
+            "temperature_c": max(heat, default=None),
+            "throttled": sum(counts) if counts else int(flags[0], 16) if flags else None}
+
+
+def _texts(folder: Path, pattern: str) -> list[str]:
+    """The texts of all files of that pattern that can be read and are not empty."""
+    found = []
+    for path in sorted(folder.glob(pattern)):
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            continue
+        found += [text] if text else []
+    return found
+
+
+def cache_bytes() -> int | None:
+    """The size of the largest cache, where the kernel tells it."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    sizes = [int(text[:-1]) * units[text[-1]] for text in _texts(Path("/sys/devices/system/cpu/cpu0/cache"), "index*/size")
+             if text[-1] in units and text[:-1].isdigit()]
+    return max(sizes, default=None)
+
+
 def threading_layer() -> str:
     """Whose threads run parallel loops: "microcnn", or numba's layer once something parallel has run in this process."""
     import numba
@@ -87,5 +125,6 @@ def conditions_of_machine() -> dict[str, Any]:
     return {"cpu": cpu_name(), "cpus": usable_cpus(), "machine": platform.machine(), "system": platform.platform(),
             "instruction_set": target["instruction_set"], "vector_bytes": target["vector_bytes"],
             "tiles": target["tiles"], "threads": mc.get_num_threads(), "threading_layer": threading_layer(),
-            "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"), "load_average": load_average(), **versions(),
+            "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"), "load_average": load_average(),
+            **processor_state(), "process_bytes": memory_bytes().get("process"), **versions(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

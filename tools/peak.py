@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,40 +70,42 @@ class Peak:
 
     def _timed(self) -> float:
         """Seconds that all threads take for their steps. ctypes lets go of the interpreter: they run side by side."""
-        if self.threads == 1:
-            begin = time.perf_counter()
-            self._call(start_of(self._data[0]), self._count, self.lanes)
-            return time.perf_counter() - begin
-        spans: list[tuple[float, float]] = []
-        ready = threading.Barrier(self.threads)
-
-        def work(data: np.ndarray) -> None:
-            ready.wait()
-            begin = time.perf_counter()
-            self._call(start_of(data), self._count, self.lanes)
-            spans.append((begin, time.perf_counter()))
-        workers = [threading.Thread(target=work, args=(data,)) for data in self._data]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        return max(end for _, end in spans) - min(begin for begin, _ in spans)
+        return _at_once([functools.partial(self._call, start_of(data), self._count, self.lanes) for data in self._data])
 
     def gflops(self) -> float:
         """GFLOP/s, a multiply-add as two, over about a millisecond."""
         return 2 * CHAINS * self.lanes * self._count * self.threads / self._timed() / 1e9
 
 
-def copy_speed() -> float:
-    """GB/s, read and written together, of one thread that copies more than caches hold: the median of seven."""
-    source, target = np.ones(COPY_BYTES // 8), np.zeros(COPY_BYTES // 8)
-    return 2 * COPY_BYTES / _median_seconds(lambda: np.copyto(target, source), 7) / 1e9
+def copy_speed(threads: int = 1, size: int = COPY_BYTES) -> float:
+    """GB/s, read and written together, of so many threads that copy more bytes than caches hold: the median of seven."""
+    parts = [(np.ones(size // 8 // threads), np.zeros(size // 8 // threads)) for _ in range(threads)]
+    moved = sum(source.nbytes for source, _ in parts)
+    copies = [functools.partial(np.copyto, target, source) for source, target in parts]
+    return 2 * moved / _median_seconds(lambda: _at_once(copies), 7) / 1e9
 
 
-def _median_seconds(function: Callable[[], Any], times: int) -> float:
-    took = []
-    for _ in range(times):
+def _at_once(tasks: Sequence[Callable[[], Any]]) -> float:
+    """Seconds from the first begin to the last end of tasks that let go of the interpreter, each in a thread of its own."""
+    if len(tasks) == 1:
         begin = time.perf_counter()
-        function()
-        took.append(time.perf_counter() - begin)
-    return float(np.median(took))
+        tasks[0]()
+        return time.perf_counter() - begin
+    spans: list[tuple[float, float]] = []
+    ready = threading.Barrier(len(tasks))
+
+    def work(task: Callable[[], Any]) -> None:
+        ready.wait()
+        begin = time.perf_counter()
+        task()
+        spans.append((begin, time.perf_counter()))
+    workers = [threading.Thread(target=work, args=(task,)) for task in tasks]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return max(end for _, end in spans) - min(begin for begin, _ in spans)
+
+
+def _median_seconds(timed: Callable[[], float], times: int) -> float:
+    return float(np.median([timed() for _ in range(times)]))

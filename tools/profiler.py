@@ -6,196 +6,62 @@ line of its own ("call"), and so does what neither the rows nor it account for.
 """
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 import microcnn as mc
-from microcnn.errors import CompileError, DataError, FileError
-from microcnn.files import atomic_write
+from microcnn.errors import CompileError, DataError
 
+from . import roofline
 from .machine import conditions_of_machine
+from .profile_data import (
+    BlockCost,
+    GraphNode,
+    LayerCost,
+    MemoryPlan,
+    Profile,
+    RowCost,
+    Run,
+    Spread,
+    multiplies,
+)
 from .samples import default_loss, example
-from .terminal import bytes_text, count_text, short, table_text, time_text
 
-SCHEMA = "microcnn.profile/1"
-KINDS = ("activations", "gradients", "state", "scratch")
-# Which column a row's time is shown in. Layout rows and packed weights count where they happen, forward or backward.
-COLUMN = {"forward": "forward_us", "loss": "forward_us", "backward": "backward_us"}
-
-
-@dataclass
-class LayerCost:
-    """One layer, loss, layout change or update that ran. Times in microseconds per call, bytes as the plan has them."""
-
-    name: str
-    op: str
-    forward_us: float = 0.0
-    backward_us: float = 0.0
-    update_us: float = 0.0
-    macs: int = 0
-    parameters: int = 0
-    shape: tuple[int, ...] | None = None
-    bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-
-    @property
-    def total_us(self) -> float:
-        """Forward, backward and update together."""
-        return self.forward_us + self.backward_us + self.update_us
-
-
-@dataclass
-class Run:
-    """One measurement: its conditions, the whole call, and what each layer took of it.
-
-    total_us is what a whole train_step or predict takes, called from Python, when the machine is as quiet as in the quietest
-    third of the calls; unaccounted_us is what the layers' times leave of it.
-    """
-
-    conditions: dict[str, Any]
-    total_us: float
-    layers: list[LayerCost]
-
-    @property
-    def unaccounted_us(self) -> float:
-        """The whole call less the sum of the layers."""
-        return self.total_us - sum(layer.total_us for layer in self.layers)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The run as the JSON file has it."""
-        layers = [{**asdict(layer), **{key: round(getattr(layer, key), 3) for key in
-                                       ("forward_us", "backward_us", "update_us")},
-                   "shape": list(layer.shape) if layer.shape is not None else None} for layer in self.layers]
-        return {"schema": SCHEMA, "conditions": self.conditions, "total_us": round(self.total_us, 3),
-                "unaccounted_us": round(self.unaccounted_us, 3), "layers": layers}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Run:
-        """A run from what as_dict made; KeyError or TypeError where something is missing."""
-        layers = []
-        for entry in data["layers"]:
-            shape = entry.get("shape")
-            layers.append(LayerCost(entry["name"], entry["op"], entry["forward_us"], entry["backward_us"],
-                                    entry["update_us"], entry["macs"], entry["parameters"],
-                                    None if shape is None else tuple(shape), dict(entry["bytes"])))
-        return cls(dict(data["conditions"]), float(data["total_us"]), layers)
-
-    def table(self) -> str:
-        """The run as text: one line per layer, in the order in which they ran, with its share of the whole call."""
-        training = bool(self.conditions.get("train"))
-        columns = ["layer", "op", ">forward"]
-        columns += [">backward", ">update"] if training else []
-        columns += [">share", ">MACs", ">parameters", ">activations"]
-        columns += [">gradients", ">state"] if training else []
-        rows: list[list[str]] = []
-
-        def line(name: str, op: str, times: Sequence[float], whole: float, rest: Sequence[str]) -> list[str]:
-            share = f"{100 * whole / self.total_us:.1f}%" if self.total_us else ""
-            return [short(name), op, *(time_text(took) if took else "-" for took in times), share, *rest]
-
-        for layer in self.layers:
-            times = [layer.forward_us, layer.backward_us, layer.update_us][:3 if training else 1]
-            kinds = ["activations", "gradients", "state"][:3 if training else 1]
-            rows.append(line(layer.name, layer.op, times, layer.total_us,
-                             [count_text(layer.macs) if layer.macs else "-",
-                              count_text(layer.parameters) if layer.parameters else "-",
-                              *(bytes_text(layer.bytes[kind]) if layer.bytes.get(kind) else "-" for kind in kinds)]))
-        empty = [""] * (len(columns) - 4 - (2 if training else 0))
-        pad = ["", ""] if training else []
-        rows.append(["not accounted for", "", time_text(self.unaccounted_us), *pad,
-                     f"{100 * self.unaccounted_us / self.total_us:.1f}%" if self.total_us else "", *empty])
-        rows.append(["whole call", "", time_text(self.total_us), *pad, "100.0%", *empty])
-        batch, dtype, threads, target = (self.conditions.get(key) for key in ("batch", "dtype", "threads", "instruction_set"))
-        title = (f"{'train_step' if training else 'predict'}, batch {batch}, {dtype}, {threads} "
-                 f"thread{'s' if threads != 1 else ''}, {target}: {time_text(self.total_us)} a call")
-        return table_text(columns, rows, title)
-
-
-@dataclass
-class Profile:
-    """One or more runs. `layers`, `total_us`, `unaccounted_us` and `conditions` are those of the first."""
-
-    runs: list[Run]
-
-    @property
-    def layers(self) -> list[LayerCost]:
-        """What ran, in order."""
-        return self.runs[0].layers
-
-    @property
-    def total_us(self) -> float:
-        """The median of whole calls, in microseconds."""
-        return self.runs[0].total_us
-
-    @property
-    def unaccounted_us(self) -> float:
-        """The whole call less the sum of the layers."""
-        return self.runs[0].unaccounted_us
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        """What was measured, on what."""
-        return self.runs[0].conditions
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `save` writes: one run's object, or an object with a list `runs` of them."""
-        if len(self.runs) == 1:
-            return self.runs[0].as_dict()
-        return {"schema": SCHEMA, "runs": [run.as_dict() for run in self.runs]}
-
-    def save(self, path: Any) -> None:
-        """Write the profile as JSON, atomically. Raises FileError."""
-        atomic_write(path, [(json.dumps(self.as_dict(), indent=1) + "\n").encode()])
-
-    @classmethod
-    def load(cls, path: Any) -> Profile:
-        """Read what `save` wrote. Raises FileError."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except ValueError as error:
-            raise FileError(f"{path}: not a profile: no valid JSON ({error})") from error
-        schema = data.get("schema") if isinstance(data, dict) else None
-        if schema != SCHEMA:
-            raise FileError(f"{path}: not a profile that this version reads: its schema is {schema!r}, expected "
-                            f"{SCHEMA!r}")
-        try:
-            return cls([Run.from_dict(run) for run in data.get("runs", [data])])
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(f"{path}: a profile with something missing or wrong: {error}") from error
-
-    def table(self) -> str:
-        """All runs as text."""
-        return "\n\n".join(run.table() for run in self.runs)
-
-    def __str__(self) -> str:
-        return self.table()
+# Calls are measured until the middle of the confidence interval of a median is known to this share of it: the whole call's,
+# and that of each row that takes NOTABLE of it.
+CONFIDENCE, NOTABLE = 0.03, 0.02
+LEAST_CALLS, MOST_CALLS, LOOK_EVERY = 30, 2000, 10
+# A quiet moment that is over soon says little: measuring lasts for at least this share of the time that it may take.
+LEAST_SHARE = 0.3
+# What is gone through between two calls with cold caches: more than a large cache holds.
+COLD_BYTES = 96 * 2**20
+CLOCK_READINGS = 2000
 
 
 def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: Any = None, loss: Any = "auto",
             optimizer: Any = None, bn: str = "frozen", dtype: str = "float32", threads: int | None = None,
             input_shapes: dict[str, tuple[int, ...]] | None = None, seconds: float = 1.0,
-            repeats: int | None = None, tick: Any = None) -> Profile:
+            repeats: int | None = None, cold: bool = False, machine: bool = False, tick: Any = None) -> Profile:
     """Measure what each layer of a model costs.
 
     model        a Net; or a Graph or the path of a model, which is compiled with batch, train, loss, optimizer, bn,
                  dtype and input_shapes as in Graph.compile (train=None measures predict, anything else train_step)
     x, t         inputs and targets; random ones where they are not given
     threads      as in mc.set_num_threads; None leaves what is set
-    seconds      how long to measure, after warming up
+    seconds      how long to measure at most, after warming up; less where the figures stand before
     repeats      how many pairs of calls instead
+    cold         whether each call finds caches that other numbers have gone through
+    machine      whether to measure what the machine can do at most, once, where it is not known yet (roofline.py)
     tick         called with the share that is done, 0..1
 
     A Net that trains is measured in train_step with a learning rate of 0, and is afterwards as it was before.
     Raises CompileError, DataError and, for a path, FileError and ModelError.
     """
     from microcnn.net import Net
+    compiled: dict[str, Any]
     if repeats is not None and repeats < 1:
         raise CompileError(f"repeats is {repeats}; expected at least 1")
     if not seconds > 0:
@@ -205,6 +71,7 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
     if isinstance(model, Net):
         net = model
         loss = net.loss
+        compiled = {}
     else:
         graph = model
         if not hasattr(graph, "nodes"):
@@ -214,9 +81,11 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
             loss = default_loss(graph.shapes(input_shapes), graph.outputs)
         if train is not None and optimizer is None:
             optimizer = mc.SGD(lr=0.01, momentum=0.9)
+        began = time.perf_counter()
         net = graph.compile(batch=batch, train=train, loss=loss if train is not None else None,
                             optimizer=optimizer if train is not None else None, bn=bn, dtype=dtype,
                             input_shapes=input_shapes)
+        compiled = {"compile_seconds": time.perf_counter() - began}
     steps = bool(net.trained) and net.loss is not None and net.optimizer is not None
     if x is None:
         shapes = {i.name: net.shapes[i.name] for i in net.graph.inputs}
@@ -224,66 +93,122 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
         t = made if t is None else t
     elif steps and t is None:
         raise DataError("a network that trains is profiled in train_step: give the targets t with x, or neither")
-    return Profile([_measure(net, x, t, steps, seconds, repeats, tick)])
+    run = _measure(net, x, t, steps, seconds, repeats, cold, tick, compiled)
+    run.machine = roofline.kept(mc.get_num_threads(), net.dtype.name)
+    if run.machine is None and machine and not run.conditions["interrupted"]:
+        run.machine = roofline.measure([mc.get_num_threads()], net.dtype.name)[0]
+    return Profile([run])
 
 
-def _measure(net: Any, x: Any, t: Any, steps: bool, seconds: float, repeats: int | None, tick: Any) -> Run:
-    """Whole and timed calls in turn, and what is typical of both."""
-    if steps:
-        kept = net._arena.copy(), net._steps[0]   # weights, optimizer state, learning rate
-        net.lr = 0.0   # with which nothing grows, however often one batch is learned
-    program = net._programs["train" if steps else "predict"][0]
-    execute, inside = program._run, 0
+def clock_nanoseconds() -> float:
+    """What one reading of the clock takes in the timed executor: the median of many."""
+    from microcnn.kernels.entry import start_of
+    from microcnn.program import executor
+    marks = np.zeros(CLOCK_READINGS, np.int64)
+    executor("clock")(start_of(marks), len(marks))
+    return float(np.median(np.diff(marks)))
 
-    def watched(address: int, samples: int) -> None:
-        nonlocal inside
+
+class _Caller:
+    """Calls of a network through the plain executor and through the timed one."""
+
+    def __init__(self, net: Any, x: Any, t: Any, steps: bool, cold: bool):
+        self.net, self.x, self.t, self.steps = net, x, t, steps
+        self.name = "train" if steps else "predict"
+        self.program = net._programs[self.name][0]
+        self.sweep = np.zeros(COLD_BYTES // 8) if cold else None
+        self._execute, self._inside = self.program._run, 0
+        self._kept: tuple[np.ndarray, int, float] | None = None
+
+    def __enter__(self) -> _Caller:
+        if self.steps:          # weights and optimizer state; with a rate of 0 nothing grows, however often a batch is learned
+            self._kept = self.net._arena.copy(), self.net._steps[0], self.net.lr
+            self.net.lr = 0.0
+        self.program._run = self._watched
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.program._run = self._execute
+        if self._kept is not None:
+            self.net._arena[:], self.net._steps[0], self.net.lr = self._kept
+            self.net._prepared = None
+
+    def _watched(self, address: int, samples: int) -> None:
         began = time.perf_counter_ns()
-        execute(address, samples)
-        inside = time.perf_counter_ns() - began
+        self._execute(address, samples)
+        self._inside = time.perf_counter_ns() - began
 
-    def whole() -> tuple[int, int]:
-        """Nanoseconds of a call, and of the program in it."""
-        began = time.perf_counter_ns()
-        _ = net.train_step(x, t) if steps else net.predict(x)
-        return time.perf_counter_ns() - began, inside
-
-    def timed() -> Any:
-        return net.timed_step(x, t) if steps else net.timed_predict(x)
-
-    try:
-        program._run = watched
-        infos = [info for info, _ in timed()]
-        whole()
-        began = time.perf_counter()
-        for call in (whole, whole, timed, timed):
+    def _ready(self, call: Callable[[], Any]) -> None:
+        """What comes before a call: another one, which finds caches as the other kind left them; or numbers to fill them."""
+        if self.sweep is None:
             call()
-        round_seconds = max(time.perf_counter() - began, 1e-7)
-        count = repeats if repeats is not None else int(min(1000, max(5, seconds / round_seconds)))
-        deadline = None if repeats is not None else time.perf_counter() + 3 * seconds
-        wholes: list[tuple[int, int]] = []
-        rows: list[list[int]] = []
-        for i in range(count):
-            # the first of each finds the caches as the other kind left them, the second as it would among its own
-            whole()
-            wholes.append(whole())
-            timed()
-            rows.append([nanoseconds for _, nanoseconds in timed()])
-            if tick is not None:
-                tick((i + 1) / count)
-            if deadline is not None and i >= 4 and time.perf_counter() > deadline:
-                break
-    finally:
-        program._run = execute
-        if steps:
-            net._arena[:], net._steps[0] = kept
-            net._prepared = None
+        else:
+            self.sweep += 1.0
+
+    def _call(self) -> None:
+        _ = self.net.train_step(self.x, self.t) if self.steps else self.net.predict(self.x)
+
+    def _timed(self) -> Any:
+        return self.net.timed_step(self.x, self.t) if self.steps else self.net.timed_predict(self.x)
+
+    def whole(self) -> tuple[int, int]:
+        """Nanoseconds of a call, and of the program in it."""
+        self._ready(self._call)
+        began = time.perf_counter_ns()
+        self._call()
+        return time.perf_counter_ns() - began, self._inside
+
+    def timed(self) -> np.ndarray:
+        """The clock before the first row and after each, in nanoseconds."""
+        self._ready(self._timed)
+        marks: np.ndarray = self._timed()
+        return marks
+
+
+def _measure(net: Any, x: Any, t: Any, steps: bool, seconds: float, repeats: int | None, cold: bool, tick: Any,
+             compiled: dict[str, Any]) -> Run:
+    """Whole and timed calls in turn, and what is typical of both. Ctrl-C ends it with what there is, if that is anything."""
+    clock = clock_nanoseconds()
+    wholes: list[tuple[int, int]] = []
+    timed: list[np.ndarray] = []
+    interrupted = False
+    with _Caller(net, x, t, steps, cold) as calls:
+        infos = net.rows(calls.name)
+        calls.timed()
+        calls.whole()
+        begin = time.perf_counter()
+        end = begin + seconds
+        try:
+            while len(timed) < (repeats or MOST_CALLS):
+                wholes.append(calls.whole())
+                timed.append(np.diff(calls.timed()))
+                now, count = time.perf_counter(), len(timed)
+                if tick is not None:
+                    tick(count / repeats if repeats else max(1 - max(end - now, 0) / seconds, count / MOST_CALLS))
+                if repeats is None and count >= 5 and (
+                        now > end or count % LOOK_EVERY == 0 and count >= LEAST_CALLS and now - begin > LEAST_SHARE * seconds
+                        and confidence(wholes, timed) < CONFIDENCE):
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+            if not timed:
+                raise
+            wholes = wholes[:len(timed)]
+    times = np.maximum(np.asarray(timed, np.float64) - clock, 0.0)
     total, within = typical(wholes)
-    layers = _layers(net, infos, typical(rows))
+    rows = _rows(infos, times)
+    layers = _layers(net, infos, typical(times), times)
     layers.append(LayerCost("call", "python", forward_us=float(total - within)))
-    return Run(_conditions(net, steps, len(rows)), float(total), layers)
+    graph = _graph(net, calls.name)
+    for layer in layers:
+        layer.fused = tuple(node.name for node in graph if node.ran_in == layer.name)
+    conditions = {**_conditions(net, steps, len(timed)), **compiled, "caches": "cold" if cold else "warm",
+                  "clock_ns": clock, "confidence": confidence(wholes, timed), "interrupted": interrupted}
+    return Run(conditions, float(total), layers, _spread([whole for whole, _ in wholes]), rows,
+               _memory(net, calls.name, layers), graph)
 
 
-def typical(calls: Sequence[Sequence[int]]) -> Any:
+def typical(calls: Any) -> Any:
     """What a call takes when little disturbs it, column by column, in microseconds, given nanoseconds by call and column.
 
     The mean of the calls between the 5th and the 35th of a hundred, by their sums: the slowest ones tell of the machine's
@@ -296,14 +221,40 @@ def typical(calls: Sequence[Sequence[int]]) -> Any:
     return times[order[begin:max(end, begin + 1)]].mean(axis=0) / 1e3
 
 
-def _layers(net: Any, infos: Sequence[Any], times: Any) -> list[LayerCost]:
-    """The rows' times summed up by layer, in the order in which they first ran."""
+def confidence(wholes: Sequence[Sequence[int]], timed: Sequence[Any]) -> float:
+    """Half the width of the 95% confidence interval of a median, as a share of it: the widest of the notable ones.
+
+    Source   order statistics: the median lies between the values of rank n / 2 -+ 0.98 sqrt(n)
+    """
+    columns = np.concatenate([np.asarray(wholes, np.float64)[:, :1], np.asarray(timed, np.float64)], axis=1)
+    middle = np.median(columns, axis=0)
+    notable = middle >= NOTABLE * middle[0]
+    ordered = np.sort(columns[:, notable], axis=0)
+    count = len(ordered)
+    reach = 0.98 * np.sqrt(count)
+    low, high = max(0, int(count / 2 - reach)), min(count - 1, int(np.ceil(count / 2 + reach)))
+    return float(((ordered[high] - ordered[low]) / 2 / np.maximum(middle[notable], 1.0)).max())
+
+
+def _spread(nanoseconds: Any) -> Spread:
+    found = np.asarray(nanoseconds, np.float64) / 1e3
+    return Spread(float(found.min()), *(float(value) for value in np.percentile(found, (50, 90, 99))))
+
+
+def _rows(infos: Sequence[Any], times: np.ndarray) -> list[RowCost]:
+    """Each row of the program."""
+    return [RowCost(info.layer, info.op, info.part, info.kernel, float(us), _spread(times[:, i]), info.reads, info.writes)
+            for i, (info, us) in enumerate(zip(infos, typical(times), strict=True))]
+
+
+def _layers(net: Any, infos: Sequence[Any], times: Any, calls: np.ndarray) -> list[LayerCost]:
+    """The rows' times summed up by layer, in the order in which they first ran. calls: nanoseconds by call and row."""
     facts = net.layer_facts()
     found: dict[str, LayerCost] = {}
-    column = "forward_us"
-    for info, microseconds in zip(infos, times, strict=True):
+    columns: dict[str, list[int]] = {}
+    for i, (info, microseconds) in enumerate(zip(infos, times, strict=True)):
         # a layout row of a layer is shown on its own: it is what the layer would not cost elsewhere
-        moved = info.phase == "layout" and info.layer in facts
+        moved = info.phase == "layout" and "op" in facts.get(info.layer, {})
         name = f"{info.layer} (layout)" if moved else info.layer
         cost = found.get(name)
         if cost is None:
@@ -313,11 +264,41 @@ def _layers(net: Any, infos: Sequence[Any], times: Any) -> list[LayerCost]:
                 parameters=int(known.get("parameters", 0)),
                 shape=None if known.get("shape") is None else tuple(known["shape"]))
             cost.bytes.update({kind: int(n) for kind, n in known.get("bytes", {}).items()})
-        if info.phase != "update":   # what is neither forward nor backward counts where it happens
-            column = COLUMN.get(info.phase, column)
-        target = "update_us" if info.phase == "update" else column
-        setattr(cost, target, getattr(cost, target) + float(microseconds))
+        part = "forward" if info.part == "loss" else info.part
+        for target in (f"{part}_us", "backward_us") if part.startswith("backward") else (f"{part}_us",):
+            setattr(cost, target, getattr(cost, target) + float(microseconds))
+        cost.moved[part] += info.reads + info.writes
+        if cost.macs and multiplies(info.kernel, part) and part not in (cost.passes or ()):
+            cost.passes = (*(cost.passes or ()), part)
+        columns.setdefault(name, []).append(i)
+    for name, cost in found.items():
+        cost.passes = cost.passes or ()
+        cost.spread = _spread(calls[:, columns[name]].sum(axis=1))
     return list(found.values())
+
+
+def _memory(net: Any, program: str, layers: Sequence[LayerCost]) -> MemoryPlan:
+    """The plan of the program, and in `layers` what each of them holds at its peak."""
+    begin, blocks = net.blocks(program)
+    memory = net.memory
+    plan = MemoryPlan(memory.arena, memory.lower_bound, memory.parameters, memory.state, begin,
+                      [BlockCost(b.layer, b.name, b.kind, b.bytes, b.offset, b.first, b.last) for b in blocks])
+    live = plan.live(len(net._programs[program][0].infos))
+    if live:
+        peak = live.index(max(live))
+        by_name = {layer.name: layer for layer in layers}
+        for block in blocks:
+            if block.first <= peak <= block.last and block.layer in by_name:
+                by_name[block.layer].peak_bytes += block.bytes
+    return plan
+
+
+def _graph(net: Any, program: str) -> list[GraphNode]:
+    """The network's layers and what each reads."""
+    fused = net.fused(program)
+    makers = {tensor: node.name for node in net.graph.nodes for tensor in node.outputs}
+    return [GraphNode(node.name, node.op, tuple(makers.get(tensor, tensor) for tensor in node.inputs),
+                      tuple(net.shapes[node.outputs[0]]), fused.get(node.name)) for node in net.graph.nodes]
 
 
 def _conditions(net: Any, steps: bool, measured: int) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_a_quantized_convolution(dtype, channels_last, tmp_path):
     assert export_onnx(net) == tiny
     net.save(tmp_path / "q.mcnn")
     np.testing.assert_array_equal(mc.load(tmp_path / "q.mcnn").compile(batch=5).predict(x), y)
-    assert [info.layer for info, _ in net.timed_predict(x[:2])].count("quantize") == 1
+    assert [info.layer for info in net.rows("predict")].count("quantize") == 1
 
 
 def test_there_and_back_is_one_step():
@@ -121,7 +121,7 @@ def test_there_and_back_is_one_step():
     net = mc.load_onnx(tiny).compile(batch=2)
     assert [one.op for one in net.graph.nodes].count("DequantizeLinear") == 2
     x = halves(2, 3, 40)
-    kinds = [info.layer for info, _ in net.timed_predict(x) if info.kernel == "quantize.linear"]
+    kinds = [info.layer for info in net.rows("predict") if info.kernel == "quantize.linear"]
     assert kinds == ["quantize", "again", "otherwise"]
     np.testing.assert_array_equal(net.predict(x), onnxruntime_outputs(tiny, {"x": x})["y"])
 

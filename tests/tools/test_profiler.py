@@ -1,5 +1,4 @@
 """The profiler: what it measures, how rows become layers, and its files."""
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +6,7 @@ import pytest
 
 import microcnn as mc
 from microcnn.tools import profiler
-from microcnn.tools.profiler import LayerCost, Profile, Run
+from microcnn.tools.profile_data import KINDS
 
 from .command_line import small_graph
 
@@ -31,7 +30,7 @@ def test_a_training_step(net):
     convolution = next(layer for layer in measured.layers if layer.op == "Conv2d")
     assert convolution.forward_us > 0 and convolution.backward_us > 0 and convolution.update_us > 0
     assert convolution.macs == 8 * 8 * 4 * 9 and convolution.parameters == 40
-    assert set(profiler.KINDS) <= set(convolution.bytes)
+    assert set(KINDS) <= set(convolution.bytes)
     assert len(layers) == len(measured.layers)
     assert measured.total_us == pytest.approx(
         sum(layer.total_us for layer in measured.layers) + measured.unaccounted_us)
@@ -72,24 +71,131 @@ def test_from_a_file(tmp_path):
     assert mc.profile(tmp_path / "m.mcnn", repeats=2).total_us > 0
 
 
+def info(layer, op, part, reads=0, writes=0, phase=None):
+    return SimpleNamespace(layer=layer, op=op, phase=phase or part.partition("_")[0], part=part, kernel="file.kernel",
+                           reads=reads, writes=writes)
+
+
 def test_rows_become_layers():
-    """Rows of one layer are summed up by phase; loss and layout rows stand for themselves."""
-    rows = [("layout", "layout", "layout", 1), ("conv", "Conv2d", "forward", 10), ("conv", "Conv2d", "layout", 2),
-            ("relu", "Relu", "forward", 3), ("loss", "cross_entropy", "loss", 4), ("conv", "Conv2d", "layout", 7),
-            ("relu", "Relu", "backward", 5), ("conv", "Conv2d", "backward", 20), ("conv", "Conv2d", "prepare", 8),
-            ("conv", "Conv2d", "update", 6)]
-    infos = [SimpleNamespace(layer=layer, op=op, phase=phase) for layer, op, phase, _ in rows]
+    """Rows of one layer are summed up by part; loss and layout rows stand for themselves."""
+    rows = [(info("layout", "layout", "forward", phase="layout"), 1), (info("conv", "Conv2d", "forward", 40, 10), 10),
+            (info("conv", "Conv2d", "forward", 7, 7, phase="layout"), 2), (info("relu", "Relu", "forward"), 3),
+            (info("loss", "cross_entropy", "loss"), 4), (info("conv", "Conv2d", "backward_weight", phase="layout"), 7),
+            (info("relu", "Relu", "backward_input"), 5), (info("conv", "Conv2d", "backward_input", 1, 2), 20),
+            (info("conv", "Conv2d", "backward_weight", 3, 4), 8), (info("conv", "Conv2d", "update", 5, 5), 6)]
     facts = {"conv": {"op": "Conv2d", "macs": 9, "parameters": 2, "bytes": {"state": 5}, "shape": (1, 2)},
              "relu": {"op": "Relu", "macs": 0, "parameters": 0, "bytes": {}, "shape": (1, 2)},
              "folded": {"op": "BatchNorm2d", "macs": 0, "parameters": 4, "bytes": {}, "shape": (1, 2)}}
     net = SimpleNamespace(layer_facts=lambda: facts)
-    found = {layer.name: layer for layer in profiler._layers(net, infos, [us for *_, us in rows])}
+    times = [us for _, us in rows]
+    calls = np.array([times, times, [2 * us for us in times]]) * 1e3
+    found = {layer.name: layer for layer in profiler._layers(net, [one for one, _ in rows], times, calls)}
     assert list(found) == ["layout", "conv", "conv (layout)", "relu", "loss"]
-    assert [getattr(found["conv"], key) for key in NUMBERS] == [10, 28, 6]
-    assert [getattr(found["conv (layout)"], key) for key in NUMBERS] == [2 + 7, 0, 0]
+    conv = found["conv"]
+    assert [getattr(conv, key) for key in NUMBERS] == [10, 28, 6]
+    assert (conv.backward_input_us, conv.backward_weight_us) == (20, 8)
+    assert conv.moved == {"forward": 50, "backward_input": 3, "backward_weight": 7, "update": 10}
+    assert (conv.spread.min, conv.spread.p50) == (44, 44) and 44 < conv.spread.p90 < 88
+    assert [getattr(found["conv (layout)"], key) for key in NUMBERS] == [2, 7, 0]
     assert [getattr(found["relu"], key) for key in NUMBERS] == [3, 5, 0]
-    assert found["loss"].op == "cross_entropy" and found["loss"].macs == 0
-    assert found["conv"].bytes == {**dict.fromkeys(profiler.KINDS, 0), "state": 5}
+    assert found["loss"].op == "cross_entropy" and found["loss"].macs == 0 and found["loss"].forward_us == 4
+    assert conv.bytes == {**dict.fromkeys(KINDS, 0), "state": 5}
+
+
+def test_parts_of_a_step(net):
+    """Every trained layer has both gradients apart, but the first needs none of its input."""
+    measured = mc.profile(net, *batch(), repeats=3)
+    parts = {(row.layer, row.part) for row in measured.rows}
+    first, last = measured.layers[1].name, "linear1"
+    assert {(first, "forward"), (first, "backward_weight"), (last, "backward_input"), (last, "backward_weight")} <= parts
+    assert (first, "backward_input") not in parts and ("loss", "loss") in parts
+    assert any(part == "update" for _, part in parts)
+    linear = next(layer for layer in measured.layers if layer.name == last)
+    assert linear.backward_us == pytest.approx(linear.backward_input_us + linear.backward_weight_us)
+    assert linear.flops(4) == 3 * 2 * 4 * linear.macs and linear.gflops(4) > 0
+
+
+def test_what_rows_move(net):
+    """A copy of the input is read and written once; the linear layer reads its weights."""
+    measured = mc.profile(net, *batch(), repeats=3)
+    rows = {row.kernel: row for row in measured.rows}
+    assert rows["layout.input"].reads == rows["layout.input"].writes == 4 * 64 * 4
+    forward = next(row for row in measured.rows if row.layer == "linear1" and row.part == "forward")
+    assert forward.reads >= 4 * (3 * 64 + 3 + 4 * 64) and forward.writes == 4 * 4 * 3
+
+
+def test_the_plan_comes_along(net):
+    measured = mc.profile(net, *batch(), repeats=3)
+    run = measured.runs[0]
+    assert (run.memory.arena, run.memory.lower_bound) == (net.memory.arena, net.memory.lower_bound)
+    live = run.memory.live(len(run.rows))
+    assert run.memory.begin + max(live) <= run.memory.arena
+    assert all(0 <= block.first <= block.last < len(run.rows) for block in run.memory.blocks)
+    at_once = [(one, other) for one in run.memory.blocks for other in run.memory.blocks
+               if one is not other and one.first <= other.last and other.first <= one.last]
+    assert at_once and all(one.offset + one.bytes <= other.offset or other.offset + other.bytes <= one.offset
+                           for one, other in at_once)
+    held = sum(block.bytes for block in run.memory.blocks
+               if block.first <= live.index(max(live)) <= block.last and block.layer in {layer.name for layer in run.layers})
+    assert sum(layer.peak_bytes for layer in run.layers) == held > 0
+    for layer in net.memory.layers:
+        for row in (row for row in run.layers if row.name == layer.name):
+            assert (row.bytes["activations"], row.bytes["gradients"]) == (layer.activations, layer.gradients)
+
+
+def test_the_graph_comes_along(net):
+    nodes = {node.op: node for node in mc.profile(net, *batch(), repeats=2).runs[0].graph}
+    assert nodes["Relu"].ran_in is not None and nodes["Conv2d"].ran_in is None
+    assert nodes["Conv2d"].inputs == ("input",) and nodes["Conv2d"].shape == (4, 8, 8)
+    assert nodes["Linear"].inputs == (nodes["Flatten"].name,)
+
+
+def test_confidence():
+    """The rank rule for a median of 100 calls: 40.2 and 59.8, that is values 40 and 60."""
+    calls = np.arange(100.0)[:, None] + 1000
+    assert profiler.confidence(calls, calls) == pytest.approx(10 / 1049.5)
+    still = np.full((50, 1), 1000.0)
+    assert profiler.confidence(still, still) == 0
+    # a row of 1% of the whole does not count, however it varies
+    small = np.where(np.arange(50) % 2, 1.0, 10.0)[:, None]
+    assert profiler.confidence(still, np.concatenate([still, small], axis=1)) == 0
+
+
+def test_measuring_ends_when_the_figures_stand(monkeypatch, net):
+    monkeypatch.setattr(profiler, "confidence", lambda wholes, timed: 0.01)
+    monkeypatch.setattr(profiler, "LEAST_SHARE", 0)
+    assert mc.profile(net, *batch(), seconds=1000).conditions["repeats"] == profiler.LEAST_CALLS
+
+
+def test_the_clock_is_measured_and_taken_off(monkeypatch, net):
+    assert 1 < profiler.clock_nanoseconds() < 10_000
+    monkeypatch.setattr(profiler, "clock_nanoseconds", lambda: 1e12)
+    measured = mc.profile(net, *batch(), repeats=3)
+    assert all(row.us == 0 for row in measured.rows) and measured.conditions["clock_ns"] == 1e12
+
+
+def test_cold_caches(net, monkeypatch):
+    monkeypatch.setattr(profiler, "COLD_BYTES", 4096)
+    measured = mc.profile(net, *batch(), repeats=2, cold=True)
+    assert measured.conditions["caches"] == "cold"
+    assert mc.profile(net, *batch(), repeats=2).conditions["caches"] == "warm"
+
+
+def test_ctrl_c_keeps_what_was_measured(net):
+    def tick(share):
+        if share >= 0.3:
+            raise KeyboardInterrupt
+    before = net.parameters()
+    measured = mc.profile(net, *batch(), repeats=10, tick=tick)
+    assert measured.conditions["repeats"] == 3 and measured.conditions["interrupted"]
+    assert net.lr == 0.01
+    for name, array in net.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_network_profiles_itself(net):
+    measured = net.profile(*batch(), repeats=2)
+    assert isinstance(measured, mc.Profile) and measured.conditions["train"] is True
 
 
 def test_typical_rows_add_up_to_a_typical_whole():
@@ -112,37 +218,6 @@ def test_what_python_does_around_the_program_is_a_line():
     measured = mc.profile(small_graph(), batch=2, repeats=20)
     call = measured.layers[-1]
     assert (call.name, call.op) == ("call", "python") and 0 < call.forward_us < measured.total_us
-
-
-def test_save_and_load(tmp_path):
-    def made(batch):
-        return Run({"batch": batch, "dtype": "float32", "train": True, "threads": 1, "instruction_set": "sse"}, 100.0,
-                   [LayerCost("a", "Conv2d", 10.0, 20.0, 5.0, 100, 7, (4, 2, 2)), LayerCost("loss", "mse", 1.5)])
-
-    for profile in (Profile([made(1)]), Profile([made(1), made(8)])):
-        profile.save(tmp_path / "p.json")
-        assert Profile.load(tmp_path / "p.json") == profile
-    data = json.loads((tmp_path / "p.json").read_text())
-    assert data["schema"] == "microcnn.profile/1" and len(data["runs"]) == 2
-    first = data["runs"][0]
-    assert first["total_us"] == 100 and first["unaccounted_us"] == 63.5
-    assert first["layers"][0] == {"name": "a", "op": "Conv2d", "forward_us": 10, "backward_us": 20, "update_us": 5,
-                                  "macs": 100, "parameters": 7, "shape": [4, 2, 2],
-                                  "bytes": dict.fromkeys(profiler.KINDS, 0)}
-    assert str(profile).count("whole call") == 2
-
-
-@pytest.mark.parametrize(("content", "text"), [
-    (None, "cannot be read"), ("{", "no valid JSON"), ("[]", "schema is None"), ('{"schema": "other/9"}', "'other/9'"),
-    ('{"schema": "microcnn.profile/1"}', "missing or wrong"),
-    ('{"schema": "microcnn.profile/1", "conditions": {}, "total_us": "x", "layers": []}', "missing or wrong"),
-])
-def test_files_that_are_no_profile(tmp_path, content, text):
-    path = tmp_path / "p.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(mc.FileError, match=text):
-        mc.Profile.load(path)
 
 
 def test_bad_arguments(net):

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import time
+from dataclasses import asdict
 from typing import Any
 
 from microcnn.threads import usable_cpus
@@ -18,6 +19,8 @@ from . import options
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     options.add_threads(parser)
+    parser.add_argument("--measure", action="store_true", help="measure what the processor and the memory can do at most, and "
+                        "keep it for profiles on this device (a few seconds)")
     options.add_json(parser)
 
 
@@ -25,6 +28,8 @@ def run_doctor(args: argparse.Namespace, terminal: Terminal) -> int:
     """Show versions, CPU, compiler target, threads, cache and a self test; 1 where something is wrong."""
     options.set_threads(args.threads)
     report = examine()
+    if args.measure:
+        report["roofs"] = _guarded(lambda: {"measured": _measure(terminal)}, report["problems"])
     if args.json:
         terminal.say(json.dumps(report, indent=1))
     else:
@@ -33,6 +38,16 @@ def run_doctor(args: argparse.Namespace, terminal: Terminal) -> int:
             terminal.say(f"problem: {problem}")
         terminal.say("everything is in order" if not report["problems"] else "")
     return 1 if report["problems"] else 0
+
+
+def _measure(terminal: Terminal) -> list[dict[str, Any]]:
+    """The roofs of one thread and of as many as are set."""
+    import microcnn as mc
+
+    from ..roofline import measure
+    with terminal.progress(100, "measuring") as bar:
+        found = measure(sorted({1, mc.get_num_threads()}), tick=lambda done, count: bar.show(100 * done // count))
+    return [asdict(one) for one in found]
 
 
 def examine() -> dict[str, Any]:
@@ -147,6 +162,9 @@ def _lines(report: dict[str, Any]) -> Any:
             ("total", "in all"), ("available", "available"), ("process", "this process")) if key in memory)
     if report["load_average"] is not None:
         yield "load average", report["load_average"]
+    for roof in report.get("roofs", {}).get("measured", ()):
+        yield f"at most, {roof['threads']} thread{'s' if roof['threads'] > 1 else ''}", \
+            f"{roof['peak_gflops']:.0f} GFLOP/s of multiply-adds, {roof['bandwidth_gbs']:.1f} GB/s from memory"
     test = report["self_test"]
     if "error" in test:
         yield "self test", f"{'passed' if test['passed'] else 'FAILED'}: error {test['error']:.1e}, {test['seconds']} s"

@@ -10,7 +10,7 @@ import microcnn as mc
 from microcnn.tools.bench import kernels
 from microcnn.tools.bench.__main__ import main
 from microcnn.tools.bench.models import MODELS, folded, macs_of
-from microcnn.tools.bench.peak import Peak
+from microcnn.tools.peak import Peak
 
 TRAIN = {"train": "all", "loss": "cross_entropy", "optimizer": mc.SGD(lr=1e-3, momentum=0.9), "bn": "batch"}
 
