@@ -109,7 +109,8 @@ class Bound(Planned):
     @contextlib.contextmanager
     def _timing(self) -> Iterator[list[np.ndarray]]:
         """Within, programs run through the timed executor, and the marks of each run come into the list."""
-        self._marks = marks = []
+        marks: list[np.ndarray] = []
+        self._marks = marks
         try:
             yield marks
         finally:

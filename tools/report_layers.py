@@ -134,14 +134,20 @@ def _rates(value: float) -> tuple[float, str]:
     return finite(value), rate_of(value)
 
 
+def _fused(run: Run, layer: LayerCost) -> tuple[float, str]:
+    names = brief(", ".join(map(str, layer.fused)), TOLD_MOST)
+    return len(layer.fused), f'<span title="{names}">{len(layer.fused)}</span>' if layer.fused else ABSENT
+
+
 def _columns(run: Run) -> list[tuple[str, Cell]]:
     """Headings and what stands below them: a value to sort by, and its text."""
     columns: list[tuple[str, Cell]] = [
         ("Operation", lambda run, layer: (None, brief(layer.op))),
-        ("Output", lambda run, layer: (None, brief(shape_of(layer.shape)) or ABSENT))]
-    columns += [(title.replace(" (backward)", ""), _times(part)) for part, _, title in segments_used(run)]
-    if len(columns) > 3:
-        columns.append(("total", _times("total")))
+        ("Output", lambda run, layer: (None, brief(shape_of(layer.shape)) or ABSENT)),
+        ("fused", _fused)]
+    parts = segments_used(run)
+    columns += [(title.replace(" (backward)", ""), _times(part)) for part, _, title in parts]
+    columns += [("total", _times("total"))] if len(parts) > 1 else []
     columns += [
         ("share", lambda run, layer: (layer.total_us, share_of(layer.total_us, run.total_us))),
         ("median", lambda run, layer: (layer.spread.p50, time_of(layer.spread.p50) if layer.spread.p50 else ABSENT)),
@@ -179,10 +185,8 @@ def _heading(run: Run, title: str, cell: Cell) -> str:
 
 
 def _table_row(run: Run, layer: LayerCost, columns: Iterable[tuple[str, Cell]]) -> str:
-    names = brief(", ".join(map(str, layer.fused)), TOLD_MOST)
-    fused = f' <span class="op" title="{names}">+ {len(layer.fused)} fused</span>' if layer.fused else ""
     cells = []
     for _, cell in columns:
         value, text = cell(run, layer)
         cells.append(f"<td>{text}</td>" if value is None else f'<td class="number" data-v="{value:.6g}">{text}</td>')
-    return f'<tr><th scope="row">{named(layer.name, TABLE_NAME)}{fused}</th>{"".join(cells)}</tr>'
+    return f'<tr><th scope="row">{named(layer.name, TABLE_NAME)}</th>{"".join(cells)}</tr>'

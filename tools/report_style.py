@@ -153,7 +153,6 @@ th,td{text-align:left;padding:.32rem .75rem;border-bottom:1px solid var(--grid);
 thead th{border-bottom:1px solid var(--edge);vertical-align:bottom;font-weight:600;background:var(--page)}
 th:first-child{position:sticky;left:0;background:var(--page);padding-left:0;min-width:17rem;max-width:26rem;white-space:normal}
 tbody th{font-weight:500}
-th .op{font-weight:400;white-space:nowrap}
 .number{text-align:right}
 
 th button{all:unset;cursor:pointer}

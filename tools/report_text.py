@@ -43,7 +43,7 @@ def named(name: Any, most: int = NAME_MOST) -> str:
     text = plain(name)
     shown = short(text, most)
     title = "" if shown == text else f' title="{escaped(text)}"'
-    return f'<span class="name"{title}>{escaped(shown).replace("/", "/<wbr>")}</span>'
+    return f'<span class="name"{title}>{escaped(shown[:1])}{escaped(shown[1:]).replace("/", "/<wbr>")}</span>'
 
 
 def brief(value: Any, most: int = OTHER_MOST) -> str:

@@ -578,9 +578,10 @@ def test_the_table_has_all_figures():
             for row in table.all("tbody")[0].all("tr")}
     mid = {head: cell.text.replace("\u00a0\u00b5s", "") for head, cell in rows["mid"].items()}
     assert [mid[head] for head in ("Layer", "Operation", "forward", "dX", "dW", "update", "total", "share")] == [
-        "mid + 1 fused", "Conv2d", "30.0", "40.0", "25.0", "2.0", "97.0", "32.3%"]
+        "mid", "Conv2d", "30.0", "40.0", "25.0", "2.0", "97.0", "32.3%"]
     assert mid["multiply-adds"] == "1.60\u00a0M" and mid["bound by"] == "compute"
     assert rows["fc"]["bound by"].text == "bandwidth"
+    assert rows["mid"]["fused"].all("span")[0].attributes["title"] == "bn" and mid["fused"] == "1"
     assert rows["fc"]["99% below"].text == "17.0\u00a0\u00b5s" and rows["fc"]["dX"].attributes["data-v"] == "5"
     assert table.above.attributes["class"] == "scroll" and table.above.attributes["tabindex"] == "0"
 
