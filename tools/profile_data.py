@@ -246,6 +246,8 @@ class Run:
                                            "bytes"), shape=_tuple(entry.get("shape")), fused=tuple(entry.get("fused", ())),
                         passes=_tuple(entry.get("passes")),
                         spread=_spread(entry)) for entry in data["layers"]]
+        if not isinstance(data["conditions"].get("batch", 1), int):
+            raise TypeError(f"batch is {data['conditions']['batch']!r}, no whole number")
         memory, machine, graph = data.get("memory"), data.get("machine"), data.get("graph", ())
         return cls(
             dict(data["conditions"]), float(data["total_us"]), layers, _spread(data),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ CLOCK_READINGS = 2000
 def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: Any = None, loss: Any = "auto",
             optimizer: Any = None, bn: str = "frozen", dtype: str = "float32", threads: int | None = None,
             input_shapes: dict[str, tuple[int, ...]] | None = None, seconds: float = 1.0,
-            repeats: int | None = None, cold: bool = False, machine: bool = False, tick: Any = None) -> Profile:
+            repeats: int | None = None, cold: bool = False, machine: bool = False, name: str | None = None,
+            tick: Any = None) -> Profile:
     """Measure what each layer of a model costs.
 
     model        a Net; or a Graph or the path of a model, which is compiled with batch, train, loss, optimizer, bn,
@@ -55,6 +57,7 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
     repeats      how many pairs of calls instead
     cold         whether each call finds caches that other numbers have gone through
     machine      whether to measure what the machine can do at most, once, where it is not known yet (roofline.py)
+    name         what the profile calls the model; None: the file's name, or the graph's
     tick         called with the share that is done, 0..1
 
     A Net that trains is measured in train_step with a learning rate of 0, and is afterwards as it was before.
@@ -77,6 +80,7 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
         if not hasattr(graph, "nodes"):
             from .loading import load_model
             graph = load_model(model, list((input_shapes or {}).items()))
+            name = name or file_name(model)
         if train is not None and loss == "auto":
             loss = default_loss(graph.shapes(input_shapes), graph.outputs)
         if train is not None and optimizer is None:
@@ -94,10 +98,17 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
     elif steps and t is None:
         raise DataError("a network that trains is profiled in train_step: give the targets t with x, or neither")
     run = _measure(net, x, t, steps, seconds, repeats, cold, tick, compiled)
+    run.conditions["model"] = name or net.graph.name
     run.machine = roofline.kept(mc.get_num_threads(), net.dtype.name)
     if run.machine is None and machine and not run.conditions["interrupted"]:
         run.machine = roofline.measure([mc.get_num_threads()], net.dtype.name)[0]
     return Profile([run])
+
+
+def file_name(path: Any) -> str:
+    """What to call the model in a file: its name without the ending, or its folder's where that is just "model"."""
+    path = Path(path).resolve()
+    return path.parent.name if path.stem == "model" and path.parent.name else path.stem
 
 
 def clock_nanoseconds() -> float:
@@ -304,7 +315,7 @@ def _graph(net: Any, program: str) -> list[GraphNode]:
 def _conditions(net: Any, steps: bool, measured: int) -> dict[str, Any]:
     """What was measured, and on what."""
     facts = conditions_of_machine()
-    facts.update(model=net.graph.name, batch=net.batch, dtype=net.dtype.name, train=bool(steps), repeats=measured)
+    facts.update(batch=net.batch, dtype=net.dtype.name, train=bool(steps), repeats=measured)
     if steps:
         facts.update(loss=_name(net.loss), optimizer=_name(net.optimizer), bn=net.bn,
                      trained=sorted(net.trained))

@@ -177,7 +177,7 @@ def _figure(run: Run, machine: Machine, layers: Sequence[LayerCost]) -> str:
             f'aria-hidden="true">{axis}</svg><svg class="area" height="{height:g}" role="img" aria-label="{escaped(label)}">'
             f'{_grid(across, up)}{_roofs(corners)}{dots}{labels}</svg></div>'
             f'<figcaption>The roofs were measured with {counted(machine.threads, "thread")} in {brief(machine.dtype)}.'
-            f'{_above(run, layers)}</figcaption>{_ranks(run, points)}</figure>')
+            f'{_above(run, layers)}</figcaption></figure>\n{_ranks(run, points)}')
 
 
 def _above(run: Run, layers: Sequence[LayerCost]) -> str:

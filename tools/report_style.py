@@ -183,10 +183,10 @@ th:first-child{min-width:9.5rem;max-width:9.5rem}
 body{font-size:10pt}
 header,main,nav,footer{max-width:none;padding-left:0;padding-right:0}
 .pick+label,nav,#tip{display:none}
-h2,h3,section>p,.legend{break-after:avoid}
+h2,h3,h2+p,h3+p,.legend,.unit{break-after:avoid}
 section[id$=-table]{page:across}
 .answers{grid-template-columns:repeat(3,1fr)}
-figure,.answers>div,tr,p{break-inside:avoid}
+figure,.plot,.answers>div,tr,p{break-inside:avoid}
 .graph{columns:2}
 .scroll{overflow:visible}
 table{font-size:6.5pt}

@@ -71,6 +71,7 @@ def test_a_file_of_the_first_version(tmp_path):
     ('{"schema": "microcnn.profile/1", "runs": 3}', "missing or wrong"),
     ('{"schema": "microcnn.profile/1", "conditions": {}, "total_us": "x", "layers": []}', "missing or wrong"),
     ('{"schema": "microcnn.profile/1", "conditions": {}, "total_us": 1, "layers": [3]}', "missing or wrong"),
+    ('{"schema": "microcnn.profile/1", "conditions": {"batch": "8"}, "total_us": 1, "layers": []}', "batch is '8'"),
     ('{"schema": "microcnn.profile/1", "conditions": {}, "total_us": 1, "layers": [{"name": "a", "op": "b", "forward_us": "x",'
      ' "backward_us": 0, "update_us": 0, "macs": 0, "parameters": 0, "bytes": {}}]}', "forward_us is 'x', no number"),
 ])

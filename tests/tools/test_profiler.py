@@ -68,7 +68,10 @@ def test_rows_make_up_the_whole():
 
 def test_from_a_file(tmp_path):
     small_graph().save(tmp_path / "m.mcnn")
-    assert mc.profile(tmp_path / "m.mcnn", repeats=2).total_us > 0
+    measured = mc.profile(tmp_path / "m.mcnn", repeats=2)
+    assert measured.total_us > 0 and measured.conditions["model"] == "m"
+    assert mc.profile(small_graph(), repeats=2).conditions["model"] == small_graph().name
+    assert profiler.file_name("nets/resnet8/model.onnx") == "resnet8"
 
 
 def info(layer, op, part, reads=0, writes=0, phase=None):

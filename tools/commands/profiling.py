@@ -54,7 +54,7 @@ def run_profile(args: argparse.Namespace, terminal: Terminal) -> int:
         raise CompileError("profile needs MODEL, or --compare with two files that --json wrote")
     from ..profile_data import Profile
     from ..profile_table import check_sort
-    from ..profiler import profile
+    from ..profiler import file_name, profile
     check_sort(args.sort)
     _check_files(args)
     options.set_threads(max((n for n in args.threads if n is not None), default=None))   # numba cannot get more later
@@ -72,7 +72,7 @@ def run_profile(args: argparse.Namespace, terminal: Terminal) -> int:
             try:
                 measured = profile(graph, batch=batch, train=args.train, loss=args.loss, bn=args.bn, dtype=args.dtype,
                                    threads=threads, input_shapes=shapes, seconds=args.seconds, repeats=args.repeats,
-                                   cold=args.cold, machine=True, tick=tick)
+                                   cold=args.cold, machine=True, name=file_name(args.model), tick=tick)
             except KeyboardInterrupt:
                 interrupted = True
                 break
