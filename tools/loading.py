@@ -58,6 +58,8 @@ def check_writable(path: Any) -> None:
     path = Path(path)
     if path.is_dir():
         raise FileError(f"{path}: is a folder; expected the name of a file")
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path}: is not a regular file; expected the name of a file")
     folder = path.parent
     if not folder.is_dir():
         raise FileError(f"{path}: the folder {folder} does not exist; make it first")

@@ -10,6 +10,7 @@ from microcnn.errors import DataError
 
 from .profile_data import KINDS, PARTS, LayerCost, MemoryPlan, Profile, Run, Spread
 from .profile_table import (
+    LONGEST_NAME,
     PLAIN_GAP,
     WIDEST_GAP,
     Column,
@@ -121,7 +122,7 @@ class RunComparison:
         return fitted.columns, fitted.rows, wrapped(self._title(), width)
 
     def below(self, width: int | None = None) -> str:
-        """What to say below the table of columns_and_rows: columns left out, memory, notes."""
+        """What to say below the table of columns_and_rows: columns left out, memory, what a verdict says, notes."""
         return self._below(self._fitted(width, WIDEST_GAP), width)
 
     def table(self, width: int | None = None) -> str:
@@ -155,6 +156,8 @@ class RunComparison:
         changed = [f"{kind.replace('_', ' ')} {bytes_text(before)} -> {bytes_text(after)} ({_signed_bytes(after - before)})"
                    for kind, (before, after) in self.memory.items() if before != after]
         lines = [f"memory: {', '.join(changed) or 'the same'}"] if self.memory else []
+        if any(column.lstrip(">") == "verdict" for column in fitted.columns):
+            lines.append("verdict: blank where the difference is within the noise")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(filter(None, (left_out_text(fitted, width), wrapped("\n".join(lines), width))))
 
@@ -177,7 +180,7 @@ class RunComparison:
             columns.insert(6, column("bytes", lambda change: _signed_bytes(change.bytes_difference)
                                      if change.bytes_difference else "", 0))
         names, fused = [change.name for change in changes], [()] * len(changes)
-        return fit("layer", lambda most: labels(names, fused, most), columns, width, gap)
+        return fit("layer", lambda most: labels(names, fused, most or LONGEST_NAME), columns, width, gap)
 
 
 @dataclass
@@ -240,24 +243,25 @@ def noise_us(before_us: float, before: Spread, after: Spread, clock_us: float = 
     """Up to which difference, in microseconds, two times are taken for the same: the largest of
 
     - 5% of the time before,
-    - what both measurements vary, sqrt(h1**2 + h2**2), where h is half of what lies between a spread's min and p90, that is
-      ((p50 - min) + (p90 - p50)) / 2,
+    - what both measurements vary, sqrt(h1**2 + h2**2), where h is what lies between a spread's min and its p50: above that it
+      is the machine's other work that varies, which the times leave out,
     - one reading of the clock, where that is given.
 
     A spread that is missing (p50 is 0, as in old files, or where nothing took any time) is taken to be as wide as the other
     one; where both are, the rest decides. What Python does around the program has no spread of its own: it is taken to vary
     as the whole call does.
     """
-    halves = [_half_width(spread) for spread in (before, after)]
-    known = [half for half in halves if half is not None]
-    first, second = (half if half is not None else known[0] if known else 0.0 for half in halves)
+    widths = [_below_median(spread) for spread in (before, after)]
+    known = [width for width in widths if width is not None]
+    first, second = (width if width is not None else known[0] if known else 0.0 for width in widths)
     return max(LEAST_SHARE * abs(before_us), math.hypot(first, second), clock_us)
 
 
-def _half_width(spread: Spread) -> float | None:
+def _below_median(spread: Spread) -> float | None:
+    """How far the shortest time lies below the median, where that is known."""
     if spread.p50 <= 0:
         return None
-    return (max(spread.p50 - spread.min, 0.0) + max(spread.p90 - spread.p50, 0.0)) / 2
+    return max(spread.p50 - spread.min, 0.0)
 
 
 def _trains(run: Run) -> bool:

@@ -2,12 +2,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from microcnn.errors import FileError
 from microcnn.files import atomic_write
 
 SCHEMA = "microcnn.profile/1"
@@ -18,6 +15,10 @@ PARTS = ("forward", "backward_input", "backward_weight", "update")
 MULTIPLIES = ("forward", "backward_input", "backward_weight")
 BESIDE = ("layout", "movement", "widen", "activation", "elementwise", "batchnorm_fold", "quantize")
 BESIDE_ALL = ("flip", "turn", "transpose", "weight", "backward_bias")
+
+# Shares of a roof: with half of its multiply-add units busy a layer is bound by them whatever it moves; with less than a fifth
+# of either roof by neither; and what moves more than memory can, within what is measured, has it from a cache.
+BUSY, IDLE, FROM_MEMORY = 0.5, 0.2, 1.15
 
 
 def multiplies(kernel: str, part: str) -> bool:
@@ -110,8 +111,10 @@ class LayerCost:
 
     @property
     def gbs(self) -> float:
-        """Bytes moved a second, in thousands of millions."""
-        return self.bytes_moved / self.total_us / 1e3 if self.total_us > 0 else 0.0
+        """Bytes moved a second, in thousands of millions, over the parts that multiply, or all parts where none does."""
+        parts = self.multiplying if self.macs and self.multiplying else PARTS
+        took = sum(self.part_us(part) for part in parts)
+        return sum(self.moved.get(part, 0) for part in parts) / took / 1e3 if took > 0 else 0.0
 
     def intensity(self, batch: int) -> float:
         """Operations for each byte moved."""
@@ -214,13 +217,19 @@ class Run:
         return {layer.name: layer for layer in self.layers}[name]
 
     def bound_by(self, layer: LayerCost) -> str:
-        """"compute" or "bandwidth": the nearer roof, where the machine was measured; else ""."""
+        """"compute" or "bandwidth": the roof that holds the layer down, where the machine was measured.
+
+        "" where none does: far below both overhead counts, and what is quicker than memory has its numbers in a cache.
+        """
         if self.machine is None or layer.total_us <= 0 or not layer.bytes_moved:
             return ""
-        return "compute" if layer.intensity(self.batch) >= self.machine.ridge else "bandwidth"
+        compute, memory = layer.gflops(self.batch) / self.machine.peak_gflops, layer.gbs / self.machine.bandwidth_gbs
+        if compute >= BUSY or (compute >= IDLE and layer.intensity(self.batch) >= self.machine.ridge):
+            return "compute"
+        return "bandwidth" if IDLE <= memory <= FROM_MEMORY else ""
 
     def of_roof(self, layer: LayerCost) -> float:
-        """The share of what the nearer roof allows that the layer reaches; 0 where that is not known."""
+        """The share of the roof that holds the layer down which it reaches; 0 where none does."""
         kind = self.bound_by(layer)
         if self.machine is None or not kind:
             return 0.0
@@ -239,48 +248,10 @@ class Run:
             "graph": [asdict(node) for node in self.graph],
             "machine": None if self.machine is None else asdict(self.machine)})
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Run:
-        """A run from what as_dict made; KeyError, TypeError or ValueError where something is missing or wrong."""
-        layers = [_made(LayerCost, entry, ("name", "op", "forward_us", "backward_us", "update_us", "macs", "parameters",
-                                           "bytes"), shape=_tuple(entry.get("shape")), fused=tuple(entry.get("fused", ())),
-                        passes=_tuple(entry.get("passes")),
-                        spread=_spread(entry)) for entry in data["layers"]]
-        if not isinstance(data["conditions"].get("batch", 1), int):
-            raise TypeError(f"batch is {data['conditions']['batch']!r}, no whole number")
-        memory, machine, graph = data.get("memory"), data.get("machine"), data.get("graph", ())
-        return cls(
-            dict(data["conditions"]), float(data["total_us"]), layers, _spread(data),
-            [_made(RowCost, entry, ("layer", "part", "us"), spread=_spread(entry)) for entry in data.get("rows", ())],
-            None if memory is None else _made(MemoryPlan, memory, ("arena", "begin"),
-                                              blocks=[_made(BlockCost, block) for block in memory["blocks"]]),
-            [_made(GraphNode, node, inputs=tuple(node["inputs"]), shape=tuple(node["shape"])) for node in graph],
-            None if machine is None else _made(Machine, machine))
-
     def table(self) -> str:
         """The run as text: one line per layer, in the order in which they ran, with its share of the whole call."""
         from .profile_table import run_table
         return run_table(self)
-
-
-def _spread(entry: dict[str, Any]) -> Spread:
-    return _made(Spread, entry["spread"]) if "spread" in entry else Spread()
-
-
-def _tuple(value: Any) -> tuple[Any, ...] | None:
-    return None if value is None else tuple(value)
-
-
-def _made(kind: Any, entry: dict[str, Any], needed: Iterable[str] = (), **changed: Any) -> Any:
-    """An object of that dataclass from what it knows of an entry: later versions may have added more."""
-    for name in needed:
-        entry[name]
-    values = {**{f.name: entry[f.name] for f in fields(kind) if f.name in entry}, **changed}
-    for f in fields(kind):
-        if f.type in ("float", "int") and f.name in values and (isinstance(values[f.name], bool)
-                                                                or not isinstance(values[f.name], (int, float))):
-            raise TypeError(f"{f.name} is {values[f.name]!r}, no number")
-    return kind(**values)
 
 
 def _rounded(value: Any) -> Any:
@@ -336,23 +307,8 @@ class Profile:
     @classmethod
     def load(cls, path: Any) -> Profile:
         """Read what `save` wrote. Raises FileError."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except ValueError as error:
-            raise FileError(f"{path}: not a profile: no valid JSON ({error})") from error
-        schema = data.get("schema") if isinstance(data, dict) else None
-        if schema != SCHEMA:
-            raise FileError(f"{path}: not a profile that this version reads: its schema is {schema!r}, expected "
-                            f"{SCHEMA!r}")
-        try:
-            runs = [Run.from_dict(run) for run in data.get("runs", [data])]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileError(f"{path}: a profile with something missing or wrong: {error}") from error
-        if not runs:
-            raise FileError(f"{path}: a profile without a run")
-        return cls(runs)
+        from .profile_file import read_runs
+        return cls(read_runs(path))
 
     def frame(self) -> Any:
         """The layers of all runs as a pandas.DataFrame, a line each. Raises CompileError where pandas is not installed."""

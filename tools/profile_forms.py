@@ -76,6 +76,9 @@ def _records(number: int, run: Run) -> Iterator[dict[str, Any]]:
         return {f"{key}_us": round(getattr(of.spread, key), 3) if of.spread.p50 > 0 else None
                 for key in ("min", "p50", "p90", "p99")}
 
+    def some(value: float) -> float | None:
+        return round(value, 3) if value else None
+
     for layer in run.layers:
         times = {f"{key}_us": round(getattr(layer, f"{key}_us"), 3)
                  for key in ("forward", "backward", "backward_input", "backward_weight", "update", "total")}
@@ -84,8 +87,8 @@ def _records(number: int, run: Run) -> Iterator[dict[str, Any]]:
         yield {**common, **times, **kinds, **spread(layer), "kind": "layer", "layer": layer.name, "op": layer.op,
                "fused": " + ".join(fused_with(run, layer)), "output_shape": shape_text(layer.shape),
                "share_percent": share(layer.total_us), "macs_per_sample": layer.macs, "parameters": layer.parameters,
-               "gflop_per_s": round(layer.gflops(run.batch), 3), "gbyte_per_s": round(layer.gbs, 3),
-               "flop_per_byte": round(layer.intensity(run.batch), 3), "bound_by": run.bound_by(layer),
+               "gflop_per_s": some(layer.gflops(run.batch)), "gbyte_per_s": round(layer.gbs, 3),
+               "flop_per_byte": some(layer.intensity(run.batch)), "bound_by": run.bound_by(layer),
                "roof_percent": round(100 * run.of_roof(layer), 1) if run.bound_by(layer) else None,
                "moved_bytes": layer.bytes_moved, "peak_bytes": layer.peak_bytes}
     yield {**common, "kind": "not_accounted_for", "total_us": round(run.unaccounted_us, 3),

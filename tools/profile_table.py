@@ -19,6 +19,8 @@ LEAST_NAME = 17
 MOST_FUSED = 36
 # How often names that look the same are told apart: those that still do may differ elsewhere.
 PASSES = 3
+# Names are cut to this where nothing else limits them; medians that are not known to within this share are worth a warning.
+LONGEST_NAME, UNSURE = 60, 0.1
 # Blanks between columns: in plain text, and at most, where rich draws the table.
 PLAIN_GAP, WIDEST_GAP = 2, 3
 
@@ -33,13 +35,15 @@ SORTS: dict[str, Callable[[LayerCost], Any]] = {
     "memory": lambda layer: (-layer.peak_bytes, -sum(layer.bytes.values())),
     "name": lambda layer: layer.name,
 }
-# The columns in the order in which they are left out where there is little room, "forward" never.
+# The columns in the order in which they are left out where there is little room: what is slow, what holds memory and why stay
+# longest. "total" stays always, and "forward" where there is no "total".
 LEAST_FIRST = (("output shape",), ("state",), ("gradients",), ("activations",), ("parameters",), ("spread",), ("GB/s",),
-               ("bound by",), ("peak bytes",), ("MACs",), ("op",), ("dX", "dW"), ("GFLOP/s",), ("update",), ("share",),
-               ("backward",))
+               ("op",), ("MACs",), ("dX", "dW"), ("GFLOP/s",), ("update",), ("forward",), ("backward",), ("bound by",),
+               ("peak bytes",), ("share",))
 RANKS = {name: rank for rank, names in enumerate(LEAST_FIRST) for name in names}
 # Nor those that lines are sorted by.
-SORTED_BY = {"update": ("update",), "macs": ("MACs",), "memory": ("peak bytes",), "backward": ("backward",), "time": ("share",)}
+SORTED_BY = {"forward": ("forward",), "backward": ("backward",), "update": ("update",), "macs": ("MACs",),
+             "memory": ("peak bytes",), "time": ("share",)}
 
 
 @dataclass
@@ -98,7 +102,8 @@ def run_heading(run: Run) -> str:
     """What was measured, in one line."""
     known = run.conditions
     threads = known.get("threads")
-    facts = ["train_step" if known.get("train") else "predict", f"batch {run.batch}", known.get("dtype"),
+    model = shortened(str(known["model"]), LONGEST_NAME) if known.get("model") else None
+    facts = [model, "train_step" if known.get("train") else "predict", f"batch {run.batch}", known.get("dtype"),
              None if threads is None else f"{threads} thread{'s' if threads != 1 else ''}", known.get("instruction_set")]
     return f"{', '.join(str(fact) for fact in facts if fact is not None)}: {signed_time(run.total_us)} a call"
 
@@ -111,7 +116,9 @@ def run_title(run: Run) -> str:
         calls = f" over {known['repeats']} calls" if known.get("repeats") else ""
         facts.append(", ".join(f"{name} {time_text(getattr(spread, name))}" for name in ("p50", "p90", "p99")) + calls)
     if isinstance(known.get("confidence"), (int, float)):
-        facts.append(f"medians within {100 * known['confidence']:.1f}%")
+        facts.append(f"medians are known to {100 * known['confidence']:.1f}%")
+        if known["confidence"] > UNSURE:
+            facts.append("the machine was too busy for these figures: measure again, for longer (--seconds)")
     if known.get("caches") == "cold":
         facts.append("cold caches")
     if known.get("interrupted"):
@@ -206,7 +213,7 @@ def labels(names: Sequence[str], fused: Sequence[Sequence[str]], most: int | Non
 def check_sort(sort: str | None) -> None:
     """Raises CompileError for an order of the lines that is not known."""
     if sort is not None and sort not in SORTS:
-        raise CompileError(f"sort is {sort!r}; expected one of {', '.join(SORTS)}, or None for the order in which layers ran")
+        raise CompileError(f"sort is {sort!r}; expected one of {', '.join(SORTS)}, or nothing for the order in which they run")
 
 
 def fit(first: str, cells: Callable[[int | None], list[str]], columns: Sequence[Column], width: int | None,
@@ -291,11 +298,11 @@ def _fitted(run: Run, sort: str | None, width: int | None, gap: int) -> Fitted:
     layers = _sorted(run.layers, sort)
     columns = _columns(run, layers)
     for column in columns:
-        if column.name in SORTED_BY.get(sort or "", ()):
+        if column.name in SORTED_BY.get(sort or "", ()) or column.name == "forward" and not run.conditions.get("train"):
             column.rank = None
     names = [*(layer.name for layer in layers), "not accounted for", "whole call"]
     fused = [*(fused_with(run, layer) for layer in layers), (), ()]
-    return fit("layer", lambda most: labels(names, fused, most), columns, width, gap)
+    return fit("layer", lambda most: labels(names, fused, most or LONGEST_NAME), columns, width, gap)
 
 
 def _columns(run: Run, layers: Sequence[LayerCost]) -> list[Column]:
@@ -321,7 +328,8 @@ def _columns(run: Run, layers: Sequence[LayerCost]) -> list[Column]:
     macs = sum(layer.macs for layer in layers)
     speed = speed_text(sum(layer.flops(batch) for layer in layers) / total / 1e3) if macs and total else ""
     column("op", lambda layer: layer.op, always=True, flush=False)
-    column("forward", took("forward_us"), signed_time(run.unaccounted_us), signed_time(total), always=True)
+    whole = ("", "") if training else (signed_time(run.unaccounted_us), signed_time(total))
+    column("forward", took("forward_us"), *whole, always=True)
     if training:
         split = any(layer.backward_input_us or layer.backward_weight_us for layer in layers)
         column("backward", took("backward_us"), always=True, parts=("dX", "dW") if split else ())
@@ -329,6 +337,7 @@ def _columns(run: Run, layers: Sequence[LayerCost]) -> list[Column]:
             column("dX", took("backward_input_us"), always=True)
             column("dW", took("backward_weight_us"), always=True)
         column("update", took("update_us"), always=True)
+        column("total", took("total_us"), signed_time(run.unaccounted_us), signed_time(total), always=True)
     column("share", lambda layer: share(layer.total_us), share(run.unaccounted_us), share(total), always=True)
     column("GFLOP/s", lambda layer: speed_text(layer.gflops(batch)), whole=speed)
     column("GB/s", lambda layer: speed_text(layer.gbs))

@@ -6,6 +6,7 @@ line of its own ("call"), and so does what neither the rows nor it account for.
 """
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ from .samples import default_loss, example
 # and that of each row that takes NOTABLE of it.
 CONFIDENCE, NOTABLE = 0.03, 0.02
 LEAST_CALLS, MOST_CALLS, LOOK_EVERY = 30, 2000, 10
+# A slow network may take so many times as long, to be called more than a few times.
+FEWEST_CALLS, OVERTIME = 5, 2
 # A quiet moment that is over soon says little: measuring lasts for at least this share of the time that it may take.
 LEAST_SHARE = 0.3
 # What is gone through between two calls with cold caches: more than a large cache holds.
@@ -101,7 +104,10 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
     run.conditions["model"] = name or net.graph.name
     run.machine = roofline.kept(mc.get_num_threads(), net.dtype.name)
     if run.machine is None and machine and not run.conditions["interrupted"]:
-        run.machine = roofline.measure([mc.get_num_threads()], net.dtype.name)[0]
+        try:
+            run.machine = roofline.measure([mc.get_num_threads()], net.dtype.name)[0]
+        except KeyboardInterrupt:        # the layers were measured
+            run.conditions["interrupted"] = True
     return Profile([run])
 
 
@@ -121,7 +127,10 @@ def clock_nanoseconds() -> float:
 
 
 class _Caller:
-    """Calls of a network through the plain executor and through the timed one."""
+    """Calls of a network through the plain executor and through the timed one.
+
+    Within, the network is this thread's: another one's step would run at a rate of 0 and be undone.
+    """
 
     def __init__(self, net: Any, x: Any, t: Any, steps: bool, cold: bool):
         self.net, self.x, self.t, self.steps = net, x, t, steps
@@ -130,8 +139,11 @@ class _Caller:
         self.sweep = np.zeros(COLD_BYTES // 8) if cold else None
         self._execute, self._inside = self.program._run, 0
         self._kept: tuple[np.ndarray, int, float] | None = None
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> _Caller:
+        self._held.enter_context(self.net._guard())
+        self._execute = self.program._run       # as the last one that held the network left it
         if self.steps:          # weights and optimizer state; with a rate of 0 nothing grows, however often a batch is learned
             self._kept = self.net._arena.copy(), self.net._steps[0], self.net.lr
             self.net.lr = 0.0
@@ -143,6 +155,7 @@ class _Caller:
         if self._kept is not None:
             self.net._arena[:], self.net._steps[0], self.net.lr = self._kept
             self.net._prepared = None
+        self._held.close()
 
     def _watched(self, address: int, samples: int) -> None:
         began = time.perf_counter_ns()
@@ -196,9 +209,8 @@ def _measure(net: Any, x: Any, t: Any, steps: bool, seconds: float, repeats: int
                 now, count = time.perf_counter(), len(timed)
                 if tick is not None:
                     tick(count / repeats if repeats else max(1 - max(end - now, 0) / seconds, count / MOST_CALLS))
-                if repeats is None and count >= 5 and (
-                        now > end or count % LOOK_EVERY == 0 and count >= LEAST_CALLS and now - begin > LEAST_SHARE * seconds
-                        and confidence(wholes, timed) < CONFIDENCE):
+                share = (now - begin) / seconds
+                if repeats is None and (_enough(count, share) or _stands(count, share, wholes, timed)):
                     break
         except KeyboardInterrupt:
             interrupted = True
@@ -219,14 +231,25 @@ def _measure(net: Any, x: Any, t: Any, steps: bool, seconds: float, repeats: int
                _memory(net, calls.name, layers), graph)
 
 
+def _enough(count: int, share: float) -> bool:
+    """Whether the time is over, of which that share has passed; a slow network gets more, for it is called a few times only."""
+    return count >= FEWEST_CALLS and share > (1 if count >= LEAST_CALLS else 1 + OVERTIME)
+
+
+def _stands(count: int, share: float, wholes: Sequence[Sequence[int]], timed: Sequence[Any]) -> bool:
+    """Whether the figures are known well enough before the time is over."""
+    return count >= LEAST_CALLS and count % LOOK_EVERY == 0 and share > LEAST_SHARE and confidence(wholes, timed) < CONFIDENCE
+
+
 def typical(calls: Any) -> Any:
     """What a call takes when little disturbs it, column by column, in microseconds, given nanoseconds by call and column.
 
     The mean of the calls between the 5th and the 35th of a hundred, by their sums: the slowest ones tell of the machine's
     neighbours, the very quickest of luck. Medians column by column would add up to too little, because what disturbs a call
-    rarely disturbs the same row.
+    rarely disturbs the same row. What took more than twice its column's median was held up and counts as that.
     """
     times = np.asarray(calls, dtype=np.float64)
+    times = np.minimum(times, 2 * np.median(times, axis=0))
     order = times.sum(axis=1).argsort(kind="stable")
     begin, end = int(0.05 * len(order)), max(1, round(0.35 * len(order)))
     return times[order[begin:max(end, begin + 1)]].mean(axis=0) / 1e3
@@ -294,19 +317,31 @@ def _memory(net: Any, program: str, layers: Sequence[LayerCost]) -> MemoryPlan:
     memory = net.memory
     plan = MemoryPlan(memory.arena, memory.lower_bound, memory.parameters, memory.state, begin,
                       [BlockCost(b.layer, b.name, b.kind, b.bytes, b.offset, b.first, b.last) for b in blocks])
-    live = plan.live(len(net._programs[program][0].infos))
+    live = plan.live(len(net.rows(program)))
     if live:
         peak = live.index(max(live))
-        by_name = {layer.name: layer for layer in layers}
+        by_name, fused = {layer.name: layer for layer in layers}, _ran_in(net, program)
         for block in blocks:
-            if block.first <= peak <= block.last and block.layer in by_name:
-                by_name[block.layer].peak_bytes += block.bytes
+            layer = by_name.get(fused.get(block.layer, block.layer), by_name.get("layout"))     # inputs come by "layout"
+            if block.first <= peak <= block.last and layer is not None:
+                layer.peak_bytes += block.bytes
     return plan
+
+
+def _ran_in(net: Any, program: str) -> dict[str, str]:
+    """{layer: the layer whose kernel does its work}, also where that runs in a third one's."""
+    fused: dict[str, str] = net.fused(program)
+
+    def last(name: str) -> str:
+        while name in fused:
+            name = fused[name]
+        return name
+    return {name: last(name) for name in fused}
 
 
 def _graph(net: Any, program: str) -> list[GraphNode]:
     """The network's layers and what each reads."""
-    fused = net.fused(program)
+    fused = _ran_in(net, program)
     makers = {tensor: node.name for node in net.graph.nodes for tensor in node.outputs}
     return [GraphNode(node.name, node.op, tuple(makers.get(tensor, tensor) for tensor in node.inputs),
                       tuple(net.shapes[node.outputs[0]]), fused.get(node.name)) for node in net.graph.nodes]

@@ -11,6 +11,7 @@ from typing import Any
 from microcnn.files import atomic_write
 
 from .profile_data import Profile, Run
+from .profile_table import UNSURE
 from .report_graph import graph_section
 from .report_layers import bars_section, segments_used, table_section, whole_bar
 from .report_memory import PARTS, extent_of, memory_section
@@ -150,10 +151,19 @@ def _run(run: Run, number: int, several: bool) -> str:
     parts = [f'<section class="run" id="r{number}">']
     if several:
         parts += [f"<h2>{escaped(title_of(run))}</h2>", f'<nav aria-label="Run {number}">{_contents(prefix)}</nav>']
-    parts.append(_summary(run, level))
+    parts += [_warning(run), _summary(run, level)]
     for key, title, section in SECTIONS:
         parts.append(f'<section id="{prefix}{key}">\n<h{level}>{title}</h{level}>\n{section(run, prefix)}\n</section>')
-    return "\n".join([*parts, "</section>"])
+    return "\n".join([*filter(None, parts), "</section>"])
+
+
+def _warning(run: Run) -> str:
+    """What stands above a run whose medians are hardly known."""
+    share = finite(run.conditions.get("confidence"))
+    if share <= UNSURE:
+        return ""
+    return ('<p class="warning" role="note"><b>The machine was too busy while this was measured:</b> medians are only known to '
+            f"within {100 * share:.0f}%. Measure again, for longer.</p>")
 
 
 def _summary(run: Run, level: int) -> str:
@@ -193,7 +203,7 @@ def _bandwidth(run: Run) -> str:
         return f'<p class="big">not known</p><p>Run <code>{KNOWN_BY}</code> once and measure again.</p>'
     layers = bound_layers(run, "bandwidth")
     if not layers:
-        return '<p class="big">no layer</p><p>Arithmetic is the nearer roof everywhere.</p>'
+        return '<p class="big">no layer</p><p>None moves its numbers about as fast as memory can.</p>'
     return (f'<p class="big">{counted(len(layers), "layer")}, {share_together(run, layers)} of the time</p><p>Most in:</p>'
             + _entries((layer.name, share_of(layer.total_us, run.total_us)) for layer in layers[:FEW]))
 

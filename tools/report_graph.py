@@ -20,7 +20,7 @@ from .report_text import (
 )
 
 STEPS = 5           # shades between nothing and the most expensive box
-NAME_SIZE, SMALL_SIZE = 11.0, 10.0
+NAME_SIZE, SMALL_SIZE, SEAM_SIZE = 11.0, 10.0, 9.0
 INSET = 8.0
 SEAM = 0.8          # by which edges reach into the next band, so that no gap shows where it follows
 LABELLED = 6        # layers that the description of a band names
@@ -84,8 +84,25 @@ def _band(run: Run, layout: Layout, costs: list[float | None], most: float, numb
     label = f"The network, part {number + 1} of {len(layout.cuts) - 1}: " + ", ".join(names[:LABELLED])
     label += f" and {len(names) - LABELLED} more" if len(names) > LABELLED else ""
     view = f"0 {top:g} {WIDTH:g} {bottom - top:g}"
+    # The script shows these where the next band stands in another column.
+    seams = [(top + 5.5, "continued", "back", top)] if number else []
+    seams += [(bottom - 1.5, "continues", "onward", bottom)] if number < len(layout.cuts) - 2 else []
+    words = "".join(svg_text(f"{x:.5g}", y, word, css) for y, word, css, height in seams
+                    if (x := seam_label(layout, height)) is not None)
     return (f'<svg class="band" role="img" viewBox="{view}" aria-label="{brief(label, TOLD_MOST)}">' + edges
-            + "".join(_box(run, box, cost, most) for box, cost in inside) + "</svg>")
+            + "".join(_box(run, box, cost, most) for box, cost in inside) + words + "</svg>")
+
+
+def seam_label(layout: Layout, height: float) -> float | None:
+    """Where at a band's end it can say that it goes on: beside an edge that is cut there; None where there is no room."""
+    cut = {begin[0] for edge in layout.edges for begin, end in zip(edge.points, edge.points[1:], strict=False)
+           if begin[0] == end[0] and min(begin[1], end[1]) < height < max(begin[1], end[1])}
+    borders = sorted({0.0, *cut, WIDTH})
+    left, right = max(zip(borders, borders[1:], strict=False), key=lambda gap: gap[1] - gap[0])
+    width = mono_width("continues", SEAM_SIZE)
+    if not cut or right - left < width + 2 * INSET:
+        return None
+    return left + INSET if left > 0 else right - INSET - width
 
 
 def edge_path(edge: Edge, top: float, bottom: float) -> str:

@@ -14,6 +14,7 @@ from .report_text import (
     escaped,
     finite,
     named,
+    peak_of,
     plain,
     rate_of,
     shape_of,
@@ -25,7 +26,8 @@ from .terminal import count_text, short
 
 Cell = Callable[[Run, LayerCost], tuple[Any, str]]      # a value to sort by, None for text, and what is shown
 LENGTH = 1000.0         # units of a bar's length
-BAR_NAME, TABLE_NAME = 64, 48
+MANY = 40               # layers above which the slowest stand first
+BAR_NAME, TABLE_NAME = 64, 40
 # Part, class of its colour, what it is called. "backward" is what a file tells that does not know dX from dW.
 SEGMENTS = (("forward", "p-forward", "forward"), ("backward_input", "p-dx", "dX (backward)"),
             ("backward_weight", "p-dw", "dW (backward)"), ("backward", "p-dw", "backward"), ("update", "p-update", "update"))
@@ -83,7 +85,7 @@ def swatch(css: str) -> str:
 
 
 def bars_section(run: Run, prefix: str) -> str:
-    """A bar for each layer, in the order of the program or by cost. prefix: of the ids, one for each run."""
+    """A bar for each layer, in the order of the program or by cost, the latter where there are many. prefix: of the ids."""
     if not run.layers:
         return '<p class="note">This profile holds no layers.</p>'
     used = segments_used(run)
@@ -92,10 +94,11 @@ def bars_section(run: Run, prefix: str) -> str:
         sorted(range(len(run.layers)), key=lambda number: -finite(run.layers[number].total_us)))}
     rows = [_bar_row(run, layer, used, longest, ranks[number]) for number, layer in enumerate(run.layers)]
     legend = "".join(f"<li>{swatch(css)}{title}</li>" for _, css, title in used)
+    in_order, by_cost = ("", " checked") if len(run.layers) > MANY else (" checked", "")
     return (f'<ul class="legend">{legend}</ul>\n'
-            f'<input type="radio" class="pick" name="{prefix}order" id="{prefix}program" checked>'
+            f'<input type="radio" class="pick" name="{prefix}order" id="{prefix}program"{in_order}>'
             f'<label for="{prefix}program">in program order</label>'
-            f'<input type="radio" class="pick by-cost" name="{prefix}order" id="{prefix}cost">'
+            f'<input type="radio" class="pick by-cost" name="{prefix}order" id="{prefix}cost"{by_cost}>'
             f'<label for="{prefix}cost">slowest first</label>\n'
             f'<ol class="bars">\n' + "\n".join(rows) + "\n</ol>")
 
@@ -152,7 +155,7 @@ def _columns(run: Run) -> list[tuple[str, Cell]]:
         ("share", lambda run, layer: (layer.total_us, share_of(layer.total_us, run.total_us))),
         ("median", lambda run, layer: (layer.spread.p50, time_of(layer.spread.p50) if layer.spread.p50 else ABSENT)),
         ("99% below", lambda run, layer: (layer.spread.p99, time_of(layer.spread.p99) if layer.spread.p99 else ABSENT)),
-        ("multiply-adds", lambda run, layer: _counts(finite(layer.macs) * run.batch)),
+        ("multiply-adds a sample", lambda run, layer: _counts(finite(layer.macs))),
         ("GFLOP/s", lambda run, layer: _rates(layer.gflops(run.batch))),
         ("GB/s", lambda run, layer: _rates(layer.gbs)),
         ("operations a byte", lambda run, layer: _rates(layer.intensity(run.batch)))]
@@ -164,7 +167,13 @@ def _columns(run: Run) -> list[tuple[str, Cell]]:
                 ("activations", _bytes("activations")), ("gradients", _bytes("gradients")), ("scratch", _bytes("scratch")),
                 ("optimizer state", _bytes("state"))]
     return [(title, cell) for title, cell in columns
-            if title in ("Operation", "share") or any(cell(run, layer)[1] != ABSENT for layer in run.layers)]
+            if title in ("Operation", "share", _took(run)) or any(cell(run, layer)[1] != ABSENT for layer in run.layers)]
+
+
+def _took(run: Run) -> str:
+    """The heading of the column in which all that a layer took stands."""
+    parts = segments_used(run)
+    return "total" if len(parts) > 1 else parts[0][2].replace(" (backward)", "")
 
 
 def table_section(run: Run) -> str:
@@ -172,11 +181,34 @@ def table_section(run: Run) -> str:
     columns = _columns(run)
     head = '<th scope="col">Layer</th>' + "".join(_heading(run, title, cell) for title, cell in columns)
     body = "\n".join(_table_row(run, layer, columns) for layer in run.layers)
-    return ('<p class="note">Multiply-adds are of the whole batch, forward. Bytes are as the plan has them; at the peak: what '
+    return ('<p class="note">Multiply-adds are those of forward. Bytes are as the plan has them; at the peak: what '
             'a layer holds when the memory is fullest.</p>\n'
             '<div class="scroll" tabindex="0" role="region" aria-label="Figures of all layers">'
             '<table class="sortable"><caption class="hidden">Every layer in the order in which it ran</caption>'
-            f'<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>')
+            f'<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n<tfoot>\n{_whole_rows(run, columns)}\n</tfoot>'
+            '</table></div>')
+
+
+def _whole_rows(run: Run, columns: Iterable[tuple[str, Cell]]) -> str:
+    """What the layers leave of the whole call, and the whole call."""
+    titles, took = [title for title, _ in columns], _took(run)
+    macs, speed, peak = sum(finite(layer.macs) for layer in run.layers), 0.0, peak_of(run)
+    if run.total_us > 0:
+        speed = sum(layer.flops(run.batch) for layer in run.layers) / run.total_us / 1e3
+    told = {took: time_of(run.total_us), "share": share_of(run.total_us, run.total_us),
+            "median": time_of(run.spread.p50) if run.spread.p50 else "",
+            "99% below": time_of(run.spread.p99) if run.spread.p99 else "",
+            "multiply-adds a sample": _counts(macs)[1], "GFLOP/s": rate_of(speed),
+            "parameters": _counts(sum(finite(layer.parameters) for layer in run.layers))[1],
+            "at the peak": size_of(peak.bytes) if peak else ""}
+    rest = {took: _signed(run.unaccounted_us), "share": share_of(run.unaccounted_us, run.total_us)}
+    return "\n".join(f'<tr><th scope="row">{name}</th>'
+                     + "".join(f'<td class="number">{cells.get(title, "")}</td>' for title in titles) + "</tr>"
+                     for name, cells in (("not accounted for", rest), ("whole call", told)))
+
+
+def _signed(microseconds: float) -> str:
+    return ("\u2212" if microseconds <= -0.05 else "") + time_of(abs(microseconds))
 
 
 def _heading(run: Run, title: str, cell: Cell) -> str:

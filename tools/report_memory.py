@@ -1,6 +1,8 @@
 """The memory picture of the report: every buffer of the plan as a rectangle, over the rows of the program."""
 from __future__ import annotations
 
+from microcnn.memory import ALIGNMENT
+
 from .profile_data import BlockCost, MemoryPlan, Run
 from .report_layers import swatch
 from .report_text import (
@@ -162,9 +164,11 @@ def _caption(run: Run, plan: MemoryPlan, peak: Peak, extent: int) -> str:
     spans = ", ".join(f"{name} rows {begin + 1}\u2013{end}" for name, begin, end in phases(run))
     lasting = f" Before it in the arena lie {size_of(plan.begin)} that live for ever: {size_of(plan.parameters)} parameters" \
         + (f", {size_of(plan.state)} optimizer state" if plan.state else "") + "."
+    others = plan.arena - plan.begin - extent      # less than ALIGNMENT is what the last buffer is rounded up by
+    elsewhere = f" {size_of(others)} of the arena only other programs of this network use." if others >= ALIGNMENT else ""
     told = f"{size_of(peak.bytes)} are live at the peak.{lasting if plan.begin else ''}"
     return (f"The shared part takes {size_of(extent)}; {told} "
-            f"The whole arena is {size_of(plan.arena)}.{f' {spans[0].upper()}{spans[1:]}.' if spans else ''}")
+            f"The whole arena is {size_of(plan.arena)}.{elsewhere}{f' {spans[0].upper()}{spans[1:]}.' if spans else ''}")
 
 
 def _holders(run: Run, plan: MemoryPlan, peak: Peak) -> str:

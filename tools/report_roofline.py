@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .profile_data import LayerCost, Machine, Run
+from .profile_data import BUSY, FROM_MEMORY, IDLE, LayerCost, Machine, Run
 from .report_text import (
     TOLD_MOST,
     bound_layers,
@@ -115,14 +115,20 @@ def roofline_section(run: Run) -> str:
                 f'Run <code>{KNOWN_BY}</code> once, then measure again: the report will show both roofs and what bounds each '
                 'layer.</p>')
     shown = [layer for layer in by_cost(run) if finite(layer.intensity(run.batch)) and finite(layer.gflops(run.batch))]
-    return (f'<p>Each point is a layer that multiplies, the larger the more time it takes. Left of the ridge, at '
-            f'{rate_of(machine.ridge)} operations a byte, memory is the nearer roof.</p>\n{_legend()}\n'
-            f'{_figure(run, machine, shown)}\n{_bound(run)}')
+    return (f'<p>Each point is a layer that multiplies, the larger the more time it takes; the roofs meet at '
+            f'{rate_of(machine.ridge)} operations a byte. A layer is bound by compute where it reaches {BUSY:.0%} of the '
+            f'flat roof, or {IDLE:.0%} right of where they meet; else by bandwidth where it moves {IDLE:.0%} to '
+            f'{FROM_MEMORY:.0%} of what memory can. Layers without a mark are held down by neither: it is overhead that '
+            'counts, or their numbers come from caches, which are faster than memory. Multiply-adds are counted as in a direct '
+            f'convolution: one that runs by Winograd\u2019s algorithm can lie above the flat roof.</p>\n{_legend(run, shown)}\n'
+            f'{_figure(run, machine, shown)}\n{_bound(run, shown)}')
 
 
-def _legend() -> str:
+def _legend(run: Run, shown: Sequence[LayerCost]) -> str:
+    kinds = [("bandwidth", "bound by bandwidth"), ("compute", "bound by compute")]
+    kinds += [("neither", "held down by neither")] if any(not run.bound_by(layer) for layer in shown) else []
     keys = "".join(f'<li><svg class="swatch" aria-hidden="true"><circle class="{css}" cx="7" cy="7" r="5"/></svg>'
-                   f'bound by {css}</li>' for css in ("bandwidth", "compute"))
+                   f'{title}</li>' for css, title in kinds)
     return f'<ul class="legend">{keys}</ul>'
 
 
@@ -177,21 +183,21 @@ def _figure(run: Run, machine: Machine, layers: Sequence[LayerCost]) -> str:
             f'aria-hidden="true">{axis}</svg><svg class="area" height="{height:g}" role="img" aria-label="{escaped(label)}">'
             f'{_grid(across, up)}{_roofs(corners)}{dots}{labels}</svg></div>'
             f'<figcaption>The roofs were measured with {counted(machine.threads, "thread")} in {brief(machine.dtype)}.'
-            f'{_above(run, layers)}</figcaption></figure>\n{_ranks(run, points)}')
-
-
-def _above(run: Run, layers: Sequence[LayerCost]) -> str:
-    """Why points may lie above the roof."""
-    if not any(run.bound_by(layer) == "bandwidth" and run.of_roof(layer) > 1 for layer in layers):
-        return ""
-    return " What lies above the left one found its numbers in the caches, which are faster than memory."
+            f'</figcaption></figure>\n{_ranks(run, points)}')
 
 
 def _ranks(run: Run, points: Sequence[Point]) -> str:
     """What the ranks in the picture stand for."""
     entries = "".join(f"<li>{named(point.layer.name, 48)} {rate_of(point.layer.gflops(run.batch))}\u00a0GFLOP/s, "
-                      f"{share_of(run.of_roof(point.layer), 1.0)} of its roof</li>" for point in points[:LABELS])
+                      f"{_held(run, point)}</li>" for point in points[:LABELS])
     return f'<ol class="ranks">{entries}</ol>' if entries else ""
+
+
+def _held(run: Run, point: Point) -> str:
+    """How near a layer comes to the roof that holds it down."""
+    if not point.bound:
+        return "held down by neither"
+    return f"{share_of(run.of_roof(point.layer), 1.0)} of the {'flat' if point.bound == 'compute' else 'left'} roof"
 
 
 def _grid(across: Scale, up: Scale) -> str:
@@ -266,20 +272,20 @@ def _dot(run: Run, point: Point) -> str:
     layer = point.layer
     speed, intensity = rate_of(layer.gflops(run.batch)), rate_of(layer.intensity(run.batch))
     title = f"{layer.name}: {speed} GFLOP/s at {intensity} operations a byte, " \
-        f"{share_of(run.of_roof(layer), 1.0)} of the nearer roof, {time_of(layer.total_us)}"
-    return (f'<circle class="{point.bound or "compute"}" cx="{100 * point.x:.5g}%" cy="{point.y:.5g}" r="{point.radius:.3g}">'
+        f"{_held(run, point)}, {time_of(layer.total_us)}"
+    return (f'<circle class="{point.bound or "neither"}" cx="{100 * point.x:.5g}%" cy="{point.y:.5g}" r="{point.radius:.3g}">'
             f'<title>{brief(title, TOLD_MOST)}</title></circle>')
 
 
-def _bound(run: Run) -> str:
+def _bound(run: Run, shown: Sequence[LayerCost]) -> str:
     """How much of the time each roof bounds, and what multiplies nothing and so is not in the picture."""
     told = []
-    for kind in ("bandwidth", "compute"):
+    for kind, title in (("bandwidth", "Bound by bandwidth"), ("compute", "Bound by compute"), ("", "Held down by neither")):
         layers = bound_layers(run, kind)
         names = ", ".join(named(layer.name, 40) for layer in layers[:5])
-        told.append(f"<li><b>Bound by {kind}:</b> {counted(len(layers), 'layer')}, {share_together(run, layers)} of the time"
+        told.append(f"<li><b>{title}:</b> {counted(len(layers), 'layer')}, {share_together(run, layers)} of the time"
                     + (f" ({names}{' and more' if len(layers) > 5 else ''})" if names else "") + "</li>")
-    silent = [layer for layer in bound_layers(run, "bandwidth") if not finite(layer.gflops(run.batch))]
+    silent = len(by_cost(run)) - len(shown)
     if silent:
-        told.append(f"<li>{counted(len(silent), 'layer')} of the former multiply nothing and are not in the picture.</li>")
+        told.append(f"<li><b>Not in the picture</b>, as nothing is multiplied: {counted(silent, 'layer')}.</li>")
     return f'<ul class="facts">{"".join(told)}</ul>'

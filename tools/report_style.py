@@ -67,6 +67,8 @@ padding:.9rem 1rem 1rem}
 .entries li{display:flex;justify-content:space-between;align-items:baseline;gap:.75rem;padding:.15rem 0}
 .entries li+li{border-top:1px solid var(--grid)}
 .entries span:last-child{flex:none;color:var(--soft)}
+.warning{border:2px solid var(--peak);border-radius:6px;background:var(--panel);padding:.6rem .9rem;margin:1.25rem 0 0;
+max-width:none}
 .numbers{display:grid;grid-template-columns:repeat(auto-fit,minmax(7rem,1fr));gap:.75rem 1.5rem;margin:1.25rem 0 0}
 .numbers dt{font-size:.82rem;color:var(--soft)}
 .numbers dd{margin:0;font-size:1.15rem;font-weight:600;overflow-wrap:anywhere}
@@ -107,6 +109,8 @@ margin:.35rem .4rem 0 0;cursor:pointer;color:var(--soft)}
 .band text{font-size:10px}
 .band .title{font-size:11px;font-weight:600}
 .band .share,.band text:not(.share){font-family:var(--mono)}
+.band .onward,.band .back{display:none;font-size:9px;fill:var(--soft)}
+.goes-on .onward,.comes-from .back{display:inline}
 .share{text-anchor:end;font-weight:600}
 .edge{fill:none;stroke:var(--edge);stroke-width:1.4}
 .box rect{stroke:var(--box);stroke-width:1}
@@ -138,6 +142,7 @@ figcaption{margin-top:.4rem;max-width:46rem}
 .area rect:hover,.box:hover rect,circle:hover{stroke:var(--ink);stroke-width:1.75}
 circle.bandwidth{fill:var(--bandwidth)}
 circle.compute{fill:var(--compute)}
+circle.neither{fill:var(--edge)}
 .area circle{stroke:var(--page);stroke-width:1}
 .facts,.ranks{padding-left:1.1rem;max-width:52rem;font-size:.95rem}
 .ranks{columns:22rem;column-gap:2rem;padding-left:1.6rem;font-size:.88rem;max-width:none}
@@ -152,7 +157,19 @@ caption{text-align:left;padding-bottom:.35rem}
 th,td{text-align:left;padding:.32rem .75rem;border-bottom:1px solid var(--grid);vertical-align:baseline;white-space:nowrap}
 thead th{border-bottom:1px solid var(--edge);vertical-align:bottom;font-weight:600;background:var(--page)}
 th:first-child{position:sticky;left:0;background:var(--page);padding-left:0;min-width:17rem;max-width:26rem;white-space:normal}
-tbody th{font-weight:500}
+tbody th,tfoot th{font-weight:500}
+tfoot tr:last-child>*{font-weight:600}
+tfoot tr:first-child>*{border-top:1px solid var(--edge)}
+.sortable{font-size:.8rem}
+.sortable th,.sortable td{padding-left:.4rem;padding-right:.4rem}
+.sortable thead th{white-space:normal}
+.sortable th:first-child{padding-left:0}
+@media screen and (min-width:46rem){.sortable th:first-child{min-width:0;max-width:none;white-space:nowrap}
+.sortable wbr{display:none}}
+@media screen and (min-width:76rem){
+section[id$=-table]{display:grid;grid-template-columns:minmax(0,1fr)}
+section[id$=-table] .scroll{justify-self:center;width:max-content;min-width:100%;max-width:calc(100vw - 2rem)}
+}
 .number{text-align:right}
 
 th button{all:unset;cursor:pointer}
@@ -188,15 +205,18 @@ section[id$=-table]{page:across}
 .answers{grid-template-columns:repeat(3,1fr)}
 figure,.plot,.answers>div,tr,p{break-inside:avoid}
 .graph{columns:2}
+.goes-on .onward,.comes-from .back{display:none}
 .scroll{overflow:visible}
-table{font-size:6.5pt}
-th,td{padding:.15rem .25rem}
+table,.sortable{font-size:6.5pt}
+tfoot{display:table-row-group}
+th,td,.sortable th,.sortable td{padding:.15rem .25rem}
 thead th{white-space:normal}
-th:first-child{position:static;min-width:34mm;padding-left:0}
+th:first-child,.sortable th:first-child{position:static;min-width:34mm;padding-left:0}
 }
 """
 
-# The figures are all there without it: it shows titles at once, for fingers too, and sorts the table.
+# The figures are all there without it: it shows titles at once, for fingers too, sorts the table, and says where the graph
+# goes on in the next column.
 SCRIPT = """
 "use strict";
 (() => {
@@ -225,6 +245,18 @@ SCRIPT = """
   document.addEventListener("pointermove", show);
   document.addEventListener("pointerdown", show);
   document.addEventListener("scroll", () => { tip.hidden = true; }, {passive: true});
+
+  const place = () => {
+    for (const graph of document.querySelectorAll(".graph")) {
+      const bands = [...graph.children], lefts = bands.map(band => band.getBoundingClientRect().left);
+      bands.forEach((band, i) => {
+        band.classList.toggle("goes-on", i + 1 < bands.length && lefts[i + 1] > lefts[i] + 1);
+        band.classList.toggle("comes-from", i > 0 && lefts[i] > lefts[i - 1] + 1);
+      });
+    }
+  };
+  place();
+  addEventListener("resize", place);
 
   const valueOf = (row, column) => {
     const cell = row.cells[column];

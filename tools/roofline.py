@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +10,18 @@ from typing import Any
 
 from microcnn.errors import FileError
 from microcnn.files import atomic_write
+from microcnn.threads import usable_cpus
 
 from .machine import cache_bytes, code_target, cpu_name, memory_bytes
-from .peak import COPY_BYTES, Peak, copy_speed
 from .profile_data import Machine
 
 SCHEMA = "microcnn.machine/1"
-TRIALS = 7
+# How often multiply-adds are measured, of which the best counts: threads that begin together are rare on a busy machine.
+TRIALS = 40
+# The least that is copied to measure the memory, in bytes.
+LEAST_COPIED = 64 * 2**20
+# How many figures are kept: of other processors, instruction sets and numbers of processors too.
+MOST = 32
 
 
 def kept_file() -> Path:
@@ -34,15 +40,24 @@ def measure(threads: Iterable[int], dtype: str = "float32", tick: Any = None) ->
 
     Raises CacheError where kernels cannot be kept anywhere; where only the figures cannot, they are returned all the same.
     """
+    from .peak import Peak, copy_speed
     counts = list(threads)
-    found = []
+    found: list[Machine] = []
     for number, count in enumerate(counts):
         if tick is not None:
             tick(number, len(counts))
         peak = Peak(count, dtype)
-        found.append(Machine(max(peak.gflops() for _ in range(TRIALS)), copy_speed(count, _copied_bytes()), count, dtype))
-    others = [one for one in _read() if (one.threads, one.dtype) not in {(new.threads, new.dtype) for new in found}]
-    facts = {"schema": SCHEMA, **_identity(), "roofs": [asdict(one) for one in [*others, *found]]}
+        best = Machine(max(peak.gflops() for _ in range(TRIALS)), copy_speed(count, _copied_bytes(), best=True), count, dtype)
+        for fewer in [*_read(), *found]:        # more threads can do what fewer have done
+            if fewer.threads < count and fewer.dtype == dtype:
+                best.peak_gflops = max(best.peak_gflops, fewer.peak_gflops)
+                best.bandwidth_gbs = max(best.bandwidth_gbs, fewer.bandwidth_gbs)
+        found.append(best)
+    made = [{**_identity(), **asdict(one)} for one in found]
+    keys = [key for key in made[0] if key not in ("peak_gflops", "bandwidth_gbs")] if made else []
+    fresh = [[one[key] for key in keys] for one in made]
+    others = [entry for entry in _entries() if [entry.get(key) for key in keys] not in fresh]
+    facts = {"schema": SCHEMA, "roofs": [*others, *made][-MOST:]}
     try:
         atomic_write(kept_file(), [(json.dumps(facts, indent=1) + "\n").encode()])
     except (OSError, FileError):
@@ -52,23 +67,34 @@ def measure(threads: Iterable[int], dtype: str = "float32", tick: Any = None) ->
 
 def _copied_bytes() -> int:
     """What is copied: several times the largest cache, and no more than an eighth of the memory that is free."""
-    wanted = max(COPY_BYTES, 3 * (cache_bytes() or 0))
+    wanted = max(LEAST_COPIED, 3 * (cache_bytes() or 0))
     free = memory_bytes().get("available")
     return wanted if free is None else max(2**20, min(wanted, free // 8))
 
 
-def _identity() -> dict[str, str]:
-    """What the figures hold for."""
-    return {"cpu": cpu_name(), "instruction_set": code_target()["instruction_set"]}
+def _identity() -> dict[str, Any]:
+    """What figures hold for."""
+    return {"cpu": cpu_name(), "cpus": usable_cpus(), "instruction_set": code_target()["instruction_set"]}
+
+
+def _entries() -> list[dict[str, Any]]:
+    """What the file holds, whatever it was measured on; nothing where it is damaged."""
+    try:
+        path = kept_file()
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        roofs = facts["roofs"] if facts["schema"] == SCHEMA else []
+        return [entry for entry in roofs if isinstance(entry, dict)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def _read() -> list[Machine]:
-    """What is kept, if it was measured on this processor."""
-    try:
-        facts = json.loads(kept_file().read_text(encoding="utf-8"))
-        if facts["schema"] != SCHEMA or {key: facts.get(key) for key in _identity()} != _identity():
-            return []
-        return [Machine(float(one["peak_gflops"]), float(one["bandwidth_gbs"]), int(one["threads"]), str(one["dtype"]))
-                for one in facts["roofs"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    """What is kept of this processor."""
+    identity, found = _identity(), []
+    for entry in _entries():
+        speeds = [entry.get(key) for key in ("peak_gflops", "bandwidth_gbs")]
+        whole = isinstance(entry.get("threads"), int) and isinstance(entry.get("dtype"), str)
+        if whole and {key: entry.get(key) for key in identity} == identity and all(
+                isinstance(speed, float) and 0 < speed < math.inf for speed in speeds):
+            found.append(Machine(*speeds, entry["threads"], entry["dtype"]))    # type: ignore[arg-type]
+    return found

@@ -59,3 +59,5 @@ def pooled_row(s: Schedule, node: Node, g: Geometry, weight: Buffer | None, bias
           pad_top=g.pads[0], pad_left=g.pads[1], PH=PH, PW=PW, band=band, columns=columns, padded_size=padded, chunks=chunks,
           **bounds)
     s.node = before
+    if before is not None:
+        s.fused[before.name] = node.name

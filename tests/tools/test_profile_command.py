@@ -8,6 +8,7 @@ import pytest
 
 import microcnn as mc
 from microcnn.tools import roofline
+from microcnn.tools.commands import profiling
 from microcnn.tools.profile_data import Machine
 
 from .command_line import run, small_graph, start
@@ -50,13 +51,15 @@ def test_every_file_of_one_measurement(capsys, tmp_path, model):
 
 @pytest.mark.parametrize(("options", "text"), [
     ("--sort colour", "sort is 'colour'; expected one of"), ("--html nowhere/r.html", "does not exist"),
-    ("--json a --html a", "--json and --html both name a"), ("--batch 0", "0 is too small"),
+    ("--json a --html a", "--json and --html are both a"), ("--csv small.mcnn", "what is read and --csv"),
+    ("--csv link.mcnn", "what is read and --csv"), ("--json /dev/full", "not a regular file"), ("--batch 0", "0 is too small"),
     ("--shape 0,8,8", "is not a shape"),
     ("--shape 5,8,8", "input"), ("--repeats x", "not a whole number"), ("--compare a.json", "expected 2 arguments"),
     ("--compare missing.json missing.json", "takes no"),
 ])
 def test_bad_options(capsys, model, options, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.mcnn").symlink_to(model)
     code, out, err = run(capsys, "profile", model, *options.split())
     assert code == 2 and text in err and err.count("\n") == 1, err
 
@@ -86,6 +89,31 @@ def test_compare(capsys, tmp_path, model):
     assert code == 2 and "cannot be read" in err and err.count("\n") == 1
     code, _, err = run(capsys, "profile", "--compare", tmp_path / "a.json", tmp_path / "b.json", "--html", "x.html")
     assert code == 2 and "takes no --html" in err
+    for options in (["--batch", "4"], ["--cold"], ["--shape", "1,8,8"]):
+        code, _, err = run(capsys, "profile", "--compare", *files, *options)
+        assert code == 2 and f"takes no {options[0]}" in err
+    code, _, err = run(capsys, "profile", "--compare", *files, "--json", files[0])
+    assert code == 2 and "what is read and --json" in err
+    assert mc.Profile.load(files[0]).conditions["batch"] == 2
+
+
+def test_one_file_that_cannot_be_written_keeps_no_other(capsys, tmp_path, model, monkeypatch):
+    def refuse(path, chunks):
+        if str(path).endswith(".json"):
+            raise mc.FileError(f"{path}: no space left")
+        return write(path, chunks)
+    write = profiling.atomic_write
+    monkeypatch.setattr(profiling, "atomic_write", refuse)
+    code, out, err = run(capsys, "profile", model, "--repeats", "2", "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+    assert code == 2 and "no space left" in err and (tmp_path / "a.csv").exists() and "a.csv" in out
+
+
+def test_more_threads_than_processors(tmp_path, model):
+    """In a process of its own: numba is told how many it may have before it is loaded."""
+    before = "from microcnn.tools import roofline\nroofline.measure = lambda *a: [None]"
+    process = start("profile", model, "--repeats", "2", "--threads", "3", before=before)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "3 threads" in out, err
 
 
 def test_ctrl_c_prints_what_was_measured(tmp_path, model):
@@ -107,7 +135,7 @@ def test_ctrl_c_prints_what_was_measured(tmp_path, model):
 def test_doctor_measures_and_keeps(capsys, monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.setattr(roofline, "kept_file", lambda: tmp_path / "machine.json")
-    monkeypatch.setattr(roofline, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(roofline, "LEAST_COPIED", 2**20)
     monkeypatch.setattr(roofline, "cache_bytes", lambda: None)
     assert roofline.kept(1) is None
     code, out, _ = run(capsys, "doctor", "--measure", "--threads", "1")
@@ -116,11 +144,13 @@ def test_doctor_measures_and_keeps(capsys, monkeypatch, tmp_path):
     assert found.peak_gflops > 0 and found.bandwidth_gbs > 0 and roofline.kept(7) is None
     roofline.measure([2])
     assert roofline.kept(1) == found and roofline.kept(2).threads == 2
+    assert roofline.kept(2).peak_gflops >= found.peak_gflops and roofline.kept(2).bandwidth_gbs >= found.bandwidth_gbs
     monkeypatch.setattr(roofline, "cpu_name", lambda: "another one")
     assert roofline.kept(1) is None
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema": "microcnn.machine/1", "roofs": 3}'])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema": "microcnn.machine/1", "roofs": 3}', "[" * 100_000,
+                                     '{"schema": "microcnn.machine/1", "roofs": [3]}'])
 def test_a_file_of_figures_that_is_none(content, monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.setattr(roofline, "kept_file", lambda: tmp_path / "machine.json")
@@ -128,9 +158,21 @@ def test_a_file_of_figures_that_is_none(content, monkeypatch, tmp_path):
     assert roofline.kept(1) is None
 
 
+@pytest.mark.parametrize(("key", "value"), [("bandwidth_gbs", 0.0), ("bandwidth_gbs", float("nan")), ("peak_gflops", -1.0),
+                                            ("peak_gflops", float("inf")), ("peak_gflops", "x"), ("threads", float("inf"))])
+def test_figures_that_cannot_be(key, value, monkeypatch, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setattr(roofline, "kept_file", lambda: tmp_path / "machine.json")
+    roof = {**roofline._identity(), "peak_gflops": 100.0, "bandwidth_gbs": 10.0, "threads": 1, "dtype": "float32"}
+    (tmp_path / "machine.json").write_text(json.dumps({"schema": "microcnn.machine/1", "roofs": [roof]}))
+    assert roofline.kept(1) == Machine(100.0, 10.0)
+    (tmp_path / "machine.json").write_text(json.dumps({"schema": "microcnn.machine/1", "roofs": [{**roof, key: value}]}))
+    assert roofline.kept(1) is None
+
+
 def test_a_disk_that_cannot_be_written(monkeypatch, tmp_path):
     monkeypatch.setattr(roofline, "kept_file", lambda: tmp_path / "no" / "machine.json")
-    monkeypatch.setattr(roofline, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(roofline, "LEAST_COPIED", 2**20)
     monkeypatch.setattr(roofline, "cache_bytes", lambda: None)
     began = time.monotonic()
     assert roofline.measure([1])[0].peak_gflops > 0

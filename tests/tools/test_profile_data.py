@@ -1,5 +1,6 @@
 """Profiles as objects and as files."""
 import json
+import os
 
 import pytest
 
@@ -32,7 +33,7 @@ def full_run():
     first = layer(fused=("relu",), passes=("forward",), spread=Spread(30, 35, 40, 50))
     return Run({**CONDITIONS}, 100.0, [first, LayerCost("loss", "mse", 1.5)],
                Spread(90, 100, 120, 150), rows,
-               MemoryPlan(2000, 1900, 500, 100, 700, [BlockCost("a", "x", "activation", 128, 704, 0, 3)]),
+               MemoryPlan(2000, 1900, 500, 100, 700, [BlockCost("a", "x", "activation", 128, 704, 0, 0)]),
                [GraphNode("a", "Conv2d", ("input",), (4, 2, 2)), GraphNode("relu", "Relu", ("a",), (4, 2, 2), "a")],
                Machine(100.0, 20.0, 1, "float32"))
 
@@ -72,6 +73,8 @@ def test_a_file_of_the_first_version(tmp_path):
     ('{"schema": "microcnn.profile/1", "conditions": {}, "total_us": "x", "layers": []}', "missing or wrong"),
     ('{"schema": "microcnn.profile/1", "conditions": {}, "total_us": 1, "layers": [3]}', "missing or wrong"),
     ('{"schema": "microcnn.profile/1", "conditions": {"batch": "8"}, "total_us": 1, "layers": []}', "batch is '8'"),
+    ("[" * 100_000, "no valid JSON"),
+    ('{"schema": "microcnn.profile/1", "conditions": {}, "total_us": 1' + "0" * 400 + ', "layers": []}', "expected a number"),
     ('{"schema": "microcnn.profile/1", "conditions": {}, "total_us": 1, "layers": [{"name": "a", "op": "b", "forward_us": "x",'
      ' "backward_us": 0, "update_us": 0, "macs": 0, "parameters": 0, "bytes": {}}]}', "forward_us is 'x', no number"),
 ])
@@ -83,11 +86,54 @@ def test_files_that_are_no_profile(tmp_path, content, text):
         mc.Profile.load(path)
 
 
+BROKEN = [
+    (("layers", 0, "forward_us"), -1), (("layers", 0, "forward_us"), float("nan")), (("layers", 0, "macs"), float("inf")),
+    (("layers", 0, "macs"), 1.5), (("layers", 0, "name"), 5), (("layers", 0, "op"), None),
+    (("layers", 0, "bytes"), {"state": "x"}),
+    (("layers", 0, "moved"), [1]), (("layers", 0, "fused"), "relu"), (("layers", 0, "fused"), [3]),
+    (("layers", 0, "passes"), ["sideways"]), (("layers", 0, "shape"), ["x"]), (("layers", 0, "spread"), {"p50": True}),
+    (("rows", 0, "reads"), 10**400), (("rows", 0, "kernel"), {}), (("memory", "blocks", 0, "last"), 10**9),
+    (("memory", "blocks", 0, "first"), 5), (("memory", "blocks", 0, "kind"), 1), (("memory", "arena"), "big"),
+    (("graph", 0, "inputs"), 3), (("machine", "bandwidth_gbs"), 0), (("machine", "peak_gflops"), -5),
+    (("conditions", "clock_ns"), "x"), (("conditions", "batch"), 0), (("conditions", "threads"), True), (("total_us",), None),
+    (("layers", 0, "name"), chr(0xD800))]
+
+
+@pytest.mark.parametrize(("path", "value"), BROKEN)
+def test_everything_in_a_file_is_checked(tmp_path, path, value):
+    run = full_run()
+    run.memory.blocks[0].last = 0
+    data = json.loads(json.dumps(run.as_dict()))
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    assert Profile.load(tmp_path / "p.json").layers[0].name == "a"
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    with pytest.raises(mc.FileError, match="missing or wrong"):
+        Profile.load(tmp_path / "p.json")
+
+
+def test_names_that_would_move_the_cursor(tmp_path):
+    data = full_run().as_dict()
+    data["memory"], data["layers"][0]["name"], data["conditions"]["cpu"] = None, "a\x1b[2Jb", "x\x07"
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    run = Profile.load(tmp_path / "p.json").runs[0]
+    assert run.layers[0].name == "a?[2Jb" and run.conditions["cpu"] == "x?"
+
+
+def test_a_pipe_is_no_profile(tmp_path):
+    os.mkfifo(tmp_path / "p.json")
+    with pytest.raises(mc.FileError, match="regular file"):
+        Profile.load(tmp_path / "p.json")
+
+
 def test_speeds():
     """2 samples, 1000 multiply-adds: 4000 operations in each of three parts, 30 us."""
     cost = layer()
     assert cost.total_us == 35 and cost.flops(2) == 12_000
-    assert cost.gflops(2) == pytest.approx(12_000 / 30e3) and cost.gbs == pytest.approx(12_600 / 35e3)
+    assert cost.gflops(2) == pytest.approx(12_000 / 30e3) and cost.gbs == pytest.approx(12_000 / 30e3)
     assert cost.intensity(2) == 1 and cost.bytes_moved == 12_600
     nothing = LayerCost("n", "Relu")
     assert (nothing.gflops(2), nothing.gbs, nothing.intensity(2)) == (0, 0, 0)
@@ -97,10 +143,16 @@ def test_speeds():
 def test_the_nearer_roof():
     run = full_run()
     assert run.machine.ridge == 5 and run.machine.roof(1) == 20 and run.machine.roof(50) == 100
-    cost = run.layer("a")
-    assert run.bound_by(cost) == "bandwidth" and run.of_roof(cost) == pytest.approx(12_600 / 35e3 / 20)
-    busy = layer(macs=100_000)
-    assert run.bound_by(busy) == "compute" and run.of_roof(busy) == pytest.approx(1.2e6 / 30e3 / 100)
+    cases = [(1000, 4, ""),            # 0.4 GFLOP/s and 0.4 GB/s: neither
+             (100_000, 4, "compute"),   # 40 GFLOP/s, with 100 operations a byte
+             (10_000, 40, "bandwidth"), # 4 GFLOP/s, 4 GB/s
+             (10_000, 400, ""),         # 40 GB/s come from a cache
+             (200_000, 400, "compute")] # as many, but the units are busy
+    for macs, thousands, kind in cases:
+        moved = {**dict.fromkeys(("forward", "backward_input", "backward_weight"), 1000 * thousands), "update": 0}
+        one = layer(macs=macs, moved=moved, forward_us=10.0, backward_us=20.0, backward_input_us=10.0, backward_weight_us=10.0)
+        assert run.bound_by(one) == kind, (macs, thousands)
+        assert run.of_roof(one) == pytest.approx({"": 0, "compute": macs * 4e-6, "bandwidth": thousands / 200}[kind])
     with pytest.raises(KeyError):
         run.layer("nobody")
 

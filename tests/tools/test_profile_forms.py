@@ -49,7 +49,7 @@ def made(total=60.0, train=True, batch=4, **changed):
               BlockCost("fc", "w", "scratch", 64, 8192, 0, 12)]
     conditions = {"model": "tiny", "batch": batch, "dtype": "float32", "threads": 2, "train": train, "cpu": "cpu"} | changed
     return Run(conditions, total, layers, Spread(58, 61, 66, 90), rows_of(train), MemoryPlan(9000, 4672, 800, 0, 0, blocks),
-               [GraphNode(NAME, "Conv2d")], Machine(100.0, 10.0))
+               [GraphNode(NAME, "Conv2d")], Machine(2.0, 0.2))
 
 
 def old():
@@ -242,9 +242,13 @@ def test_csv_read_back():
         "layer": NAME, "op": "Conv2d", "fused": "bn + relu", "output_shape": "4x8x8", "forward_us": "10.0",
         "backward_us": "25.0", "backward_input_us": "0.0", "backward_weight_us": "25.0", "update_us": "0.125",
         "total_us": "35.125", "share_percent": "58.542", "min_us": "30", "p50_us": "35", "p90_us": "40", "p99_us": "50",
-        "macs_per_sample": "1000", "parameters": "40", "gflop_per_s": "0.457", "gbyte_per_s": "0.128", "flop_per_byte": "3.556",
-        "bound_by": "bandwidth", "roof_percent": "1.3", "moved_bytes": "4500", "parameters_bytes": "160",
+        "macs_per_sample": "1000", "parameters": "40", "gflop_per_s": "0.457", "gbyte_per_s": "0.129", "flop_per_byte": "3.556",
+        "bound_by": "bandwidth", "roof_percent": "64.3", "moved_bytes": "4500", "parameters_bytes": "160",
         "activations_bytes": "4096", "gradients_bytes": "0", "state_bytes": "0", "scratch_bytes": "0", "peak_bytes": "4096"}
+    for number in (0, 3, 4, 8):         # what multiplies nothing has no speed of it
+        assert lines[number]["macs_per_sample"] == "0"
+        assert lines[number]["gflop_per_s"] == lines[number]["flop_per_byte"] == lines[number]["roof_percent"] == ""
+    assert lines[2]["gflop_per_s"] == "1.575" and lines[2]["flop_per_byte"] == ""      # nobody knows what it moves
     whole, unaccounted = lines[6], lines[5]
     assert (whole["total_us"], whole["share_percent"], whole["p50_us"], whole["forward_us"]) == ("60.0", "100.0", "61", "")
     assert float(unaccounted["total_us"]) == pytest.approx(60 - 55.125)

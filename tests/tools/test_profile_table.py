@@ -1,5 +1,6 @@
 """The table of a profile: its columns, the order of its lines, and what of it is shown where there is little room."""
 import io
+import re
 
 import pytest
 
@@ -9,9 +10,9 @@ from microcnn.tools.profile_data import BlockCost, GraphNode, LayerCost, Machine
 from microcnn.tools.profile_table import columns_and_rows, left_out, run_table, shortened, text_width, wrapped
 from microcnn.tools.terminal import Terminal, short, table_text
 
-TRAINING = ["layer", "op", "forward", "backward", "dX", "dW", "update", "share", "GFLOP/s", "GB/s", "MACs", "parameters",
-            "activations", "gradients", "state", "peak bytes", "spread", "bound by", "output shape"]
-PREDICTION = [name for name in TRAINING if name not in ("backward", "dX", "dW", "update", "gradients", "state")]
+TRAINING = ["layer", "op", "forward", "backward", "dX", "dW", "update", "total", "share", "GFLOP/s", "GB/s", "MACs",
+            "parameters", "activations", "gradients", "state", "peak bytes", "spread", "bound by", "output shape"]
+PREDICTION = [name for name in TRAINING if name not in ("backward", "dX", "dW", "update", "total", "gradients", "state")]
 WIDTHS = (60, 80, 100, 140, 200)
 
 
@@ -71,24 +72,35 @@ def test_figures():
     found = {row[0]: dict(zip(names_of(columns), row, strict=True)) for row in rows}
     assert found["conv1 + bn1 + relu1"] == {
         "layer": "conv1 + bn1 + relu1", "op": "Conv2d", "forward": "100.0 us", "backward": "150.0 us", "dX": "-",
-        "dW": "150.0 us", "update": "5.0 us", "share": "63.8%", "GFLOP/s": "56.6", "GB/s": "1.55", "MACs": "442,368",
-        "parameters": "448", "activations": "64.0 KB", "gradients": "4.0 KB", "state": "448 B", "peak bytes": "64.0 KB",
-        "spread": "1.20", "bound by": "compute", "output shape": "16x32x32"}
+        "dW": "150.0 us", "update": "5.0 us", "total": "255.0 us", "share": "63.8%", "GFLOP/s": "56.6", "GB/s": "1.05",
+        "MACs": "442,368", "parameters": "448", "activations": "64.0 KB", "gradients": "4.0 KB", "state": "448 B",
+        "peak bytes": "64.0 KB", "spread": "1.20", "bound by": "compute", "output shape": "16x32x32"}
     assert found["fc"]["output shape"] == "10" and found["fc"]["bound by"] == "bandwidth" and found["fc"]["spread"] == "-"
-    assert found["not accounted for"]["forward"] == "30.0 us" and found["not accounted for"]["share"] == "7.5%"
+    assert found["relu2"]["bound by"] == "-"
+    assert found["not accounted for"]["total"] == "30.0 us" and found["not accounted for"]["share"] == "7.5%"
     whole = found["whole call"]
-    assert (whole["forward"], whole["share"], whole["MACs"], whole["spread"]) == ("400.0 us", "100.0%", "443,008", "1.07")
+    assert (whole["total"], whole["share"], whole["MACs"], whole["spread"]) == ("400.0 us", "100.0%", "443,008", "1.07")
     assert whole["peak bytes"] == "64.6 KB" and whole["GFLOP/s"] == "35.5"
+    assert whole["forward"] == found["not accounted for"]["forward"] == ""
+    columns, rows, title = columns_and_rows(made(False))
+    assert [row[names_of(columns).index("forward")] for row in rows[-2:]] == ["279.0 us", "400.0 us"]
 
 
 def test_title():
     _, _, title = columns_and_rows(made())
-    assert title.splitlines() == ["train_step, batch 8, float32, 2 threads, avx512: 400.0 us a call",
-                                  "p50 410.0 us, p90 440.0 us, p99 900.0 us over 120 calls; medians within 2.1%"]
+    assert title.splitlines() == ["tiny, train_step, batch 8, float32, 2 threads, avx512: 400.0 us a call",
+                                  "p50 410.0 us, p90 440.0 us, p99 900.0 us over 120 calls; medians are known to 2.1%"]
     _, _, title = columns_and_rows(made(False, threads=1, caches="cold", interrupted=True))
-    assert title.startswith("predict, batch 8, float32, 1 thread, avx512: ")
+    assert title.startswith("tiny, predict, batch 8, float32, 1 thread, avx512: ")
     assert title.endswith("; cold caches; interrupted")
+    assert run_table(made(model="a\nb" + "c" * 99)).startswith("a?bccc") and "ccc...ccc" in run_table(made(model="c" * 99))
     assert columns_and_rows(old())[2] == "train_step, batch 1, float32, 1 thread, sse: 100.0 us a call"
+
+
+@pytest.mark.parametrize(("confidence", "told"), [(0.1, False), (0.101, True), (0.5, True), (None, False)])
+def test_medians_that_are_hardly_known(confidence, told):
+    title = columns_and_rows(made(confidence=confidence))[2].splitlines()[1]
+    assert ("the machine was too busy for these figures: measure again, for longer" in title) == told
 
 
 @pytest.mark.parametrize(("sort", "order"), [
@@ -127,11 +139,14 @@ def test_no_line_is_wider_than_the_terminal(width, train, names):
     texts = [run_table(run, width=width), table_text(*columns_and_rows(run, width=width))]
     for text in texts[:1 if names is WIDE else 2]:        # table_text takes all letters to be of one width
         assert widest(text) <= width
-        assert "not accounted for" in text and "whole call" in text and "forward" in text and "share" in text
-        assert ("update" in text) == train
+        assert "not accounted for" in text and "whole call" in text
+        heading = next(line for line in text.splitlines() if line.startswith("layer"))
+        assert {"total" if train else "forward", "share", "peak bytes"} <= set(re.split(" {2,}", heading.strip()))
+        assert width < 80 or "bound by" in heading
+    assert ("update" in texts[0]) == train
     missing = set(names_of(columns_and_rows(run)[0])) - set(names_of(columns_and_rows(run, width=width)[0])) - {"backward"}
     told = left_out(run, width=width).replace("\n", " ").removeprefix("left out: ").split(", ")
-    assert set(told) - {""} == missing
+    assert set(told) - {"", "backward"} == missing
     table, _, below = texts[0].partition("\nwhole call")
     assert ("output shape" in table) != ("\nleft out: " in below)
 
@@ -145,17 +160,20 @@ def test_wider_terminals_show_more(train):
 
 def test_what_a_narrow_terminal_shows():
     shown = {width: names_of(columns_and_rows(made(names=LONG), width=width)[0]) for width in (60, 80)}
-    assert shown[60] == ["layer", "forward", "backward", "update", "share"]
-    assert shown[80] == ["layer", "forward", "dX", "dW", "update", "share", "GFLOP/s"]
+    assert shown[60] == ["layer", "total", "share", "peak bytes"]
+    assert shown[80] == ["layer", "backward", "total", "share", "peak bytes", "bound by"]
     assert run_table(made(names=LONG), width=60).endswith(
-        "\nleft out: op, dX, dW, GFLOP/s, GB/s, MACs, parameters,"
-        "\nactivations, gradients, state, peak bytes, spread, bound by,\noutput shape")
+        "\nleft out: op, forward, backward, dX, dW, update, GFLOP/s,"
+        "\nGB/s, MACs, parameters, activations, gradients, state,\nspread, output shape")
+    shown = {width: names_of(columns_and_rows(made(False, LONG), width=width)[0]) for width in (60, 80)}
+    assert shown[60] == ["layer", "forward", "share", "peak bytes"]
+    assert shown[80] == ["layer", "forward", "share", "GFLOP/s", "peak bytes", "bound by"]
 
 
 @pytest.mark.parametrize("width", [1, 5, 12, 20, 30, 40])
 def test_less_than_any_terminal_has(width):
     columns, rows, title = columns_and_rows(made(names=WIDE), width=width)
-    assert names_of(columns)[1] == "forward"
+    assert names_of(columns)[1] == "total" and names_of(columns_and_rows(made(False), width=width)[0])[1] == "forward"
     assert widest(title) <= max(width, 2)
     if width >= 20:
         assert widest(run_table(made(names=WIDE), width=width)) <= width
@@ -176,20 +194,30 @@ def test_names_take_the_room_that_is_left():
 def test_the_column_that_is_sorted_by_stays():
     assert "MACs" not in names_of(columns_and_rows(made(), "time", 60)[0])
     assert "MACs" in names_of(columns_and_rows(made(), "macs", 60)[0])
-    assert "peak bytes" in names_of(columns_and_rows(made(), "memory", 60)[0])
+    assert "peak bytes" in names_of(columns_and_rows(made(), "memory", 40)[0])
+    for column in ("forward", "backward", "update"):
+        assert column not in names_of(columns_and_rows(made(), "time", 60)[0])
+        assert column in names_of(columns_and_rows(made(), column, 60)[0])
+
+
+def test_names_are_cut_where_nothing_limits_them():
+    _, rows, _ = columns_and_rows(made(names=("x" * 200, "y" * 60, "z")))
+    assert [len(row[0]) for row in rows[:2]] == [60, 60] and rows[0][0].endswith("xxx +2") and rows[1][0] == "y" * 60
 
 
 def test_backward_stands_where_its_parts_do_not():
-    names = names_of(columns_and_rows(made(), width=80)[0])
+    names = names_of(columns_and_rows(made(), width=140)[0])
     assert "dX" in names and "dW" in names and "backward" not in names
+    names = names_of(columns_and_rows(made(), width=80)[0])
+    assert "dX" not in names and "dW" not in names and "backward" in names
     assert "backward" in names_of(columns_and_rows(old(), width=80)[0])
 
 
 @pytest.mark.parametrize("train", [True, False])
 def test_old_files(train):
     columns, rows, title = columns_and_rows(old(train))
-    assert names_of(columns) == ["layer", "op", "forward", *(["backward", "update"] if train else []), "share", "GFLOP/s",
-                                 "MACs", "parameters"]
+    assert names_of(columns) == ["layer", "op", "forward", *(["backward", "update", "total"] if train else []), "share",
+                                 "GFLOP/s", "MACs", "parameters"]
     assert rows[-2][0] == "not accounted for" and rows[1][names_of(columns).index("MACs")] == "-"
     assert ("backward" in old(train).table()) == train
 

@@ -23,7 +23,7 @@ from microcnn.tools.profile_data import (
     Spread,
 )
 from microcnn.tools.report import report_html, save_report
-from microcnn.tools.report_graph import box_cost, edge_path, shade
+from microcnn.tools.report_graph import SEAM_SIZE, box_cost, edge_path, seam_label, shade
 from microcnn.tools.report_layers import parts_of
 from microcnn.tools.report_text import escaped, fitted, mono_width, named, peak_of, plain, share_of
 
@@ -128,10 +128,10 @@ def residual_graph():
 
 def training_run():
     """A training step by hand. mid is slowest; the memory is fullest when row 3 runs, backward of fc; fc waits for memory."""
-    layers = [layer("layout", "layout", 2), layer("conv1", forward=20, dw=15, update=1, macs=100_000),
+    layers = [layer("layout", "layout", 2, moved=20_000), layer("conv1", forward=20, dw=15, update=1, macs=100_000),
               layer("mid", forward=30, dx=40, dw=25, update=2, macs=200_000, moved=2000, fused=("bn",)),
               layer("conv2", forward=20, dx=20, dw=20, macs=200_000, moved=2000),
-              layer("fc", "Linear", 5, 5, 5, macs=2560, moved=10_000, spread=Spread(1, 15, 16, 17)),
+              layer("fc", "Linear", 5, 5, 5, macs=2560, moved=50_000, peak_bytes=4096, spread=Spread(1, 15, 16, 17)),
               layer("loss", "cross_entropy", 1), layer("call", "python", 60, moved=0)]
     rows = rows_of([("conv1", "forward"), ("mid", "forward"), ("loss", "loss"), ("fc", "backward_input"),
                     ("mid", "backward_weight"), ("mid", "update")])
@@ -250,14 +250,14 @@ def test_the_three_answers():
     assert [one.text for one in slowest.all("li")] == ["conv220.0%", "conv112.0%", "fc5.0%"]
     assert peak.all("p", "big")[0].text == "fc" and "7.0\u00a0KB are live at once while fc runs backward" in peak.text
     assert [one.all("span", "name")[0].text for one in peak.all("li")] == ["fc", "mid", "conv1"]
-    # 2 * 2560 * 8 operations for 10,000 bytes: 4; the ridge is at 10. What multiplies nothing waits for memory too
-    assert bandwidth.all("p", "big")[0].text == "3\u00a0layers, 6.0% of the time"
+    # 10 of 20 GB/s. What multiplies nothing may wait for memory too
+    assert bandwidth.all("p", "big")[0].text == "2\u00a0layers, 5.7% of the time"
     assert bandwidth.all("li")[0].text == "fc5.0%"
 
 
 def test_layers_take_no_more_than_everything():
     """Not even where the layers' sum exceeds the whole call."""
-    run = Run({}, 10.0, [layer("a", macs=1), layer("b", forward=10.0, macs=1)], machine=Machine(10.0, 5.0))
+    run = Run({}, 10.0, [layer("a", macs=1, moved=20_000), layer("b", macs=1, moved=20_000)], machine=Machine(10.0, 5.0))
     assert "2\u00a0layers, 100.0% of the time" in read(Profile([run])).all("div", "answers")[0].text
 
 
@@ -274,7 +274,7 @@ def test_the_main_numbers():
 
 @pytest.mark.parametrize(("change", "text"), [
     ({"machine": None}, "not knownRun microcnn doctor --measure"), ({"memory": None}, "not knownThis profile holds no memory"),
-    ({"layers": []}, "none"), ({"layers": training_run().layers[1:4]}, "no layerArithmetic is the nearer roof"),
+    ({"layers": []}, "none"), ({"layers": training_run().layers[1:4]}, "no layerNone moves its numbers about as fast"),
 ])
 def test_answers_that_are_not_known(change, text):
     answers = read(Profile([replace(training_run(), **change)])).all("div", "answers")[0]
@@ -297,7 +297,7 @@ def test_each_layer_has_a_bar():
     ranks = [int(one.attributes["style"].removeprefix("--rank:")) for one in rows]
     assert sorted(ranks) == list(range(len(ranks))) and ranks[2] == 0
     assert [one.all("span", "bound")[0].text if one.all("span", "bound") else "" for one in rows] == [
-        "bandwidth", "compute", "compute", "compute", "bandwidth", "bandwidth", ""]
+        "bandwidth", "compute", "compute", "compute", "bandwidth", "", ""]
 
 
 @pytest.mark.parametrize("key", PROFILES)
@@ -393,7 +393,27 @@ def test_the_roofline():
     assert drawn["mid"].number("r") > drawn["fc"].number("r")
     slope, flat = picture.all("line", "roof")
     assert slope.number("y2") == flat.number("y1") == flat.number("y2") and slope.number("x2") == ridge
-    assert "operations a byte" in picture.text and "Bound by bandwidth: 3\u00a0layers, 6.0% of the time" in found.text
+    assert "operations a byte" in picture.text and "Bound by bandwidth: 2\u00a0layers, 5.7% of the time" in found.text
+    assert "Bound by compute: 3\u00a0layers, 64.3% of the time (mid, conv2, conv1)" in found.text
+    assert "Held down by neither: 1\u00a0layer, 0.3% of the time (loss)" in found.text
+    assert "Not in the picture, as nothing is multiplied: 2\u00a0layers." in found.text
+    assert "held down by neither" not in found.all("ul", "legend")[0].text
+    ranks = [one.text for one in found.all("ol", "ranks")[0].all("li")]
+    assert ranks[0] == "mid 101\u00a0GFLOP/s, 50.5% of the flat roof" and ranks[-1].endswith("GFLOP/s, 50.0% of the left roof")
+
+
+def test_layers_that_neither_roof_holds_down():
+    """One is overhead, one has its numbers from a cache, one runs by Winograd's algorithm: more than is possible."""
+    layers = [layer("idle", macs=100), layer("cached", forward=1.0, macs=10, moved=100_000), layer("winograd", macs=2_000_000)]
+    run = Run({"batch": 1}, 30.0, layers, machine=Machine(200.0, 20.0))
+    found = section(read(Profile([run])), "roofline")
+    drawn = {one.all("title")[0].text.partition(":")[0]: one for one in area(found).all("circle")}
+    assert {name: one.attributes["class"] for name, one in drawn.items()} == {
+        "idle": "neither", "cached": "neither", "winograd": "compute"}
+    assert "held down by neither" in drawn["idle"].text and "200.0% of the flat roof" in drawn["winograd"].text
+    assert "held down by neither" in found.all("ul", "legend")[0].text
+    assert drawn["winograd"].number("cy") < area(found).all("line", "roof")[1].number("y1")
+    assert "Held down by neither: 2\u00a0layers, 36.7% of the time (idle, cached)" in found.text
 
 
 def test_a_machine_that_was_not_measured():
@@ -513,6 +533,24 @@ def test_the_graph_in_bands():
         assert drawn == pytest.approx(sum(abs(after - before) for before, after in itertools.pairwise(heights)), abs=0.5)
 
 
+def test_bands_say_where_they_go_on():
+    """Beside the edges that are cut, and in the picture; the script shows it where the next band stands in another column."""
+    layout = report_layout.lay_out(random_graph(np.random.default_rng(5), 50))
+    for height in layout.cuts[1:-1]:
+        cut = [begin[0] for edge in layout.edges for begin, end in itertools.pairwise(edge.points)
+               if begin[0] == end[0] and min(begin[1], end[1]) < height < max(begin[1], end[1])]
+        assert cut
+        left = seam_label(layout, height)
+        if left is not None:
+            right = left + mono_width("continues", SEAM_SIZE)
+            assert left >= 0 and right <= report_layout.WIDTH and not any(left - 4 < x < right + 4 for x in cut)
+    bands = section(read(Profile([chain(40)])), "graph").all("svg", "band")
+    assert [len(one.all("text", "onward")) for one in bands] == [1] * (len(bands) - 1) + [0]
+    assert [len(one.all("text", "back")) for one in bands] == [0] + [1] * (len(bands) - 1)
+    for one, other in itertools.pairwise(bands):
+        assert one.all("text", "onward")[0].attributes["x"] == other.all("text", "back")[0].attributes["x"]
+
+
 def test_the_graph_shows_costs():
     run = training_run()
     drawn = {}
@@ -579,11 +617,59 @@ def test_the_table_has_all_figures():
     mid = {head: cell.text.replace("\u00a0\u00b5s", "") for head, cell in rows["mid"].items()}
     assert [mid[head] for head in ("Layer", "Operation", "forward", "dX", "dW", "update", "total", "share")] == [
         "mid", "Conv2d", "30.0", "40.0", "25.0", "2.0", "97.0", "32.3%"]
-    assert mid["multiply-adds"] == "1.60\u00a0M" and mid["bound by"] == "compute"
-    assert rows["fc"]["bound by"].text == "bandwidth"
+    assert mid["multiply-adds a sample"] == "200,000" and mid["bound by"] == "compute"
+    assert rows["fc"]["bound by"].text == "bandwidth" and rows["loss"]["bound by"].text == "\u2013"
     assert rows["mid"]["fused"].all("span")[0].attributes["title"] == "bn" and mid["fused"] == "1"
     assert rows["fc"]["99% below"].text == "17.0\u00a0\u00b5s" and rows["fc"]["dX"].attributes["data-v"] == "5"
+    rest, whole = (dict(zip(heads, (cell.text for cell in row.inside), strict=True))
+                   for row in table.all("tfoot")[0].all("tr"))
+    assert {head: text for head, text in rest.items() if text} == {
+        "Layer": "not accounted for", "total": "29.0\u00a0\u00b5s", "share": "9.7%"}
+    flops = 16 * (2 * 100_000 + 6 * 200_000 + 3 * 2560)
+    assert {head: text for head, text in whole.items() if text} == {
+        "Layer": "whole call", "total": "300.0\u00a0\u00b5s", "share": "100.0%", "median": "310.0\u00a0\u00b5s",
+        "99% below": "400.0\u00a0\u00b5s", "multiply-adds a sample": "502,560", "GFLOP/s": f"{flops / 300e3:.1f}",
+        "at the peak": "7.0\u00a0KB"}
     assert table.above.attributes["class"] == "scroll" and table.above.attributes["tabindex"] == "0"
+
+
+def test_the_whole_call_of_a_prediction():
+    table = section(read(Profile([prediction_run()])), "table").all("table")[0]
+    heads = [one.text for one in table.all("thead")[0].all("th")]
+    rest, whole = ([cell.text for cell in row.inside] for row in table.all("tfoot")[0].all("tr"))
+    assert "total" not in heads and whole[heads.index("forward")] == "40.0\u00a0\u00b5s"
+    assert rest[heads.index("share")] == "12.5%"
+    longer = replace(prediction_run(), total_us=30.0)
+    rest = section(read(Profile([longer])), "table").all("tfoot")[0].all("tr")[0]
+    assert "\u22125.0\u00a0\u00b5s" in rest.text
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(40, "r1-program"), (41, "r1-cost")])
+def test_the_slowest_of_many_stand_first(count, chosen):
+    picks = section(read(Profile([chain(count)])), "layers").all("input")
+    assert [one.attributes["id"] for one in picks if "checked" in one.attributes] == [chosen]
+
+
+@pytest.mark.parametrize(("confidence", "told"), [
+    (0.34, "known to within 34%"), (0.1, None), (None, None), ("?", None), (float("nan"), None)])
+def test_a_busy_machine_is_warned_of(confidence, told):
+    run = training_run()
+    run.conditions["confidence"] = confidence
+    page = read(Profile([training_run(), run]))
+    warnings = page.all("p", "warning")
+    assert len(warnings) == bool(told)
+    if told:
+        assert told in warnings[0].text and warnings[0].above.attributes["id"] == "r2"
+        assert "measure again, for longer" in warnings[0].text.lower()
+
+
+@pytest.mark.parametrize(("more", "told"), [(0, ""), (63, ""), (64, "64\u00a0B"), (4096, "4.0\u00a0KB")])
+def test_what_other_programs_need(more, told):
+    run = training_run()
+    run.memory.arena += more
+    text = section(read(Profile([run])), "memory").text
+    assert ("only other programs of this network use" in text) == bool(told)
+    assert not told or f"{told} of the arena only other programs" in text
 
 
 def test_conditions():

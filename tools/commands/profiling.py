@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from microcnn.errors import CompileError
+from microcnn.errors import CompileError, FileError
 from microcnn.files import atomic_write
 
 from ..loading import check_writable, input_shapes, load_model
@@ -18,6 +18,11 @@ from . import options
 # The files that the command writes, by option.
 FILES = {"json": "the figures as JSON", "csv": "a line for each layer as CSV",
          "trace": "a trace for Perfetto or chrome://tracing", "html": "a report to look at, one file that needs no network"}
+
+# Options that only measuring takes, and what they are where they are not given.
+MEASURING: dict[str, Any] = {"train": None, "batch": [1], "threads": [None], "seconds": 1.0, "repeats": None, "cold": False,
+                             "sort": None, "csv": None, "trace": None, "html": None, "loss": "auto", "bn": "frozen",
+                             "shape": [], "dtype": "float32"}
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +40,11 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", metavar="N", type=options.whole(), help="how many calls to measure instead")
     parser.add_argument("--cold", action="store_true", help="empty the caches before each call")
     parser.add_argument("--sort", metavar="BY", default=None,
-                        help="order of the table: time, forward, backward, update, macs, memory or name (as they run)")
+                        help="order of the table (as they run): time, forward, backward, update, macs, memory, name")
     for name, text in FILES.items():
         parser.add_argument(f"--{name}", metavar="FILE", help=f"write {text}")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"),
-                        help="compare two files that --json wrote instead of measuring")
+                        help="compare two files that --json wrote instead of measuring; only --json goes with it")
     options.add_loss(parser)
     options.add_bn(parser)
     options.add_shape(parser)
@@ -56,7 +61,7 @@ def run_profile(args: argparse.Namespace, terminal: Terminal) -> int:
     from ..profile_table import check_sort
     from ..profiler import file_name, profile
     check_sort(args.sort)
-    _check_files(args)
+    _check_files(args, [args.model])
     options.set_threads(max((n for n in args.threads if n is not None), default=None))   # numba cannot get more later
     graph = load_model(args.model, args.shape)
     shapes = input_shapes(graph, args.shape)
@@ -64,7 +69,8 @@ def run_profile(args: argparse.Namespace, terminal: Terminal) -> int:
     interrupted = False
     combinations = [(batch, threads) for threads in args.threads for batch in args.batch]
     for batch, threads in combinations:
-        with terminal.progress(100, f"batch {batch}" + (f", {threads} threads" if threads else "")) as bar:
+        label = f"batch {batch}" + (f", {threads} thread{'s' if threads > 1 else ''}" if threads else "")
+        with terminal.progress(100, label) as bar:
             def tick(share: float, bar: Any = bar) -> None:
                 bar.show(round(100 * share), "measuring")
 
@@ -102,43 +108,50 @@ def _show(run: Any, further: bool, sort: str | None, terminal: Terminal) -> None
         terminal.say(note)
 
 
-def _check_files(args: argparse.Namespace) -> None:
-    """Raises FileError for a file that cannot be written, CompileError where two would be the same."""
-    wanted: dict[Path, str] = {}
+def _check_files(args: argparse.Namespace, read: Sequence[str]) -> None:
+    """Raises FileError for a file that cannot be written, CompileError where two would be the same, or one is one of `read`."""
+    taken = {os.path.realpath(path): "what is read" for path in read}
     for name in FILES:
         path = getattr(args, name)
         if path is None:
             continue
         check_writable(path)
-        other = wanted.setdefault(Path(path).resolve(), name)
-        if other != name:
-            raise CompileError(f"--{other} and --{name} both name {path}; give each a file of its own")
+        other = taken.setdefault(os.path.realpath(path), f"--{name}")
+        if other != f"--{name}":
+            raise CompileError(f"{other} and --{name} are both {path}; give --{name} a file of its own")
 
 
 def _write(profile: Any, args: argparse.Namespace, terminal: Terminal) -> None:
-    """The files that were asked for."""
+    """The files that were asked for. Raises FileError for the first that could not be written, after the others were."""
     from ..profile_forms import csv_text, trace_text
     from ..report import report_html
     texts: dict[str, Callable[[Any], str]] = {
         "json": lambda profile: json.dumps(profile.as_dict(), indent=1) + "\n", "csv": csv_text, "trace": trace_text,
         "html": report_html}
+    failed: FileError | None = None
     for name, text in texts.items():
         path = getattr(args, name)
-        if path is not None:
+        if path is None:
+            continue
+        try:
             atomic_write(path, [text(profile).encode()])
+        except FileError as error:
+            failed = failed or error
+        else:
             terminal.say(f"saved {path}")
+    if failed is not None:
+        raise failed
 
 
 def _compare(args: argparse.Namespace, terminal: Terminal) -> int:
     """Two profiles beside each other."""
     from ..profile_compare import compare
     from ..profile_data import Profile
-    given: Sequence[str] = [name for name in ("train", "repeats", "sort", "csv", "trace", "html") if getattr(args, name)]
+    given = [name for name, usual in MEASURING.items() if getattr(args, name) != usual]
     if args.model is not None or given:
         other = f"--{given[0]}" if given else args.model
         raise CompileError(f"--compare reads two files and measures nothing: it takes no {other}")
-    if args.json:
-        check_writable(args.json)
+    _check_files(args, args.compare)
     found = compare(*(Profile.load(path) for path in args.compare))
     terminal.say(found.table(shutil.get_terminal_size().columns if terminal.out.isatty() else None))
     if args.json:
