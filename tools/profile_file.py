@@ -58,8 +58,8 @@ def read_runs(path: Any) -> list[Run]:
 
 def _run(data: dict[str, Any]) -> Run:
     """A run; KeyError, TypeError or ValueError where something is missing or wrong."""
-    conditions = {_text("a condition", key): _text(key, value) if isinstance(value, str) else value
-                  for key, value in data["conditions"].items()}
+    conditions: dict[str, Any] = {_text("a condition", key): _text(key, value) if isinstance(value, str) else value
+                                  for key, value in data["conditions"].items()}
     for name in NUMBERS:
         if conditions.get(name) is not None:
             _number(name, conditions[name], name in ("batch", "threads", "repeats"))

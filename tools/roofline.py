@@ -96,5 +96,5 @@ def _read() -> list[Machine]:
         whole = isinstance(entry.get("threads"), int) and isinstance(entry.get("dtype"), str)
         if whole and {key: entry.get(key) for key in identity} == identity and all(
                 isinstance(speed, float) and 0 < speed < math.inf for speed in speeds):
-            found.append(Machine(*speeds, entry["threads"], entry["dtype"]))    # type: ignore[arg-type]
+            found.append(Machine(entry["peak_gflops"], entry["bandwidth_gbs"], entry["threads"], entry["dtype"]))
     return found
