@@ -85,8 +85,8 @@ def _band(run: Run, layout: Layout, costs: list[float | None], most: float, numb
     label += f" and {len(names) - LABELLED} more" if len(names) > LABELLED else ""
     view = f"0 {top:g} {WIDTH:g} {bottom - top:g}"
     # The script shows these where the next band stands in another column.
-    seams = [(top + 5.5, "continued", "back", top)] if number else []
-    seams += [(bottom - 1.5, "continues", "onward", bottom)] if number < len(layout.cuts) - 2 else []
+    seams = [(top + 8.5, "continued", "back", top)] if number else []
+    seams += [(bottom - 4, "continues", "onward", bottom)] if number < len(layout.cuts) - 2 else []
     words = "".join(svg_text(f"{x:.5g}", y, word, css) for y, word, css, height in seams
                     if (x := seam_label(layout, height)) is not None)
     return (f'<svg class="band" role="img" viewBox="{view}" aria-label="{brief(label, TOLD_MOST)}">' + edges
