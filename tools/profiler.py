@@ -225,8 +225,9 @@ def _measure(net: Any, x: Any, t: Any, steps: bool, seconds: float, repeats: int
     graph = _graph(net, calls.name)
     for layer in layers:
         layer.fused = tuple(node.name for node in graph if node.ran_in == layer.name)
-    conditions = {**_conditions(net, steps, len(timed)), **compiled, "caches": "cold" if cold else "warm",
-                  "clock_ns": clock, "confidence": confidence(wholes, timed), "interrupted": interrupted}
+    conditions = {**_conditions(net, steps, len(timed)), **compiled, "start": _start(infos, net.dtype.name),
+                  "caches": "cold" if cold else "warm", "clock_ns": clock, "confidence": confidence(wholes, timed),
+                  "interrupted": interrupted}
     return Run(conditions, float(total), layers, _spread([whole for whole, _ in wholes]), rows,
                _memory(net, calls.name, layers), graph)
 
@@ -355,6 +356,13 @@ def _conditions(net: Any, steps: bool, measured: int) -> dict[str, Any]:
         facts.update(loss=_name(net.loss), optimizer=_name(net.optimizer), bn=net.bn,
                      trained=sorted(net.trained))
     return facts
+
+
+def _start(infos: Sequence[Any], dtype: str) -> str:
+    """"cold" where this process had to compile a kernel that ran, "warm" where all came from the cache."""
+    from microcnn.kernels.entry import ENTRIES
+    made = [ENTRIES[info.kernel]._compiled[dtype] for info in infos]
+    return "warm" if all(code.cache_hits for code in made) else "cold"
 
 
 def _name(thing: Any) -> Any:

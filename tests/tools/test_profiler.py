@@ -197,6 +197,19 @@ def test_ctrl_c_keeps_what_was_measured(net):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_whether_kernels_were_compiled(net):
+    """In this process the first of a test's kernels may come from either; one that says it was compiled decides."""
+    rows = net.rows("train")
+    code = {name: SimpleNamespace(cache_hits=1) for name in {row.kernel for row in rows}}
+    entries = {name: SimpleNamespace(_compiled={"float32": one}) for name, one in code.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("microcnn.kernels.entry.ENTRIES", entries)
+        assert profiler._start(rows, "float32") == "warm"
+        code[rows[-1].kernel].cache_hits = 0
+        assert profiler._start(rows, "float32") == "cold"
+    assert mc.profile(net, *batch(), repeats=2).conditions["start"] in ("cold", "warm")
+
+
 def test_another_thread_waits(net):
     """Two profiles and a training thread at once: none sees another's rate of 0, and no step is lost."""
     x, t = batch()
