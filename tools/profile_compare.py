@@ -12,20 +12,17 @@ from .profile_data import KINDS, PARTS, LayerCost, MemoryPlan, Profile, Run, Spr
 from .profile_table import (
     LONGEST_NAME,
     PLAIN_GAP,
-    WIDEST_GAP,
     Column,
     Fitted,
     fit,
-    fused_with,
     labels,
     left_out_text,
-    plain_text,
     run_heading,
     shortened,
     signed_time,
     wrapped,
 )
-from .terminal import bytes_text
+from .terminal import bytes_text, table_text
 
 SCHEMA = "microcnn.comparison/1"
 # A difference is never called one that is a smaller share of the time before.
@@ -116,19 +113,10 @@ class RunComparison:
         """What the layers leave of the whole call."""
         return Change("not accounted for", "", self.before.unaccounted_us, self.after.unaccounted_us, math.inf)
 
-    def columns_and_rows(self, width: int | None = None) -> tuple[list[str], list[list[str]], str]:
-        """Columns, rows and title as Terminal.table and table_text take them; width as in profile_table.columns_and_rows."""
-        fitted = self._fitted(width, WIDEST_GAP)
-        return fitted.columns, fitted.rows, wrapped(self._title(), width)
-
-    def below(self, width: int | None = None) -> str:
-        """What to say below the table of columns_and_rows: columns left out, memory, what a verdict says, notes."""
-        return self._below(self._fitted(width, WIDEST_GAP), width)
-
     def table(self, width: int | None = None) -> str:
         """The two runs as plain text."""
         fitted = self._fitted(width, PLAIN_GAP)
-        return f"{plain_text(fitted, wrapped(self._title(), width))}\n{self._below(fitted, width)}"
+        return f"{table_text(fitted.columns, fitted.rows, wrapped(self._title(), width))}\n{self._below(fitted, width)}"
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison of the two runs in JSON's types."""
@@ -189,10 +177,6 @@ class Comparison:
 
     runs: list[RunComparison]
     notes: list[str] = field(default_factory=list)
-
-    def columns_and_rows(self, width: int | None = None) -> list[tuple[list[str], list[list[str]], str]]:
-        """Columns, rows and title of each pair of runs."""
-        return [pair.columns_and_rows(width) for pair in self.runs]
 
     def table(self, width: int | None = None) -> str:
         """All pairs as plain text in lines of so many characters; None leaves nothing out."""
@@ -322,7 +306,7 @@ def _compare_runs(before: Run, after: Run) -> RunComparison:
     if min(clocks) > 0 and abs(clocks[1] - clocks[0]) > LEAST_SHARE * clocks[0]:
         notes.append(f"the processors ran at {clocks[0]:,.0f} MHz before and {clocks[1]:,.0f} MHz after")
     for run, alone, when in ((before, only_after, "before"), (after, only_before, "after")):
-        homes = {name: layer.name for layer in run.layers for name in fused_with(run, layer)}
+        homes = {name: layer.name for layer in run.layers for name in layer.fused}
         inside = [f"{change.name} in {homes[change.name]}" for change in alone if change.name in homes]
         if inside:
             notes.append(f"{when} these run in another layer's kernel: {', '.join(inside)}")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from microcnn.files import atomic_write
+from microcnn.memory import Block
 
 SCHEMA = "microcnn.profile/1"
 KINDS = ("activations", "gradients", "state", "scratch")
@@ -123,19 +124,6 @@ class LayerCost:
 
 
 @dataclass
-class BlockCost:
-    """A buffer in the plan: where it lies in the arena, and the rows between which it lives."""
-
-    layer: str
-    name: str
-    kind: str
-    bytes: int
-    offset: int
-    first: int
-    last: int
-
-
-@dataclass
 class MemoryPlan:
     """The plan of the program that was measured, in bytes. begin: where the part begins that its buffers share over time."""
 
@@ -144,7 +132,7 @@ class MemoryPlan:
     parameters: int
     state: int
     begin: int
-    blocks: list[BlockCost] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
 
     def live(self, rows: int) -> list[int]:
         """Bytes of the shared part that are live at each of so many rows."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from microcnn.errors import FileError
+from microcnn.memory import Block
 
 from .profile_data import (
     MULTIPLIES,
     SCHEMA,
-    BlockCost,
     GraphNode,
     LayerCost,
     Machine,
@@ -73,7 +73,7 @@ def _run(data: dict[str, Any]) -> Run:
     memory, machine = data.get("memory"), data.get("machine")
     plan = None
     if memory is not None:
-        plan = _made(MemoryPlan, memory, ("arena", "begin"), blocks=[_made(BlockCost, block) for block in memory["blocks"]])
+        plan = _made(MemoryPlan, memory, ("arena", "begin"), blocks=[_made(Block, block) for block in memory["blocks"]])
         for block in plan.blocks:
             if not block.first <= block.last <= (len(rows) or MOST_ROWS):       # what is never given back: one row more
                 raise ValueError(f"block {block.name!r} lives from row {block.first} to {block.last} of {len(rows)}")

@@ -14,7 +14,7 @@ from typing import Any
 from microcnn.errors import CompileError
 
 from .profile_data import LayerCost, MemoryPlan, Profile, RowCost, Run, multiplies
-from .profile_table import fused_with, shape_text
+from .profile_table import shape_text
 
 COLUMNS = (
     "kind", "run", "model", "train", "batch", "threads", "dtype", "layer", "op", "fused", "output_shape", "forward_us",
@@ -85,7 +85,7 @@ def _records(number: int, run: Run) -> Iterator[dict[str, Any]]:
         kinds = {f"{kind}_bytes": layer.bytes.get(kind, 0)
                  for kind in ("parameters", "activations", "gradients", "state", "scratch")}
         yield {**common, **times, **kinds, **spread(layer), "kind": "layer", "layer": layer.name, "op": layer.op,
-               "fused": " + ".join(fused_with(run, layer)), "output_shape": shape_text(layer.shape),
+               "fused": " + ".join(layer.fused), "output_shape": shape_text(layer.shape),
                "share_percent": share(layer.total_us), "macs_per_sample": layer.macs, "parameters": layer.parameters,
                "gflop_per_s": some(layer.gflops(run.batch)), "gbyte_per_s": round(layer.gbs, 3),
                "flop_per_byte": some(layer.intensity(run.batch)), "bound_by": run.bound_by(layer),
@@ -184,8 +184,8 @@ def _of_rows(run: Run) -> list[Slice]:
             only = [row for _, row in rows]
             kernels = ", ".join(dict.fromkeys(row.kernel for row in only))
             about: dict[str, Any] = {"op": layer.op if layer else only[0].op, "kernel": kernels}
-            if layer is not None and fused_with(run, layer):
-                about["fused"] = " + ".join(fused_with(run, layer))
+            if layer is not None and layer.fused:
+                about["fused"] = " + ".join(layer.fused)
             inside.append(Slice(name, "layer", 0, {**about, **_figures(only, layer, run.batch, multiply)}, leaves))
         phases.append(Slice(phase, "phase", 0, _sum(inside), inside))
     return phases

@@ -1,7 +1,6 @@
 """A run of the profiler as a table: its columns, the order of its lines, and what of it fits in so many columns of text."""
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 from microcnn.errors import CompileError
 
 from .profile_data import LayerCost, Run, Spread
-from .terminal import bytes_text, count_text, short, time_text
+from .terminal import bytes_text, count_text, short, table_text, text_width, time_text
 
 # The shortest that names are made before a column is left out; "not accounted for" is as long.
 LEAST_NAME = 17
@@ -94,7 +93,7 @@ def left_out(run: Run, sort: str | None = None, width: int | None = None) -> str
 def run_table(run: Run, sort: str | None = None, width: int | None = None) -> str:
     """A run as plain text; arguments and errors as in columns_and_rows. A last line says which columns were left out."""
     fitted = _fitted(run, sort, width, PLAIN_GAP)
-    text = plain_text(fitted, wrapped(run_title(run), width))
+    text = table_text(fitted.columns, fitted.rows, wrapped(run_title(run), width))
     return "\n".join(filter(None, (text, left_out_text(fitted, width))))
 
 
@@ -126,11 +125,6 @@ def run_title(run: Run) -> str:
     return "\n".join(filter(None, (run_heading(run), "; ".join(facts))))
 
 
-def fused_with(run: Run, layer: LayerCost) -> tuple[str, ...]:
-    """The layers that run in this one's kernel: as it says itself, else as the graph says."""
-    return layer.fused or tuple(node.name for node in run.graph if node.ran_in == layer.name)
-
-
 def shape_text(shape: Sequence[int] | None) -> str:
     """A shape for people, "" where there is none."""
     return "x".join(str(size) for size in shape or ())
@@ -144,12 +138,6 @@ def signed_time(microseconds: float) -> str:
 def speed_text(value: float) -> str:
     """A figure of thousands of millions a second, "-" where it is 0."""
     return "-" if value <= 0 else f"{value:,.2f}" if value < 10 else f"{value:,.1f}"
-
-
-def text_width(text: str) -> int:
-    """Columns that a text takes in a terminal: two for a wide letter, none for one that is put over another."""
-    return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-               for letter in text)
 
 
 def cuts(names: Sequence[str]) -> list[Cut]:
@@ -238,21 +226,6 @@ def fit(first: str, cells: Callable[[int | None], list[str]], columns: Sequence[
                   [column.name for column in columns if column not in kept])
 
 
-def plain_text(fitted: Fitted, title: str) -> str:
-    """The table as text, as terminal.table_text has it, but straight below wide letters too."""
-    names = [column.lstrip(">") for column in fitted.columns]
-    widths = [max(map(text_width, cells)) for cells in zip(names, *fitted.rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = []
-        for cell, column, width in zip(cells, fitted.columns, widths, strict=True):
-            blanks = " " * (width - text_width(cell))
-            padded.append(blanks + cell if column.startswith(">") else cell + blanks)
-        return (" " * PLAIN_GAP).join(padded).rstrip()
-
-    return "\n".join([title, line(names), line(["-" * width for width in widths]), *map(line, fitted.rows)])
-
-
 def left_out_text(fitted: Fitted, width: int | None = None) -> str:
     """A line on the columns that were left out; "" where all are there."""
     return wrapped(f"left out: {', '.join(fitted.left_out)}", width) if fitted.left_out else ""
@@ -301,7 +274,7 @@ def _fitted(run: Run, sort: str | None, width: int | None, gap: int) -> Fitted:
         if column.name in SORTED_BY.get(sort or "", ()) or column.name == "forward" and not run.conditions.get("train"):
             column.rank = None
     names = [*(layer.name for layer in layers), "not accounted for", "whole call"]
-    fused = [*(fused_with(run, layer) for layer in layers), (), ()]
+    fused = [*(layer.fused for layer in layers), (), ()]
     return fit("layer", lambda most: labels(names, fused, most or LONGEST_NAME), columns, width, gap)
 
 

@@ -20,7 +20,6 @@ from microcnn.errors import CompileError, DataError
 from . import roofline
 from .machine import conditions_of_machine
 from .profile_data import (
-    BlockCost,
     GraphNode,
     LayerCost,
     MemoryPlan,
@@ -137,7 +136,7 @@ class _Caller:
         self.name = "train" if steps else "predict"
         self.program = net._programs[self.name][0]
         self.sweep = np.zeros(COLD_BYTES // 8) if cold else None
-        self._execute, self._inside = self.program._run, 0
+        self._inside = 0
         self._kept: tuple[np.ndarray, int, float] | None = None
         self._held = contextlib.ExitStack()
 
@@ -201,15 +200,13 @@ def _measure(net: Any, x: Any, t: Any, steps: bool, seconds: float, repeats: int
         calls.timed()
         calls.whole()
         begin = time.perf_counter()
-        end = begin + seconds
         try:
             while len(timed) < (repeats or MOST_CALLS):
                 wholes.append(calls.whole())
                 timed.append(np.diff(calls.timed()))
-                now, count = time.perf_counter(), len(timed)
+                share, count = (time.perf_counter() - begin) / seconds, len(timed)
                 if tick is not None:
-                    tick(count / repeats if repeats else max(1 - max(end - now, 0) / seconds, count / MOST_CALLS))
-                share = (now - begin) / seconds
+                    tick(count / repeats if repeats else min(1.0, max(share, count / MOST_CALLS)))
                 if repeats is None and (_enough(count, share) or _stands(count, share, wholes, timed)):
                     break
         except KeyboardInterrupt:
@@ -317,7 +314,7 @@ def _memory(net: Any, program: str, layers: Sequence[LayerCost]) -> MemoryPlan:
     begin, blocks = net.blocks(program)
     memory = net.memory
     plan = MemoryPlan(memory.arena, memory.lower_bound, memory.parameters, memory.state, begin,
-                      [BlockCost(b.layer, b.name, b.kind, b.bytes, b.offset, b.first, b.last) for b in blocks])
+                      blocks)
     live = plan.live(len(net.rows(program)))
     if live:
         peak = live.index(max(live))

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from microcnn.files import atomic_write
-
 from .profile_data import Profile, Run
 from .profile_table import UNSURE
 from .report_graph import graph_section
@@ -110,11 +108,6 @@ def _sound(run: Run) -> Run:
     machine = run.machine
     sound = machine is not None and finite(machine.peak_gflops) and finite(machine.bandwidth_gbs)
     return run if sound else replace(run, machine=None)
-
-
-def save_report(profile: Profile, path: Any) -> None:
-    """Write the page to a file, atomically. Raises FileError."""
-    atomic_write(path, [report_html(profile).encode("utf-8")])
 
 
 def _subtitle(profile: Profile) -> str:

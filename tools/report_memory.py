@@ -1,9 +1,9 @@
 """The memory picture of the report: every buffer of the plan as a rectangle, over the rows of the program."""
 from __future__ import annotations
 
-from microcnn.memory import ALIGNMENT
+from microcnn.memory import ALIGNMENT, Block
 
-from .profile_data import BlockCost, MemoryPlan, Run
+from .profile_data import MemoryPlan, Run
 from .report_layers import swatch
 from .report_text import (
     NAME_MOST,
@@ -56,7 +56,7 @@ def extent_of(plan: MemoryPlan) -> int:
     return max(block.offset + block.bytes for block in plan.blocks) - plan.begin
 
 
-def rectangle(block: BlockCost, plan: MemoryPlan, rows: int, extent: int) -> tuple[float, float, float, float]:
+def rectangle(block: Block, plan: MemoryPlan, rows: int, extent: int) -> tuple[float, float, float, float]:
     """A block's x and width in percent of the picture's, its y from the top and its height in pixels."""
     x, end = 100 * max(block.first, 0) / rows, 100 * min(block.last + 1, rows) / rows
     height = HEIGHT * block.bytes / extent
@@ -112,7 +112,7 @@ def _tick(size: float) -> str:
     return size_of(size).replace(".0\u00a0", "\u00a0")
 
 
-def _block(block: BlockCost, plan: MemoryPlan, rows: int, extent: int) -> str:
+def _block(block: Block, plan: MemoryPlan, rows: int, extent: int) -> str:
     x, y, width, height = rectangle(block, plan, rows, extent)
     title = f"{block.layer}: {block.name}, {size_of(block.bytes)}, rows {block.first + 1} to {block.last + 1}"
     return (f'<rect class="{kind_of(block.kind)[1]}" x="{x:.6g}%" y="{y:.6g}" width="{width:.6g}%" height="{height:.6g}">'

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, TextIO
 
@@ -56,16 +57,25 @@ def short(name: str, most: int = 36) -> str:
     return name[:kept // 3] + "..." + name[len(name) - (kept - kept // 3):]
 
 
+def text_width(text: str) -> int:
+    """Columns that a text takes in a terminal: two for a wide letter, none for one that is put over another."""
+    return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+               for letter in text)
+
+
 def table_text(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> str:
     """A table in plain text. A column whose name begins with ">" is set flush right."""
     names = [column.lstrip(">") for column in columns]
     right = [column.startswith(">") for column in columns]
     cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
+    widths = [max(text_width(line[i]) for line in [names, *cells]) for i in range(len(names))]
 
     def line(row: Sequence[str]) -> str:
-        return "  ".join(cell.rjust(width) if flush else cell.ljust(width)
-                         for cell, width, flush in zip(row, widths, right, strict=True)).rstrip()
+        padded = []
+        for cell, width, flush in zip(row, widths, right, strict=True):
+            blanks = " " * (width - text_width(cell))
+            padded.append(blanks + cell if flush else cell + blanks)
+        return "  ".join(padded).rstrip()
 
     lines = [title] if title else []
     if any(names):

@@ -5,7 +5,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .bands import BAND_BYTES, CHUNKS, band_plan, chunk_count
-from .fetch import FAR_BYTES, NEAR_BYTES, fetches, made_in
+from .fetch import FAR_BYTES, NEAR_BYTES, far_output, fetches
 
 if TYPE_CHECKING:
     from ..memory import Buffer
@@ -26,7 +26,7 @@ def depthwise_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | 
         splits = max(1, min(math.ceil(C / s.lanes), math.ceil(CHUNKS / jobs)))
         s.row("depthwise3x3.forward", **common, **zero_line(s, H, W, C, OH, sides), splits=splits,
               chunks=chunk_count(jobs * splits, False), fetch_x=fetches(s, H * W, C, NEAR_BYTES),
-              fetch_y=fetches(s, OH * OW, C, made_in(s)) if grid["y_pixel"] == C else 0)
+              fetch_y=fetches(s, OH * OW, C, far_output(s)) if grid["y_pixel"] == C else 0)
         return
     chunks = chunk_count(jobs, band_numbers > 0)
     padded = chunks * band_numbers

@@ -18,6 +18,6 @@ def fetches(s: Schedule, pixels: int, C: int, least: int) -> int:
     return int(C > 2 * s.lanes and s.batch * pixels * C * s.itemsize >= least)
 
 
-def made_in(s: Schedule) -> int:
+def far_output(s: Schedule) -> int:
     """The bytes from which a row's output is far: in backward it lies where another gradient has just been."""
     return FAR_BYTES if s.phase == "forward" else NEAR_BYTES

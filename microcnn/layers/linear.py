@@ -117,7 +117,7 @@ def linear_row(s: Schedule, rows: int, C: int, K: int, x: Buffer, weight: Buffer
     if C >= PANEL_LEAST_ROWS and w_row > tile and pixels >= PANEL_LEAST_PIXELS:
         block = PANEL_BLOCK_ROWS
         blocks = max(1, round(pixels / block))
-        columns = even_columns(K, 2 * s.lanes, blocks)
+        columns = split_columns(K, 2 * s.lanes, blocks)
         chunks = min(CHUNKS, blocks * math.ceil(K / columns))
         depth = min(C, panel_depth(s, columns))
         panel = chunks * depth * columns
@@ -127,18 +127,12 @@ def linear_row(s: Schedule, rows: int, C: int, K: int, x: Buffer, weight: Buffer
           low=low, high=high)
 
 
-def split_columns(K: int, tile: int, jobs: int) -> int:
-    """The columns, whole tiles, of each of the parts into which K is split so that there are PANEL_JOBS jobs, if it can be."""
-    across = math.ceil(K / tile)
-    return math.ceil(across / min(across, math.ceil(PANEL_JOBS / jobs))) * tile
-
-
-def even_columns(K: int, pair: int, jobs: int) -> int:
-    """The most columns of a part where K is split evenly, as kernels/linear.py does, in pairs of registers."""
-    pairs = math.ceil(K / pair)
-    splits = min(pairs, math.ceil(PANEL_JOBS / jobs))
+def split_columns(K: int, unit: int, jobs: int) -> int:
+    """The most columns, whole units, of a part where K is split so that there are PANEL_JOBS jobs, as even as can be."""
+    across = math.ceil(K / unit)
+    splits = min(across, math.ceil(PANEL_JOBS / jobs))
     splits -= splits > 1 and splits % 2             # as many for each of two threads
-    return math.ceil(pairs / splits) * pair
+    return math.ceil(across / splits) * unit
 
 
 def panel_depth(s: Schedule, columns: int) -> int:

@@ -5,9 +5,9 @@ import os
 import pytest
 
 import microcnn as mc
+from microcnn.memory import Block
 from microcnn.tools.profile_data import (
     KINDS,
-    BlockCost,
     GraphNode,
     LayerCost,
     Machine,
@@ -33,7 +33,7 @@ def full_run():
     first = layer(fused=("relu",), passes=("forward",), spread=Spread(30, 35, 40, 50))
     return Run({**CONDITIONS}, 100.0, [first, LayerCost("loss", "mse", 1.5)],
                Spread(90, 100, 120, 150), rows,
-               MemoryPlan(2000, 1900, 500, 100, 700, [BlockCost("a", "x", "activation", 128, 704, 0, 0)]),
+               MemoryPlan(2000, 1900, 500, 100, 700, [Block("a", "x", "activation", 128, 704, 0, 0)]),
                [GraphNode("a", "Conv2d", ("input",), (4, 2, 2)), GraphNode("relu", "Relu", ("a",), (4, 2, 2), "a")],
                Machine(100.0, 20.0, 1, "float32"))
 
@@ -102,7 +102,6 @@ BROKEN = [
 @pytest.mark.parametrize(("path", "value"), BROKEN)
 def test_everything_in_a_file_is_checked(tmp_path, path, value):
     run = full_run()
-    run.memory.blocks[0].last = 0
     data = json.loads(json.dumps(run.as_dict()))
     (tmp_path / "p.json").write_text(json.dumps(data))
     assert Profile.load(tmp_path / "p.json").layers[0].name == "a"
@@ -158,6 +157,6 @@ def test_the_nearer_roof():
 
 
 def test_live_bytes():
-    blocks = [BlockCost("a", "x", "activation", 10, 0, 0, 2), BlockCost("a", "y", "scratch", 5, 10, 1, 1)]
+    blocks = [Block("a", "x", "activation", 10, 0, 0, 2), Block("a", "y", "scratch", 5, 10, 1, 1)]
     plan = MemoryPlan(0, 0, 0, 0, 0, blocks)
     assert plan.live(4) == [10, 15, 10, 0]

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 import microcnn as mc
+from microcnn.memory import Block
 from microcnn.tools.profile_data import (
-    BlockCost,
     GraphNode,
     LayerCost,
     Machine,
@@ -45,8 +45,8 @@ def made(total=60.0, train=True, batch=4, **changed):
                         fused=("bn", "relu"), spread=Spread(30, 35, 40, 50)),
               LayerCost("fc", "Linear", 2.5, 7.25, 0.5, 640, 650, (10,), backward_input_us=4.25, backward_weight_us=3.0),
               LayerCost("loss", "loss", 0.75), LayerCost("call", "python", 8.0)]
-    blocks = [BlockCost(NAME, "y", "activation", 4096, 0, 1, 9), BlockCost("fc", "dx", "gradient", 512, 4096, 8, 10),
-              BlockCost("fc", "w", "scratch", 64, 8192, 0, 12)]
+    blocks = [Block(NAME, "y", "activation", 4096, 0, 1, 9), Block("fc", "dx", "gradient", 512, 4096, 8, 10),
+              Block("fc", "w", "scratch", 64, 8192, 0, 12)]
     conditions = {"model": "tiny", "batch": batch, "dtype": "float32", "threads": 2, "train": train, "cpu": "cpu"} | changed
     return Run(conditions, total, layers, Spread(58, 61, 66, 90), rows_of(train), MemoryPlan(9000, 4672, 800, 0, 0, blocks),
                [GraphNode(NAME, "Conv2d")], Machine(2.0, 0.2))

@@ -5,8 +5,9 @@ import re
 import pytest
 
 import microcnn as mc
+from microcnn.memory import Block
 from microcnn.tools import profile_table
-from microcnn.tools.profile_data import BlockCost, GraphNode, LayerCost, Machine, MemoryPlan, Run, Spread
+from microcnn.tools.profile_data import LayerCost, Machine, MemoryPlan, Run, Spread
 from microcnn.tools.profile_table import columns_and_rows, left_out, run_table, shortened, text_width, wrapped
 from microcnn.tools.terminal import Terminal, short, table_text
 
@@ -35,7 +36,7 @@ def made(train=True, names=("conv1", "fc", "relu2"), **changed):
                        moved={"forward": 131072}, fused=("bn1", "relu1"), spread=Spread(240, 250, 300, 400)),
                   cost(second, "Linear", 10.0, macs=640, parameters=650, shape=(10,)), cost(third, "Relu", 3.0)]
     layers.append(LayerCost("call", "python", 8.0))
-    blocks = [BlockCost(first, "y", "activation", 65536, 0, 0, 2), BlockCost(second, "y", "activation", 640, 65536, 1, 1)]
+    blocks = [Block(first, "y", "activation", 65536, 0, 0, 2), Block(second, "y", "activation", 640, 65536, 1, 1)]
     conditions = {"model": "tiny", "batch": 8, "dtype": "float32", "threads": 2, "train": train, "instruction_set": "avx512",
                   "repeats": 120, "confidence": 0.0213, "caches": "warm", "interrupted": False}
     return Run(conditions | changed, 400.0, layers, Spread(390, 410, 440, 900), memory=MemoryPlan(99999, 99, 9, 9, 0, blocks),
@@ -241,8 +242,7 @@ def test_fused_layers():
     assert profile_table.label("conv1", ("a" * 20, "b" * 20), None) == "conv1 +2"
     assert profile_table.label("convolution_of_the_first_block", ("bn", "relu"), 17) == "con...st_block +2"
     run = made()
-    run.layers[1].fused = ()
-    run.graph = [GraphNode("fc", "Linear"), GraphNode("softmax", "Softmax", ("fc",), ran_in="fc")]
+    run.layers[1].fused = ("softmax",)
     assert columns_and_rows(run)[1][1][0] == "fc + softmax"
 
 

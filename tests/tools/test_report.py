@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import microcnn as mc
+from microcnn.memory import Block
 from microcnn.tools import report_layout, report_memory, report_roofline, report_style
 from microcnn.tools.profile_data import (
-    BlockCost,
     GraphNode,
     LayerCost,
     Machine,
@@ -22,7 +22,7 @@ from microcnn.tools.profile_data import (
     Run,
     Spread,
 )
-from microcnn.tools.report import report_html, save_report
+from microcnn.tools.report import report_html
 from microcnn.tools.report_graph import SEAM_SIZE, box_cost, edge_path, seam_label, shade
 from microcnn.tools.report_layers import parts_of
 from microcnn.tools.report_text import escaped, fitted, mono_width, named, peak_of, plain, share_of
@@ -135,8 +135,8 @@ def training_run():
               layer("loss", "cross_entropy", 1), layer("call", "python", 60, moved=0)]
     rows = rows_of([("conv1", "forward"), ("mid", "forward"), ("loss", "loss"), ("fc", "backward_input"),
                     ("mid", "backward_weight"), ("mid", "update")])
-    blocks = [BlockCost("conv1", "y", "activation", 1024, 4096, 0, 4), BlockCost("mid", "y", "activation", 2048, 5120, 1, 3),
-              BlockCost("fc", "dx", "gradient", 4096, 7168, 3, 4), BlockCost("mid", "work", "scratch", 512, 5120, 4, 5)]
+    blocks = [Block("conv1", "y", "activation", 1024, 4096, 0, 4), Block("mid", "y", "activation", 2048, 5120, 1, 3),
+              Block("fc", "dx", "gradient", 4096, 7168, 3, 4), Block("mid", "work", "scratch", 512, 5120, 4, 5)]
     memory = MemoryPlan(11264, 11264, 3000, 1000, 4096, blocks)
     conditions = {"model": "hand-made", "batch": 8, "threads": 2, "train": True, "dtype": "float32", "cpu": "A & B",
                   "tiles": [[6, 4], [8, 2]], "trained": [f"weight{number}" for number in range(80)], "governor": None,
@@ -154,7 +154,7 @@ def chain(count, name="layer{}"):
     """A run of so many layers one after the other."""
     names = [name.format(number) for number in range(count)]
     nodes = [GraphNode(one, "Conv2d", (before,), (1, 2, 3)) for before, one in itertools.pairwise(["input", *names])]
-    blocks = [BlockCost(one, "y", "activation", 64, 64 * (number % 2), number, number + 1) for number, one in enumerate(names)]
+    blocks = [Block(one, "y", "activation", 64, 64 * (number % 2), number, number + 1) for number, one in enumerate(names)]
     return Run({"batch": 2}, 10.0 * count, [layer(one, macs=100 + number) for number, one in enumerate(names)],
                rows=rows_of((one, "forward") for one in names), memory=MemoryPlan(128, 128, 0, 0, 0, blocks), graph=nodes,
                machine=Machine(100.0, 10.0))
@@ -164,7 +164,7 @@ def odd_run():
     """Names that try to break out of the page, in every place where a name can stand."""
     layers = [layer(name, name, macs=1000, shape=(1,), fused=(name, "x")) for name in ODD]
     nodes = [GraphNode(name, name, ("<blink>", name), (1, 2)) for name in ODD]
-    blocks = [BlockCost(name, name, name, 999, 1000 * number, 0, 3) for number, name in enumerate(ODD)]
+    blocks = [Block(name, name, name, 999, 1000 * number, 0, 3) for number, name in enumerate(ODD)]
     conditions = {"model": ODD[0], "cpu": ODD[9], "dtype": ODD[1], "time": ODD[8], "threads": ODD[0], "microcnn": ODD[0],
                   ODD[0]: ODD[0], "trained": ODD, "optimizer": {"kind": ODD[0], "<marquee>": 1}, "batch": 1}
     return Run(conditions, 100.0, layers, rows=rows_of((name, "forward") for name in ODD),
@@ -178,7 +178,7 @@ def bare(run):
 
 
 ZERO = Run({}, 0.0, [LayerCost("a", "Conv2d"), LayerCost("b", "Relu")], rows=rows_of([("a", "forward")]),
-           memory=MemoryPlan(0, 0, 0, 0, 0, [BlockCost("a", "y", "activation", 0, 0, 0, 0)]),
+           memory=MemoryPlan(0, 0, 0, 0, 0, [Block("a", "y", "activation", 0, 0, 0, 0)]),
            graph=[GraphNode("a", "Conv2d"), GraphNode("b", "Relu", ("a",))], machine=Machine(10.0, 5.0))
 STRANGE = Run({"batch": 3}, float("nan"), [layer("nan", forward=float("nan"), macs=5), layer("minus", forward=-5.0),
                                            layer("inf", forward=float("inf"), macs=3)], machine=Machine(10.0, 5.0))
@@ -355,7 +355,7 @@ def test_who_makes_the_peak():
     rows = [[cell.text for cell in (*row.all("th"), *row.all("td"))] for row in memory.all("tbody")[0].all("tr")]
     assert rows == [["fc", "gradients", "4.0\u00a0KB", "57.1%"], ["mid", "activations", "2.0\u00a0KB", "28.6%"],
                     ["conv1", "activations", "1.0\u00a0KB", "14.3%"]]
-    many = [BlockCost(f"l{number}", "y", "state", 100, 100 * number, 0, 0) for number in range(20)]
+    many = [Block(f"l{number}", "y", "state", 100, 100 * number, 0, 0) for number in range(20)]
     crowd = Run({}, 1.0, [], memory=MemoryPlan(2000, 2000, 0, 0, 0, many))
     rows = section(read(Profile([crowd])), "memory").all("tbody")[0].all("tr")
     assert len(rows) == report_memory.HOLDERS + 1 and rows[-1].text == "12\u00a0others1.2\u00a0KB60.0%"
@@ -372,7 +372,7 @@ def test_phases(parts, expected):
     run = Run({}, 1.0, [], rows=rows_of(("a", part) for part in parts))
     assert report_memory.phases(run) == expected
     if len(parts) > 1:
-        run.memory = MemoryPlan(9, 9, 0, 0, 0, [BlockCost("a", "y", "activation", 9, 0, 0, 1)])
+        run.memory = MemoryPlan(9, 9, 0, 0, 0, [Block("a", "y", "activation", 9, 0, 0, 1)])
         picture = area(section(read(Profile([run])), "memory"))
         assert len(picture.all("line", "phase")) == len(expected)
         assert {one.text for one in picture.all("text", "middle")} <= {name for name, _, _ in expected}
@@ -684,15 +684,6 @@ def test_conditions():
 
 def test_a_large_network_stays_small():
     assert len(report_html(Profile([chain(500)]))) < 1_500_000
-
-
-def test_saving(tmp_path):
-    path = tmp_path / "report.html"
-    save_report(Profile([odd_run()]), path)
-    assert path.read_text(encoding="utf-8") == report_html(Profile([odd_run()]))
-    assert [one.name for one in tmp_path.iterdir()] == ["report.html"]
-    with pytest.raises(mc.FileError, match="cannot write"):
-        save_report(Profile([odd_run()]), tmp_path / "no" / "report.html")
 
 
 def test_of_a_file(tmp_path):
