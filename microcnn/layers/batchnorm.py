@@ -109,10 +109,10 @@ def backward(s: Schedule, step: Step, x: Value, y: Value, saved: Buffer | None, 
               "scratch": scratch(s, int(fields["C"])), "need_dx": int(need_dx), "need_params": int(need_params),
               "accumulate": accumulate, "accumulate_params": accumulate_params, **places, **fields}
     if saved is not None:
-        s.row("batchnorm.backward_batch", x=x.buffer, bias=s.weight(node, "bias"), saved=saved, clamps=int(step.clamps),
-              **common)
+        s.row("batchnorm_backward.backward_batch", x=x.buffer, bias=s.weight(node, "bias"), saved=saved,
+              clamps=int(step.clamps), **common)
     else:
-        s.row("batchnorm.backward_frozen", x=x.buffer if need_params else None, y=y.buffer if step.clamps else None,
+        s.row("batchnorm_backward.backward_frozen", x=x.buffer if need_params else None, y=y.buffer if step.clamps else None,
               mean=s.weight(node, "mean"), var=s.weight(node, "var"), eps=float(node.attrs["eps"]), **common)
     for role in ("scale", "bias"):
         if s.trains(node, role):

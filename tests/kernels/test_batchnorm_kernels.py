@@ -74,7 +74,7 @@ def test_in_place():
     assert x.tobytes() == y.tobytes()
     outputs = _backward_frozen(case, y, 0.0, INF)
     gradients = [case["dy"].copy(), *(np.full(17, np.nan, "float32") for _ in range(2))]
-    run("batchnorm.backward_frozen", 2, x=case["x"], y=y, dy=gradients[0], dx="dy", dscale=gradients[1],
+    run("batchnorm_backward.backward_frozen", 2, x=case["x"], y=y, dy=gradients[0], dx="dy", dscale=gradients[1],
         dbias=gradients[2], scratch=_scratch(17, "float32"), need_dx=1, need_params=1, accumulate=0,
         accumulate_params=0, **common)
     for one, two in zip(outputs, gradients, strict=True):
@@ -82,8 +82,8 @@ def test_in_place():
     _, saved, _, _ = _forward_batch(case)
     dx = _backward_batch(case, saved, 0.0, INF)[0]
     dy = case["dy"].copy()
-    run("batchnorm.backward_batch", 2, x=case["x"], scale=case["scale"], bias=case["bias"], saved=saved, dy=dy, dx="dy",
-        dscale=None, dbias=None, scratch=_scratch(17, "float32"), clamps=1,
+    run("batchnorm_backward.backward_batch", 2, x=case["x"], scale=case["scale"], bias=case["bias"], saved=saved, dy=dy,
+        dx="dy", dscale=None, dbias=None, scratch=_scratch(17, "float32"), clamps=1,
         pixels=70, C=17, low=0.0, high=INF, need_dx=1, need_params=0,
         accumulate=0, accumulate_params=0)
     assert dy.tobytes() == dx.tobytes()
@@ -132,7 +132,7 @@ def _backward_frozen(case, y, low, high, need_dx=1, need_params=1, accumulate=0,
     outputs = dict(dx=np.full_like(dy, np.nan) if need_dx else None,
                    dscale=np.full(C, np.nan, dtype) if need_params else None,
                    dbias=np.full(C, np.nan, dtype) if need_params else None) | given
-    run("batchnorm.backward_frozen", len(dy), threads, str(dtype), x=case["x"] if need_params else None,
+    run("batchnorm_backward.backward_frozen", len(dy), threads, str(dtype), x=case["x"] if need_params else None,
         scale=case["scale"], mean=case["mean"], var=case["var"], y=y, dy=dy, scratch=_scratch(C, dtype),
         pixels=dy.shape[1], C=C, eps=EPS, low=low, high=high, need_dx=need_dx, need_params=need_params,
         accumulate=accumulate, accumulate_params=accumulate, **outputs)
@@ -171,7 +171,7 @@ def _backward_batch(case, saved, low, high, need_dx=1, need_params=1, accumulate
     outputs = dict(dx=np.full_like(dy, np.nan) if need_dx else None,
                    dscale=np.full(C, np.nan, dtype) if need_params else None,
                    dbias=np.full(C, np.nan, dtype) if need_params else None) | given
-    run("batchnorm.backward_batch", len(dy), threads, str(dtype), x=case["x"], scale=case["scale"], bias=case["bias"],
+    run("batchnorm_backward.backward_batch", len(dy), threads, str(dtype), x=case["x"], scale=case["scale"], bias=case["bias"],
         saved=saved, dy=dy, clamps=int(low > -INF or high < INF), scratch=_scratch(C, dtype), pixels=dy.shape[1],
         C=C, low=low, high=high, need_dx=need_dx,
         need_params=need_params, accumulate=accumulate, accumulate_params=accumulate, **outputs)
