@@ -44,7 +44,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run, str], str]], ...] = (
 )
 # What the conditions are called, in their order; others follow under their own names.
 CONDITIONS = {
-    "model": "model", "train": "training step", "batch": "batch", "threads": "threads", "dtype": "numbers", "caches": "caches",
+    "model": "model", "train": "training step", "batch": "batch", "threads": "threads", "dtype": "numbers", "start": "start",
+    "caches": "caches",
     "loss": "loss", "optimizer": "optimizer", "bn": "batch norm", "repeats": "calls measured",
     "confidence": "medians are known to", "interrupted": "interrupted", "compile_seconds": "time to compile",
     "clock_ns": "a reading of the clock", "cpu": "processor", "cpus": "usable processors", "machine": "architecture",
