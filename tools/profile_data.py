@@ -178,7 +178,7 @@ class Run:
     """One measurement: its conditions, the whole call, and what each layer took of it.
 
     total_us is what a whole train_step or predict takes, called from Python, when the machine is as quiet as in the quietest
-    third of the calls; unaccounted_us is what the layers' times leave of it.
+    tenth of the calls; unaccounted_us is what the layers' times leave of it.
     """
 
     conditions: dict[str, Any]

@@ -42,6 +42,8 @@ LEAST_SHARE = 0.3
 # What is gone through between two calls with cold caches: more than a large cache holds.
 COLD_BYTES = 96 * 2**20
 CLOCK_READINGS = 2000
+# Which of the calls count, by the time that they took, as shares of all.
+QUIET = 0.02, 0.12
 
 
 def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: Any = None, loss: Any = "auto",
@@ -242,14 +244,14 @@ def _stands(count: int, share: float, wholes: Sequence[Sequence[int]], timed: Se
 def typical(calls: Any) -> Any:
     """What a call takes when little disturbs it, column by column, in microseconds, given nanoseconds by call and column.
 
-    The mean of the calls between the 5th and the 35th of a hundred, by their sums: the slowest ones tell of the machine's
-    neighbours, the very quickest of luck. Medians column by column would add up to too little, because what disturbs a call
-    rarely disturbs the same row. What took more than twice its column's median was held up and counts as that.
+    The mean of the calls between the 2nd and the 12th of a hundred, by their sums: slower ones tell of the machine's
+    neighbours, the very quickest of luck. Medians column by column would add up to too little, because what disturbs a
+    call rarely disturbs the same row. What took more than twice its column's median was held up and counts as that.
     """
     times = np.asarray(calls, dtype=np.float64)
     times = np.minimum(times, 2 * np.median(times, axis=0))
     order = times.sum(axis=1).argsort(kind="stable")
-    begin, end = int(0.05 * len(order)), max(1, round(0.35 * len(order)))
+    begin, end = (round(share * len(order)) for share in QUIET)
     return times[order[begin:max(end, begin + 1)]].mean(axis=0) / 1e3
 
 
