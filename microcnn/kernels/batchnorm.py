@@ -1,11 +1,11 @@
 """Batch normalisation with frozen or batch statistics, with a clamp (ReLU) fused behind it; back in batchnorm_backward.py.
 
-Tensors are `rows` x C, cut into chunks of rows, as in batchnorm_statistics.py.
+Tensors are `rows` x width, cut into chunks of rows, as in batchnorm_statistics.py, which says what lies where in scratch.
 """
 import numba
 import numpy as np
 
-from .batchnorm_statistics import FACTOR, SCRATCH, block_rows, statistics
+from .batchnorm_statistics import BIAS, FACTOR, FIRST, MEAN, block_rows, repeat, scratch_size, statistics
 from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
@@ -38,37 +38,40 @@ def deviation(variance, c, C, eps):
 
 
 @helper
-def factors(scale, variance, C, eps, factor, at):
-    """factor[at : at + C] = scale / sqrt(variance + eps)"""
+def frozen_constants(mean, scale, variance, C, width, eps, scratch):
+    """Mean and factor, scale / sqrt(variance + eps), for each number of a row, in their places in scratch."""
     for c in range(0, C, lanes(scale)):
         value = vector_div(vector_take(scale, c, C - c), deviation(variance, c, C, eps))
-        vector_write(value, factor, at + c, C - c)
+        vector_write(value, scratch, FACTOR * width + c, C - c)
+    repeat(scratch, FACTOR * width, C, scratch, FACTOR, width)
+    repeat(mean, 0, C, scratch, MEAN, width)
 
 
 @helper
-def _normalise_part(part, parts, x, mean, bias, factor, factor_at, rows, C, low, high, y):
+def _normalise_part(part, parts, x, constants, rows, width, low, high, y):
     """y = clamp((x - mean) * factor + bias) for one of the parts, from its last block of rows to its first.
 
     The pass before this one went the other way: what it read last is still in the cache.
     """
-    step, block = lanes(x), block_rows(C)
+    step, block = lanes(x), block_rows(width)
     begin, end = part * rows // parts, (part + 1) * rows // parts
     for left in range((end - begin + block - 1) // block, 0, -1):
         first = begin + (left - 1) * block
-        for at in range(first * C, min(first + block, end) * C, C):
-            for c in range(0, C, step):
-                count = C - c
-                centred = vector_sub(vector_take(x, at + c, count), vector_take(mean, c, count))
-                value = vector_fma(centred, vector_take(factor, factor_at + c, count), vector_take(bias, c, count))
+        for at in range(first * width, min(first + block, end) * width, width):
+            for c in range(0, width, step):
+                count = width - c
+                centred = vector_sub(vector_take(x, at + c, count), vector_take(constants, MEAN * width + c, count))
+                value = vector_fma(centred, vector_take(constants, FACTOR * width + c, count),
+                                   vector_take(constants, BIAS * width + c, count))
                 vector_write(_clamp(value, low, high, x), y, at + c, count)
 
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def normalise(x, mean, bias, factor, factor_at, rows, C, low, high, threads, y):
+def normalise(x, constants, rows, width, low, high, threads, y):
     """y = clamp((x - mean) * factor + bias, low, high)
 
-    Shapes   x, y (rows, C); mean, bias (C,), flat; factor (C,) from factor_at on; y may be x
+    Shapes   x, y (rows, width); constants: mean, bias, factor, each (width,), in their places in scratch; y may be x
     Writes   y (overwritten)
     Threads  one iteration per thread, each owns its rows of y
     Source   ONNX BatchNormalization-15
@@ -76,33 +79,38 @@ def normalise(x, mean, bias, factor, factor_at, rows, C, low, high, threads, y):
     if threads > 1:
         for index in numba.prange(threads):
             part = np.int64(index)
-            _normalise_part(part, threads, x, mean, bias, factor, factor_at, rows, C, low, high, y)
+            _normalise_part(part, threads, x, constants, rows, width, low, high, y)
     else:
-        _normalise_part(0, 1, x, mean, bias, factor, factor_at, rows, C, low, high, y)
+        _normalise_part(0, 1, x, constants, rows, width, low, high, y)
 
 
-@entry("x< scale< bias< mean< var< y> scratch> pixels C eps low high")
+@entry("x< scale< bias< mean< var< y> scratch> pixels C together eps low high")
 def forward_frozen(arena, row, batch):
-    """scratch: 2 * C reals. y may be x."""
+    """pixels must be a multiple of together. scratch: 3 * C * together reals. y may be x."""
     row = fields_of(row)
-    rows, C = batch * row.pixels, row.C
-    factor = view(arena, row.scratch, C)
-    factors(view(arena, row.scale, C), view(arena, row.var, C), C, number(row.eps), factor, 0)
-    normalise(view(arena, row.x, rows * C), view(arena, row.mean, C), view(arena, row.bias, C), factor, 0, rows, C,
-              number(row.low), number(row.high), threads_for(arena, rows * C), view(arena, row.y, rows * C))
+    C, width = row.C, row.C * row.together
+    size = batch * row.pixels * C
+    scratch = view(arena, row.scratch, FIRST * width)
+    frozen_constants(view(arena, row.mean, C), view(arena, row.scale, C), view(arena, row.var, C), C, width, number(row.eps),
+                     scratch)
+    repeat(view(arena, row.bias, C), 0, C, scratch, BIAS, width)
+    normalise(view(arena, row.x, size), scratch, size // width, width, number(row.low), number(row.high),
+              threads_for(arena, size), view(arena, row.y, size))
 
 
-@entry("x< scale< bias< saved> y> scratch> pixels C eps low high")
+@entry("x< scale< bias< saved> y> scratch> pixels C together eps low high")
 def forward_batch(arena, row, batch):
-    """scratch: SCRATCH * C reals. saved: the mean, 1 / sqrt(variance + eps), the variance. y must not be x."""
+    """pixels must be a multiple of together. scratch: scratch_size. saved: the mean, 1 / sqrt(variance + eps), the variance.
+    y must not be x."""
     row = fields_of(row)
-    rows, C = batch * row.pixels, row.C
-    threads = threads_for(arena, rows * C)
-    x, scratch = view(arena, row.x, rows * C), view(arena, row.scratch, SCRATCH * C)
-    saved = view(arena, row.saved, 3 * C)
-    statistics(x, view(arena, row.scale, C), rows, C, number(row.eps), threads, saved, scratch)
-    normalise(x, saved, view(arena, row.bias, C), scratch, FACTOR * C, rows, C, number(row.low), number(row.high),
-              threads, view(arena, row.y, rows * C))
+    C, width = row.C, row.C * row.together
+    size = batch * row.pixels * C
+    rows, threads = size // width, threads_for(arena, size)
+    x, scratch = view(arena, row.x, size), view(arena, row.scratch, scratch_size(rows, width))
+    statistics(x, view(arena, row.scale, C), rows, C, row.together, number(row.eps), threads, view(arena, row.saved, 3 * C),
+               scratch)
+    repeat(view(arena, row.bias, C), 0, C, scratch, BIAS, width)
+    normalise(x, scratch, rows, width, number(row.low), number(row.high), threads, view(arena, row.y, size))
 
 
 @entry("saved< running_mean= running_var= C momentum")

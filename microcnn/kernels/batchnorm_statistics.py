@@ -1,12 +1,14 @@
-"""A batch's statistics: mean and variance of each channel, and the chunks and scratch that all of batch norm shares.
+"""A batch's statistics: mean and variance of each channel, and the chunks, rows and scratch that all of batch norm shares.
 
-Tensors are `rows` x C, a row being one pixel of one sample. Rows are cut into chunks whose number follows from the
-shape alone; a chunk's sums go to its own part of scratch and are merged in order.
+Tensors are `rows` x width: a row holds the channels of one pixel, or of a few neighbouring ones where those of one would
+leave lanes of a register empty. Rows are cut into chunks whose number follows from the shape alone; a chunk's sums go to its
+own part of scratch and are merged in order, then those of the pixels of a row.
 """
 import numba
 import numpy as np
 
 from .cache import helper, kernel
+from .layout import copy_run
 from .simd import lanes
 from .vector import (
     vector_add,
@@ -26,16 +28,34 @@ TILE = 2048     # numbers that are read twice in a row: they stay in the L1 cach
 BLOCK = 65536   # numbers of a block: blocks are gone through backwards where the pass before went forwards
 STREAMED = 131072   # tensors of so many numbers come from memory, which is quick only for who reads one address after another
 
-# Scratch, in units of C: two sums for each chunk and a tile's own, then three numbers per channel that the last pass needs.
-TILE_SUMS = 2 * MAX_CHUNKS
-SUMS = 3 * MAX_CHUNKS
-FACTOR, FIRST, SECOND = SUMS, SUMS + 1, SUMS + 2
-SCRATCH = SUMS + 4
+# Scratch, in units of a row's width: the constants of a pass, one for each number of a row, then each chunk's sums.
+MEAN, BIAS, FACTOR, FIRST, SECOND, SUMS = range(6)
+CHUNK_SUMS = 3      # two sums, and those of a tile
+SCRATCH = SUMS + CHUNK_SUMS * MAX_CHUNKS
 
 
 @helper
 def chunk_count(rows, C):
     return max(1, min(min(MAX_CHUNKS, rows), rows * C // CHUNK))
+
+
+@helper
+def scratch_size(rows, width):
+    """Numbers of scratch that a pass may touch."""
+    return (SUMS + CHUNK_SUMS * chunk_count(rows, width)) * width
+
+
+@helper
+def sums_of(chunk, width):
+    """Where in scratch a chunk's sums begin."""
+    return (SUMS + CHUNK_SUMS * chunk) * width
+
+
+@helper
+def repeat(source, at, C, scratch, place, width):
+    """The constants source[at : at + C] for each pixel of a row, in their place in scratch."""
+    for to in range(place * width, (place + 1) * width, C):
+        copy_run(source, at, scratch, to, C)
 
 
 @helper
@@ -142,41 +162,64 @@ def statistics_chunk(x, begin, end, C, streamed, scratch, to, tile_sums):
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def statistics(x, scale, rows, C, eps, threads, saved, scratch):
+def statistics(x, scale, rows, C, together, eps, threads, saved, scratch):
     """Mean and population variance of each channel.
 
-    Shapes   x (rows, C); scale (C,); saved (3, C): the mean, 1 / sqrt(variance + eps), the variance
-    Writes   saved; the factor in scratch
+    Shapes   x (rows, together, C); scale (C,); saved (3, C): the mean, 1 / sqrt(variance + eps), the variance
+    Writes   saved; mean and factor for each number of a row in their places in scratch
     Threads  one iteration per chunk of rows, each owns its part of scratch; merged in order
     Source   ONNX BatchNormalization-15, training mode; Chan, Golub and LeVeque 1979 for the merging
     """
-    chunks, streamed = chunk_count(rows, C), rows * C >= STREAMED
+    width = C * together
+    chunks, streamed = chunk_count(rows, width), rows * width >= STREAMED
     if threads > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
-            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, streamed, scratch, 2 * chunk * C,
-                             (TILE_SUMS + chunk) * C)
+            to = sums_of(chunk, width)
+            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, width, streamed, scratch, to,
+                             to + 2 * width)
     else:
         for chunk in range(chunks):
-            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, C, streamed, scratch, 2 * chunk * C,
-                             (TILE_SUMS + chunk) * C)
-    _finish_statistics(scale, rows, chunks, C, eps, saved, scratch)
+            to = sums_of(chunk, width)
+            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, width, streamed, scratch, to,
+                             to + 2 * width)
+    _finish_statistics(scale, rows, chunks, C, together, eps, saved, scratch)
 
 
 @helper
-def _finish_statistics(scale, rows, chunks, C, eps, saved, scratch):
-    real = scale.dtype.type
+def _merge_chunks(like, rows, chunks, column, count, width, scratch):
+    """Mean and sum of squares of one vector of a row's numbers, over all chunks in order."""
+    first = sums_of(0, width)
+    mean, squares = vector_take(scratch, first + column, count), vector_take(scratch, first + width + column, count)
+    for chunk in range(1, chunks):
+        begin, end, at = chunk * rows // chunks, (chunk + 1) * rows // chunks, sums_of(chunk, width) + column
+        mean, squares = _merge(mean, squares, vector_take(scratch, at, count), vector_take(scratch, at + width, count),
+                               begin, end - begin, like)
+    return mean, squares
+
+
+@helper
+def _finish_statistics(scale, rows, chunks, C, together, eps, saved, scratch):
+    real, width = scale.dtype.type, C * together
     for c in range(0, C, lanes(scale)):
         count = C - c
-        mean, squares = vector_take(scratch, c, count), vector_take(scratch, C + c, count)
-        for chunk in range(1, chunks):
-            begin, end = chunk * rows // chunks, (chunk + 1) * rows // chunks
-            mean, squares = _merge(mean, squares, vector_take(scratch, 2 * chunk * C + c, count),
-                                   vector_take(scratch, (2 * chunk + 1) * C + c, count),
-                                   begin, end - begin, scale)
-        variance = vector_div(squares, vector_of(scale, real(rows)))
+        mean, squares = _merge_chunks(scale, rows, chunks, c, count, width, scratch)
+        for pixel in range(1, together):
+            other_mean, other_squares = _merge_chunks(scale, rows, chunks, pixel * C + c, count, width, scratch)
+            mean, squares = _merge(mean, squares, other_mean, other_squares, pixel * rows, rows, scale)
+        variance = vector_div(squares, vector_of(scale, real(rows * together)))
         inverse = vector_div(vector_of(scale, real(1)), vector_sqrt(vector_add(variance, vector_of(scale, real(eps)))))
         vector_write(mean, saved, c, count)
         vector_write(inverse, saved, C + c, count)
         vector_write(variance, saved, 2 * C + c, count)
-        vector_write(vector_mul(vector_take(scale, c, count), inverse), scratch, FACTOR * C + c, count)
+    repeat_statistics(scale, saved, C, width, scratch)
+
+
+@helper
+def repeat_statistics(scale, saved, C, width, scratch):
+    """Mean and factor, scale / sqrt(variance + eps), for each number of a row."""
+    for c in range(0, C, lanes(scale)):
+        factor = vector_mul(vector_take(scale, c, C - c), vector_take(saved, C + c, C - c))
+        vector_write(factor, scratch, FACTOR * width + c, C - c)
+    repeat(scratch, FACTOR * width, C, scratch, FACTOR, width)
+    repeat(saved, 0, C, scratch, MEAN, width)

@@ -1,7 +1,8 @@
 """BatchNorm2d on running or on batch statistics."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from ..layout import Layout
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
     from ..parts import Value
     from ..plan import Schedule
 
-# As many partial sums as the kernels keep at most, and the totals: (3 * 16 + 4) numbers a channel.
-SCRATCH_NUMBERS = 52
+# What kernels/batchnorm_statistics.py keeps for each number of a row: constants, and sums for each chunk of rows.
+MAX_CHUNKS, CHUNK = 16, 4096
+FROZEN_CONSTANTS, CONSTANTS, CHUNK_SUMS = 3, 5, 3
+# A row of the kernels is one pixel, or neighbouring pixels of together at most so many numbers.
+WIDE = 512
 
 
 class BatchNorm2d(Layer):
@@ -60,17 +64,17 @@ class BatchNorm2d(Layer):
         in_place = not batch_mode and not needs_x and s.free_to_overwrite(x)
         y = s.make(step.output, layout, x.buffer if in_place else None)
         weights = {role: s.weight(node, role) for role in ("scale", "bias", "mean", "var")}
-        fields = {"pixels": pixels, "C": C, "low": step.low, "high": step.high}
+        fields = {"pixels": pixels, "C": C, "together": pixels_together(pixels, C, s.lanes), "low": step.low, "high": step.high}
         saved = None
         if batch_mode:
             saved = s.saved(f"{step.output}.statistics", 3 * C * s.itemsize)
             s.row("batchnorm.forward_batch", x=x.buffer, scale=weights["scale"], bias=weights["bias"], saved=saved,
-                  y=y.buffer, scratch=scratch(s, C), eps=float(node.attrs["eps"]), **fields)
+                  y=y.buffer, scratch=scratch(s, fields), eps=float(node.attrs["eps"]), **fields)
             s.when_finite(lambda: s.row("batchnorm.update_running", saved=saved, running_mean=weights["mean"],
                                         running_var=weights["var"], C=C, momentum=float(node.attrs["momentum"])))
         else:
-            s.row("batchnorm.forward_frozen", x=x.buffer, y=y.buffer, scratch=scratch(s, C), eps=float(node.attrs["eps"]),
-                  **weights, **fields)
+            s.row("batchnorm.forward_frozen", x=x.buffer, y=y.buffer, eps=float(node.attrs["eps"]),
+                  scratch=s.scratch(FROZEN_CONSTANTS * C * fields["together"] * s.itemsize), **weights, **fields)
         if live:
             if needs_x:
                 s.keep(x)
@@ -79,13 +83,22 @@ class BatchNorm2d(Layer):
             s.backward(lambda: backward(s, step, x, y, saved, need_params, fields))
 
 
-def scratch(s: Schedule, C: int) -> Buffer:
-    """Room for the partial sums of one row."""
-    return s.scratch(SCRATCH_NUMBERS * C * s.itemsize)
+def pixels_together(pixels: int, C: int, lanes: int) -> int:
+    """How many neighbouring pixels the kernels take as one row: as many as fill whole registers, where that is possible."""
+    together = lanes // math.gcd(lanes, C)
+    return together if pixels % together == 0 and together * C <= WIDE else 1
+
+
+def scratch(s: Schedule, fields: dict[str, Any]) -> Buffer:
+    """Room for the constants and the partial sums of one row."""
+    width = fields["C"] * fields["together"]
+    rows = s.batch * fields["pixels"] // fields["together"]
+    chunks = max(1, min(MAX_CHUNKS, rows, rows * width // CHUNK))
+    return s.scratch((CONSTANTS + CHUNK_SUMS * chunks) * width * s.itemsize)
 
 
 def backward(s: Schedule, step: Step, x: Value, y: Value, saved: Buffer | None, need_params: bool,
-             fields: dict[str, float]) -> None:
+             fields: dict[str, Any]) -> None:
     """dX, dscale, dbias; the fused activation's derivative is applied on the way.
 
     saved: the batch's statistics, None where the running ones were used; fields: what both directions' rows share.
@@ -99,14 +112,13 @@ def backward(s: Schedule, step: Step, x: Value, y: Value, saved: Buffer | None, 
     places: dict[str, Buffer | None] = {"dscale": None, "dbias": None}
     accumulate_params = 0
     if need_params:
-        C = int(fields["C"])
         for name, role in (("dscale", "scale"), ("dbias", "bias")):
             if s.trains(node, role):
                 places[name], accumulate_params = s.dweight(node, role)
             else:
-                places[name] = s.scratch(C * s.itemsize)
+                places[name] = s.scratch(fields["C"] * s.itemsize)
     common = {"scale": s.weight(node, "scale"), "dy": dy.buffer, "dx": target,
-              "scratch": scratch(s, int(fields["C"])), "need_dx": int(need_dx), "need_params": int(need_params),
+              "scratch": scratch(s, fields), "need_dx": int(need_dx), "need_params": int(need_params),
               "accumulate": accumulate, "accumulate_params": accumulate_params, **places, **fields}
     if saved is not None:
         s.row("batchnorm_backward.backward_batch", x=x.buffer, bias=s.weight(node, "bias"), saved=saved,
