@@ -138,10 +138,10 @@ class Bound(Planned):
         elif self.debug:
             self._run_debug(program, samples)
         elif pace is None:
-            program.run(samples)
+            program.execute(program.address, samples)
         elif pace.quiet:
             pace.quiet -= 1
-            program.run(samples)
+            program.execute(program.address, samples)
         else:
             program.run_paced(samples, pace)
 

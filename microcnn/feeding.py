@@ -33,6 +33,7 @@ class Single:
     x_slot: int
     y_slot: int
     t_slot: int
+    weight_slot: int
     labels: bool
     x_dtype: np.dtype
     plain: bool

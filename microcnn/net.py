@@ -58,7 +58,7 @@ class Net(Bound):
         loss, tensor = self._losses.get(output, (None, output))
         x_key, t_key = f"input:{name}", f"target:{output}"
         return Single(name, self.shapes[name], output, self.shapes[output], x_key, t_key, self._slots[x_key],
-                      self._slots[f"output:{output}"], self._slots[t_key],
+                      self._slots[f"output:{output}"], self._slots[t_key], self._slots["sample_weight"],
                       isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1, x_dtype,
                       x_dtype == self._output_dtype(output) == self.dtype)
 
@@ -80,7 +80,7 @@ class Net(Bound):
             if not single.plain:
                 x = x.astype(self.dtype, copy=False)
             start_of, control = self._entry.start_of, self._control
-            with self._guard():
+            with self._lock if self._team else self._guard():
                 control[single.x_slot] = start_of(x)
                 control[single.y_slot] = start_of(y)
                 self._run("predict", samples)
@@ -172,11 +172,11 @@ class Net(Bound):
         single, samples = self._single, self._fits(x)
         if single is not None and single.labels and single.plain and sample_weight is None and 0 < samples <= self.batch \
                 and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == (samples,) and t.flags.c_contiguous:
-            with self._guard():      # the shortest way, as in predict
-                control = self._control
-                control[self._slots["sample_weight"]] = 0
-                control[single.x_slot] = self._entry.start_of(x)
-                control[single.t_slot] = self._entry.start_of(t)
+            with self._lock if self._team else self._guard():      # the shortest way, as in predict
+                start_of, control = self._entry.start_of, self._control
+                control[single.weight_slot] = 0
+                control[single.x_slot] = start_of(x)
+                control[single.t_slot] = start_of(t)
                 if self._target_kinds:
                     self._set_target_kind(single.output, 0)
                 self._train(samples, {single.x_key: x, single.t_key: t})

@@ -157,7 +157,10 @@ def compile_kernels(rows: Sequence[Row], dtype: str, progress: Callable[[int, in
 
 
 class Program:
-    """Rows over an arena. base: the address that offsets count from; offset_of gives a buffer's."""
+    """Rows over an arena. base: the address that offsets count from; offset_of gives a buffer's.
+
+    execute, address: what `run` calls, and with what, for who cannot wait for one more call in Python
+    """
 
     def __init__(self, rows: Sequence[Row], dtype: str, base: int, offset_of: Callable[[Buffer], int]):
         self.infos = row_infos(rows)
@@ -188,13 +191,13 @@ class Program:
         self._outputs = np.array(outputs, np.int64).reshape(-1, 4)
         self._marks: np.ndarray | None = None
         self._header = np.array([base, start_of(self._kernels), start_of(self._rows), len(rows), 0], np.int64)
-        self._address = start_of(self._header)
-        self._run = executor("plain")
+        self.address = start_of(self._header)
+        self.execute = executor("plain")
         self._paces: dict[int, Pace] = {}
 
     def run(self, batch: int) -> None:
         """Run all rows on that many samples."""
-        self._run(self._address, batch)
+        self.execute(self.address, batch)
 
     def pace(self, batch: int) -> Pace:
         """What runs with that many samples have found out of threads."""
@@ -214,7 +217,7 @@ class Program:
         if self._marks is None:
             self._marks = np.zeros(len(self.infos) + 1, np.int64)
             self._header[MARKS] = start_of(self._marks)
-        executor("timed")(self._address, batch)
+        executor("timed")(self.address, batch)
         return self._marks.copy()
 
     def run_debug(self, batch: int, planned: int, dtype: str) -> RowInfo | None:
@@ -226,7 +229,7 @@ class Program:
         for number, info in enumerate(self.infos):
             header[KERNELS] = self._header[KERNELS] + 8 * number
             header[ROWS] = self._header[ROWS] + 8 * number
-            self._run(start_of(header), batch)
+            self.execute(start_of(header), batch)
             if flags[FLAGS]:
                 break
             for _, offset, size, per_sample in self._outputs[self._outputs[:, 0] == number]:
