@@ -22,7 +22,7 @@ from .cache import SPACE, helper
 from .simd import I32, I64, INSTRUCTION_SET
 
 # Words of the control block, each in a line of the cache of its own: the number of the loop (its pieces in the low byte), who
-# works with the team, pieces that are done, whether the threads shall end, the loop itself, and from CLAIMS on for each piece
+# works with the team, pieces that were ever done, whether the threads shall end, the loop itself, and from CLAIMS on for each piece
 # the loop that it was last claimed for.
 LINE = 8
 GENERATION, OWNER, DONE, STOP, JOB, CLAIMS = range(0, 6 * LINE, LINE)
@@ -30,6 +30,8 @@ FUNCTION, ARGUMENTS, SIZES, STEPS, DATA, SIZE_COUNT, ARGUMENT_COUNT = range(JOB,
 SPACES = CLAIMS + MOST * LINE
 WORDS = SPACES + MOST * SPACE
 PIECE_BITS = 8
+# A thread looks at what the owner writes only so often: each time the owner has to get that line back.
+FAR = 256
 # How often one waits for the others before it lets them have its processor.
 PATIENCE = 10_000
 
@@ -172,13 +174,13 @@ def _parallel_for(function, arguments, sizes, steps, data, inner_sizes, argument
     _store(control, DATA, data)
     _store(control, SIZE_COUNT, inner_sizes + 1)
     _store(control, ARGUMENT_COUNT, argument_count)
-    _store(control, DONE, 0)
+    before = _load(control, DONE)       # at hand: the last loop waited for it
     number = (_load(control, GENERATION) >> PIECE_BITS) + 1
     generation = (number << PIECE_BITS) | pieces
     _store(control, GENERATION, generation)
     _pieces(control, generation, 0)
     looks = 0
-    while _load(control, DONE) < pieces:
+    while _load(control, DONE) - before < pieces:
         _pause()
         looks += 1
         if looks == PATIENCE:
@@ -203,7 +205,7 @@ def _look(control, place, looks):
             if takes_part:
                 left = looks
                 _pieces(control, generation, place)
-        elif not takes_part or _load(control, OWNER) == 0:
+        elif not takes_part or left % FAR != 1 or _load(control, OWNER) == 0:
             left -= 1
         _pause()
 
