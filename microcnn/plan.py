@@ -17,6 +17,7 @@ from .layers.activation import CLAMP
 from .layers.update import Updates
 from .layout import Layout, pad5, strides_between
 from .memory import Buffer
+from .pairs import pair_rows
 from .parts import Field, Gradient, Row, Store, Training, Value, Winners
 
 
@@ -382,6 +383,9 @@ class Schedule:
     def finish(self) -> None:
         """Lifetimes, from the rows that are now complete."""
         from .kernels.entry import ENTRIES
+        self.rows, fused, made = pair_rows(self.rows, self.batch, self.lanes, self.itemsize)
+        self.fused.update(fused)
+        self.buffers += made
         last = len(self.rows)
         for number, row in enumerate(self.rows):
             entry = ENTRIES[row.kernel]

@@ -106,6 +106,25 @@ def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w,
 
 
 @helper
+def forward_band(x, plane, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight, w_at, w_row, w_tap,
+                 bias, begin, end, residual, y, y_at, y_row, y_pixel, rows, OW, low, high):
+    """Some rows of the output, channels begin to end: those of the first pixel stand at y_at, the image at plane in x."""
+    step = lanes(x)
+    for c in range(begin, end, step):
+        columns = min(step, C - c)
+        start = vector_of(x, x.dtype.type(0))
+        if bias.size > 0:
+            start = vector_take(bias, c, columns)
+        if not MASKS_ARE_FREE and columns == step:
+            # the same with a count that is known when this is compiled: plain loads
+            _forward_rows(x, plane + c, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight, w_at + c,
+                          w_row, w_tap, step, start, residual, y, y_at + c, y_row, y_pixel, rows, OW, low, high)
+        else:
+            _forward_rows(x, plane + c, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight, w_at + c,
+                          w_row, w_tap, columns, start, residual, y, y_at + c, y_row, y_pixel, rows, OW, low, high)
+
+
+@helper
 def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H, W, C, w_at, w_row, w_tap, dilation_h, stride_h,
            stride_w, origin_h, origin_w, OH, OW, y_size, y_row, y_pixel, y_base, band, fetch_x, fetch_y, low, high, y):
     """The bands of one chunk of the work, one after the other, each in parts of its channels."""
@@ -121,21 +140,10 @@ def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H,
         if fetch_y:
             for h in range(first, first + rows):
                 fetch(y, n * y_size + y_base + h * y_row, OW * C)
-        for c in range(split * vectors // splits * step, min(C, (split + 1) * vectors // splits * step), step):
-            columns = min(step, C - c)
-            start = vector_of(x, x.dtype.type(0))
-            if bias.size > 0:
-                start = vector_take(bias, c, columns)
-            plane, to = n * H * W * C + c, n * y_size + y_base + first * y_row + c
-            if not MASKS_ARE_FREE and columns == step:
-                # the same with a count that is known when this is compiled: plain loads
-                _forward_rows(x, plane, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w,
-                              stride_w, weight, w_at + c, w_row, w_tap, step, start, residual, y, to, y_row, y_pixel, rows, OW,
-                              low, high)
-            else:
-                _forward_rows(x, plane, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w,
-                              stride_w, weight, w_at + c, w_row, w_tap, columns, start, residual, y, to, y_row, y_pixel, rows,
-                              OW, low, high)
+        forward_band(x, n * H * W * C, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w, stride_w,
+                     weight, w_at, w_row, w_tap, bias, split * vectors // splits * step,
+                     min(C, (split + 1) * vectors // splits * step), residual, y, n * y_size + y_base + first * y_row, y_row,
+                     y_pixel, rows, OW, low, high)
 
 
 @kernel

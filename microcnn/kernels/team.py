@@ -22,8 +22,8 @@ from .cache import SPACE, helper
 from .simd import I32, I64, INSTRUCTION_SET
 
 # Words of the control block, each in a line of the cache of its own: the number of the loop (its pieces in the low byte), who
-# works with the team, pieces that were ever done, whether the threads shall end, the loop itself, and from CLAIMS on for each piece
-# the loop that it was last claimed for.
+# works with the team, pieces that were ever done, whether the threads shall end, the loop itself, and from CLAIMS on for each
+# piece the loop that it was last claimed for.
 LINE = 8
 GENERATION, OWNER, DONE, STOP, JOB, CLAIMS = range(0, 6 * LINE, LINE)
 FUNCTION, ARGUMENTS, SIZES, STEPS, DATA, SIZE_COUNT, ARGUMENT_COUNT = range(JOB, JOB + 7)

@@ -126,24 +126,29 @@ def lines_of(graph: Graph, how: dict[str, Any]) -> tuple[list[Line], list[int]]:
     how: as Net takes it. A line is one layer's; `merged` brings those of the same shape together.
     """
     from microcnn.kernels.entry import ENTRIES
-    planned = Planned(graph, **how)
+    planned, program = Planned(graph, **how), "train" if how.get("optimizer") else "predict"
     nodes, shapes, macs = {node.name: node for node in graph.nodes}, graph.shapes(), macs_of(graph)
     lines: dict[tuple[str, str], Line] = {}
     numbers: dict[tuple[str, str], int] = {}
     moved: dict[tuple[str, str], dict[tuple[str, int], int]] = {}
     owner: list[int] = []
     direction = "forward"
-    for row in planned._planned["train" if how.get("optimizer") else "predict"].rows:
+    inside: dict[str, list[str]] = {}       # what runs in the same row as a layer
+    for layer, host in planned.fused(program).items():
+        inside.setdefault(host, []).append(layer)
+    for row in planned._planned[program].rows:
         entry = ENTRIES[row.kernel]
         node = nodes.get(row.layer)
         direction = direction_of(row.phase, row.kernel, entry.modes, direction)
         key = row.layer, direction
         if key not in lines:
             numbers[key], moved[key] = len(lines), {}
-            lines[key] = Line(row.op, shape_text(node, shapes, graph) if node else "", direction, [], [row.layer],
-                              node is not None and is_dense(node, graph))
+            ran = [*(inside.get(row.layer, ()) if direction == "forward" else ()), row.layer]
+            shape = " + ".join(shape_text(nodes[name], shapes, graph) for name in ran if name == row.layer or macs.get(name)) \
+                if node else ""
+            lines[key] = Line(row.op, shape, direction, [], [row.layer], node is not None and is_dense(node, graph))
             if direction in DIRECTIONS:
-                lines[key].macs = macs.get(row.layer, 0) * planned.batch
+                lines[key].macs = sum(macs.get(name, 0) for name in ran) * planned.batch
         line = lines[key]
         if row.kernel not in line.kernels:
             line.kernels.append(row.kernel)

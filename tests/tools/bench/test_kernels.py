@@ -51,6 +51,11 @@ def test_lines_of_a_step():
 def test_depthwise_convolutions_are_not_in_the_summary():
     lines, _ = kernels.lines_of(MODELS["dscnn-kws"](), {"batch": 1})
     convolutions = [line for line in lines if line.op == "Conv2d" and line.direction == "forward"]
+    assert [line.dense for line in convolutions] == [False] + [True] * 4         # a row of two, and of both one's work
+    assert convolutions[1].shape == "64x25x5 -> 64x25x5 3x3 g64 + 64x25x5 -> 64x25x5 1x1"
+    assert convolutions[1].macs == 64 * 125 * (9 + 64) and convolutions[1].kernels == ["separable.forward"]
+    lines, _ = kernels.lines_of(MODELS["dscnn-kws"](), {"batch": 1, **TRAIN})
+    convolutions = [line for line in lines if line.op == "Conv2d" and line.direction == "forward"]
     assert [line.dense for line in convolutions] == [False] + [False, True] * 4
 
 
