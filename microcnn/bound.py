@@ -79,9 +79,17 @@ class Bound(Planned):
         rows = [row for schedule in schedules.values() for row in schedule.prepared + schedule.rows]
         compile_kernels(rows, self.dtype.name, progress)
         self._programs: dict[str, tuple[Program, Program | None]] = {}
+        # what a step in parts runs once: before its parts, and behind them
+        self._opening: Program | None = None
+        self._closing: Program | None = None
+        self._gradients: dict[str, Buffer] = {}      # of the parts, added up
         for name, schedule in schedules.items():
             prepared = self._program(schedule.prepared) if schedule.prepared else None
-            self._programs[name] = self._program(schedule.rows), prepared
+            rows, opening, behind = schedule.rows, schedule.opening, len(schedule.rows) - schedule.closing
+            self._programs[name] = self._program(rows[opening:behind]), prepared
+            if schedule.accumulates:
+                self._gradients = dict(schedule.weight_gradients)
+                self._opening, self._closing = self._program(rows[:opening]), self._program(rows[behind:])
 
     def _program(self, rows: list) -> Program:
         from .program import Program
@@ -106,6 +114,11 @@ class Bound(Planned):
         """Set a weight, given in ONNX's layout."""
         self._numbers(parameter.buffer)[:] = parameter.chain.apply(np.asarray(array)).reshape(-1)
 
+    def _gradient(self, name: str) -> np.ndarray:
+        """The gradient that the parts of a batch added up for a weight, in ONNX's layout."""
+        parameter = self._store.parameters[name]
+        return np.array(parameter.chain.undo(self._numbers(self._gradients[name]), parameter.shape).reshape(parameter.shape))
+
     @contextlib.contextmanager
     def _timing(self) -> Iterator[list[np.ndarray]]:
         """Within, programs run through the timed executor, and the marks of each run come into the list."""
@@ -116,14 +129,19 @@ class Bound(Planned):
         finally:
             self._marks = None
 
-    def _run(self, name: str, samples: int) -> None:
-        """Run a program on samples whose addresses stand in the control block. The caller holds the lock."""
+    def _run(self, name: str, samples: int, part: Program | None = None) -> None:
+        """Run a program on samples whose addresses stand in the control block. The caller holds the lock.
+
+        part: what to run instead, of a step whose program that is.
+        """
         program, prepared = self._programs[name]
+        if part is not None:
+            program = part
         control, entry, count, pace = self._control, self._entry, threads.apply(), None
         control[entry.THREADS] = count
         control[entry.FLAGS] = 0
         if count > 1:
-            pace = program.pace(samples)
+            pace = program.paces.get(samples) or program.pace(samples)
             control[entry.LEAST_WORK] = pace.least_work
             if pace.wants_threads:
                 team.ready(count)
@@ -147,7 +165,7 @@ class Bound(Planned):
 
     def _run_debug(self, program: Program, samples: int) -> None:
         """Run row by row. Raises TrainingError that names the first layer that makes a NaN or an infinity."""
-        bad = program.run_debug(samples, self.batch, self.dtype.name)
+        bad = program.run_debug(samples, self.micro_batch, self.dtype.name)
         if bad is not None:
             raise TrainingError(f'"{bad.layer}" ({bad.op}, {bad.phase}) is the first layer that makes a NaN or an infinity')
 

@@ -231,7 +231,8 @@ class Graph:
     def compile(self, batch: int = 1, train: Any = None, loss: Any = None, optimizer: Any = None, bn: str = "frozen",
                 dtype: str = "float32", budget: int | str | None = None,
                 input_shapes: dict[str, tuple[int, ...]] | None = None, manual: bool = False, seed: int = 0,
-                augment: Any = None, winograd: bool | None = None) -> Net:
+                augment: Any = None, winograd: bool | None = None, recompute: bool | None = None,
+                micro_batch: int | None = None, samples: Any = None) -> Net:
         """Fix every size and plan the memory: a network that runs and trains. See microcnn.net.Net.
 
         batch        samples that the buffers hold; train_step and forward take up to that many
@@ -241,20 +242,28 @@ class Graph:
         optimizer    mc.SGD(...), mc.Adam(...)
         bn           "frozen" (running statistics, fixed), "batch" (batch statistics), "fold"
         dtype        "float32" or "float64"
-        budget       the arena without the parameters may take at most this (bytes, or "256KB"), or compile refuses
+        budget       the arena without the parameters may take at most this (bytes, or "256KB"): backward makes tensors again,
+                     a batch goes through in parts, or not all weights train; net.choice says what and why
+        samples      (x, t): what is measured on which weights contribute most, where a budget lets not all of them train;
+                     a few dozen are enough, without them it is noise
         input_shapes sizes of one sample for the inputs whose sizes the model leaves open
         manual       plan forward/backward/update now rather than at first use
         seed         of dropout and augment
         augment      mc.Augment(...): how the samples of training steps are changed at random
         winograd     whether 3 x 3 convolutions of many channels go by Winograd's algorithm, where it is quicker (in training
                      where there is room for it, too): it takes more memory, and its rounding errors are two or three times
-                     as large; None: unless there is a budget
+                     as large; None: unless there is a budget, or prediction would need more memory than training
+        recompute    whether backward makes again what one pass over memory makes (batch norm, activations), instead of keeping
+                     it: less memory for a little more time, and the same bits; None: unless a budget asks for it
+        micro_batch  so many samples go through the network at a time; a step adds up the gradients of its parts and then
+                     updates the weights: what a whole batch gives, but for rounding; None: the batch, unless a budget asks
 
         Raises CompileError for arguments that do not fit the model.
         """
-        from .net import Net
-        return Net(self, batch=batch, train=train, loss=loss, optimizer=optimizer, bn=bn, dtype=dtype, budget=budget,
-                   input_shapes=input_shapes, manual=manual, seed=seed, augment=augment, winograd=winograd)
+        from .budget import compiled
+        return compiled(self, budget, samples, batch=batch, train=train, loss=loss, optimizer=optimizer, bn=bn, dtype=dtype,
+                        input_shapes=input_shapes, manual=manual, seed=seed, augment=augment, winograd=winograd,
+                        recompute=recompute, micro_batch=micro_batch)
 
     def save(self, path: Any) -> None:
         """Write the graph as a .mcnn file, atomically. Raises FileError."""

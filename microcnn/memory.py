@@ -123,15 +123,21 @@ def _place_in_order(order: list[Buffer], begin: int) -> int:
 
 def lower_bound(buffers: Iterable[Buffer]) -> int:
     """The largest sum of the sizes of buffers that live at the same time."""
+    return most_alive(buffers)[0]
+
+
+def most_alive(buffers: Iterable[Buffer]) -> tuple[int, int]:
+    """(the largest sum of the sizes of buffers that live at the same time, the first row at which they do)."""
     changes: dict[int, int] = {}
     for buffer in buffers:
         changes[_first(buffer)] = changes.get(_first(buffer), 0) + buffer.size
         changes[_last(buffer) + 1] = changes.get(_last(buffer) + 1, 0) - buffer.size
-    live = most = 0
+    live = most = at = 0
     for row in sorted(changes):
         live += changes[row]
-        most = max(most, live)
-    return most
+        if live > most:
+            most, at = live, row
+    return most, at
 
 
 @dataclass(slots=True)

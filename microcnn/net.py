@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .accumulation import Parts, target_share
 from .bound import Bound
 from .errors import CompileError, DataError, TrainingError
 from .feeding import Single, check_data, check_metrics, describe, input_array, several, target_array, weight_array
@@ -14,6 +16,7 @@ from .integers import INTEGERS, as_integers
 from .losses import CrossEntropyLoss
 
 if TYPE_CHECKING:
+    from .budget import Choice
     from .manual import Manual
     from .program import RowInfo
     from .tools.profile_data import Profile
@@ -25,25 +28,33 @@ class Net(Bound):
     """A network that Graph.compile made. Its methods may be called from any thread, one at a time.
 
     graph     the graph it was made from
-    batch     how many samples its buffers hold
+    batch     how many samples a training step takes at most
+    micro_batch   how many its buffers hold: that many go through the network at a time
     memory    the plan of its memory (Memory); prints as a table
     trained   names of the weights that training may change, running statistics included where bn="batch"
     lr        the learning rate; may be set between steps
+    recomputed   names of the tensors that backward makes again
+    choice    what a budget allowed, and why; None without one
     debug     with True every step runs row by row, and the first layer that makes a NaN or an infinity is named
     """
 
-    def __init__(self, graph: Graph, *, batch: int, train: Any, loss: Any, optimizer: Any, bn: str, dtype: str, budget: Any,
-                 input_shapes: dict[str, tuple[int, ...]] | None, manual: bool = False, seed: int = 0,
-                 augment: Any = None, winograd: bool | None = None, progress: Callable[[int, int, str], None] | None = None):
-        super().__init__(graph, batch=batch, train=train, loss=loss, optimizer=optimizer, bn=bn, dtype=dtype, budget=budget,
-                         input_shapes=input_shapes, seed=seed, augment=augment, winograd=winograd, progress=progress)
+    def __init__(self, graph: Graph, *, batch: int = 1, train: Any = None, loss: Any = None, optimizer: Any = None,
+                 bn: str = "frozen", dtype: str = "float32",
+                 input_shapes: dict[str, tuple[int, ...]] | None = None, manual: bool = False, seed: int = 0,
+                 augment: Any = None, winograd: bool | None = None, recompute: bool | None = None,
+                 micro_batch: int | None = None, policy: Any = None, progress: Callable[[int, int, str], None] | None = None):
+        super().__init__(graph, batch=batch, train=train, loss=loss, optimizer=optimizer, bn=bn, dtype=dtype,
+                         input_shapes=input_shapes, seed=seed, augment=augment, winograd=winograd, recompute=recompute,
+                         micro_batch=micro_batch, policy=policy, progress=progress)
         self._target_kinds: dict[str, int] = {}
         self._manual: Manual | None = None
+        self.choice: Choice | None = None
         self._output_shapes = [self.shapes[name] for name in self.graph.outputs]
         self._single = self._only_one()
         # shapes of what most calls give and get, at hand without a new tuple
-        self._usual = (self.batch, *self._single.shape) if self._single else ()
-        self._usual_result = (self.batch, *self._single.y_shape) if self._single else ()
+        self._usual = (self.micro_batch, *self._single.shape) if self._single else ()
+        self._usual_result = (self.micro_batch, *self._single.y_shape) if self._single else ()
+        self._parts = Parts(self.micro_batch, self._losses) if self.micro_batch < self.batch else None
         if manual:
             self._manual_programs()
 
@@ -58,7 +69,7 @@ class Net(Bound):
         loss, tensor = self._losses.get(output, (None, output))
         x_key, t_key = f"input:{name}", f"target:{output}"
         return Single(name, self.shapes[name], output, self.shapes[output], x_key, t_key, self._slots[x_key],
-                      self._slots[f"output:{output}"], self._slots[t_key], self._slots["sample_weight"],
+                      self._slots[f"output:{output}"], self._slots[t_key], self._slots[f"weight:{output}"],
                       isinstance(loss, CrossEntropyLoss) and len(self.shapes[tensor]) == 1, x_dtype,
                       x_dtype == self._output_dtype(output) == self.dtype)
 
@@ -74,9 +85,9 @@ class Net(Bound):
         Raises DataError for inputs that do not fit, and for integers that the network's dtype does not hold exactly.
         """
         single, samples = self._single, self._fits(x)
-        if single is not None and out is None and 0 < samples <= self.batch:
+        if single is not None and out is None and 0 < samples <= self.micro_batch:
             # the shortest way, for which a small network's user waits
-            y = np.empty(self._usual_result if samples == self.batch else (samples, *single.y_shape), self.dtype)
+            y = np.empty(self._usual_result if samples == self.micro_batch else (samples, *single.y_shape), self.dtype)
             if not single.plain:
                 x = x.astype(self.dtype, copy=False)
             start_of, control = self._entry.start_of, self._control
@@ -102,7 +113,8 @@ class Net(Bound):
     def _fits(self, x: Any) -> int:
         """How many samples x holds, where the network has one input and x is just what the kernels read; else 0."""
         single = self._single
-        if single is not None and type(x) is np.ndarray and x.dtype == single.x_dtype and x.flags.c_contiguous:
+        if single is not None and type(x) is np.ndarray and (x.dtype is single.x_dtype or x.dtype == single.x_dtype) \
+                and x.flags.c_contiguous:
             shape = x.shape
             if shape == self._usual or shape[1:] == single.shape:
                 return shape[0]
@@ -150,10 +162,10 @@ class Net(Bound):
         start_of, control = self._entry.start_of, self._control
         places = [(self._slots[f"input:{name}"], start_of(array), array.strides[0]) for name, array in inputs.items()]
         places += [(self._slots[f"output:{name}"], start_of(array), array.strides[0]) for name, array in results.items()]
-        for begin in range(0, samples, self.batch):
+        for begin in range(0, samples, self.micro_batch):
             for slot, address, step in places:
                 control[slot] = address + begin * step
-            self._run("predict", min(self.batch, samples - begin))
+            self._run("predict", min(self.micro_batch, samples - begin))
 
     # Training.
 
@@ -171,7 +183,8 @@ class Net(Bound):
             raise CompileError(self._missing("train_step"))
         single, samples = self._single, self._fits(x)
         if single is not None and single.labels and single.plain and sample_weight is None and 0 < samples <= self.batch \
-                and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == (samples,) and t.flags.c_contiguous:
+                and self._parts is None and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == (samples,) \
+                and t.flags.c_contiguous:
             with self._lock if self._team else self._guard():      # the shortest way, as in predict
                 start_of, control = self._entry.start_of, self._control
                 control[single.weight_slot] = 0
@@ -187,11 +200,55 @@ class Net(Bound):
             self._train(samples, held)
             return self._control_numbers[self._entry.LOSS]
 
+    def loss_gradients(self, x: Any, t: Any, sample_weight: Any = None) -> Arrays:
+        """{weight: gradient of the mean loss, in ONNX's layout} of up to `batch` samples, as train_step takes them.
+
+        No weight changes. Raises CompileError where micro_batch is not smaller than the batch (gradients do not last then),
+        DataError and TrainingError as train_step.
+        """
+        if self._parts is None or "train" not in self._programs:
+            raise CompileError(self._missing("loss_gradients") if "train" not in self._programs else
+                               "loss_gradients needs micro_batch, smaller than the batch: without it each gradient makes way "
+                               f"for the next; compile(batch={max(2, self.batch)}, micro_batch={max(1, self.batch // 2)}, ...)")
+        samples, held = self._feed(x, t, sample_weight)
+        with self._guard():
+            self._control[self._entry.STEP] = self._steps[0] + 1
+            self._run_parts(self._parts, samples, held)
+            if self._control[self._entry.FLAGS]:
+                self._refuse(held)
+            return {name: self._gradient(name) for name in self._gradients}
+
+    def _train_parts(self, parts: Parts, samples: int, held: Arrays) -> None:
+        """The gradients of all parts of a batch, then the updates; none where a part's loss is not finite."""
+        loss = self._run_parts(parts, samples, held)
+        if not self._control[self._entry.FLAGS]:
+            self._run("train", samples, self._closing)
+        self._control_numbers[self._entry.LOSS] = loss
+
+    def _run_parts(self, parts: Parts, samples: int, held: Arrays) -> float:
+        """The gradients of all parts of a batch, added up, as far as their losses are finite; returns the loss."""
+        control, entry, loss = self._control, self._entry, 0.0
+        self._run("train", samples, self._opening)
+        for begin, count in parts.of(held, samples):
+            self._point(held, begin)
+            for output, weights in parts.weights.items():
+                control[self._slots[f"weight:{output}"]] = entry.start_of(weights)
+            control[entry.FIRST] = begin
+            self._run("train", count)
+            loss += self._control_numbers[entry.LOSS]
+            if control[entry.FLAGS]:
+                break
+        control[entry.FIRST] = 0
+        return loss
+
     def _train(self, samples: int, held: Arrays) -> None:
         step = self._steps[0] + 1
         self._steps[0] = self._control[self._entry.STEP] = step
         try:
-            self._run("train", samples)
+            if self._parts is None:
+                self._run("train", samples)
+            else:
+                self._train_parts(self._parts, samples, held)
         except TrainingError:
             self._steps[0] = step - 1
             check_data(held, self._losses, self.shapes)
@@ -229,9 +286,13 @@ class Net(Bound):
 
     def _point(self, held: Arrays, begin: int = 0) -> None:
         """The addresses into the control block."""
-        self._control[self._slots["sample_weight"]] = 0
         for name, array in held.items():
-            self._control[self._slots[name]] = self._entry.start_of(array) + begin * array.strides[0]
+            if name != "sample_weight":
+                self._control[self._slots[name]] = self._entry.start_of(array) + begin * array.strides[0]
+        own = held.get("sample_weight")
+        for name in self._losses:
+            self._control[self._slots[f"weight:{name}"]] = \
+                0 if own is None else self._entry.start_of(own) + begin * own.strides[0]
         for name, (loss, _) in self._losses.items():
             if isinstance(loss, CrossEntropyLoss):
                 self._set_target_kind(name, int(held[f"target:{name}"].dtype.kind == "f"))
@@ -273,8 +334,8 @@ class Net(Bound):
             self._control[self._slots["top_k"]] = top_k or 0
             self._control[self._slots["confusion"]] = 0 if matrix is None else self._entry.start_of(matrix)
             self._control_numbers[self._slots["in_top_k"]] = 0.0
-            for begin in range(0, samples, self.batch):
-                count = min(self.batch, samples - begin)
+            for begin in range(0, samples, self.micro_batch):
+                count = min(self.micro_batch, samples - begin)
                 self._point(held, begin)
                 self._control_numbers[self._slots["correct"]] = 0.0
                 self._run("evaluate", count)
@@ -300,8 +361,7 @@ class Net(Bound):
         if len(self._losses) != 1:
             return float(count)
         (name, (loss, _)), = self._losses.items()
-        part = held[f"target:{name}"][begin:begin + count]
-        return loss.target_weight(part) if isinstance(loss, CrossEntropyLoss) else float(count)
+        return target_share(loss, held[f"target:{name}"][begin:begin + count])
 
     def _labels(self, held: Arrays, begin: int, count: int) -> int:
         """How many predictions are counted."""
@@ -362,15 +422,26 @@ class Net(Bound):
     # What the profiler asks.
 
     def rows(self, program: str) -> list[RowInfo]:
-        """The rows of "predict", "evaluate" or "train", in order. Raises CompileError where there is no such program."""
+        """The rows of "predict", "evaluate" or "train", in order; those of a step's parts stand there once.
+
+        Raises CompileError where there is no such program.
+        """
         if program not in self._programs:
             raise CompileError(self._missing(program))
-        return self._programs[program][0].infos
+        infos = self._programs[program][0].infos
+        if program == "train" and self._opening is not None and self._closing is not None:
+            parts = -(-self.batch // self.micro_batch)
+            infos = [replace(info, reads=parts * info.reads, writes=parts * info.writes) for info in infos]
+            infos = [*self._opening.infos, *infos, *self._closing.infos]
+        return infos
 
     def timed_step(self, x: Any, t: Any) -> np.ndarray:
         """train_step through the timed executor: the clock in nanoseconds before the first row and after each, int64."""
         with self._guard(), self._timing() as marks:
             self.train_step(x, t)
+        if self._parts is not None:     # as if a row's turns came one after the other, and no time passed between them
+            opening, *parts, closing = (np.diff(run) for run in marks)
+            return np.concatenate([[0], np.cumsum(np.concatenate([opening, np.sum(parts, axis=0), closing]))])
         return marks[0]
 
     def timed_predict(self, x: Any) -> np.ndarray:
@@ -378,7 +449,7 @@ class Net(Bound):
         with self._guard(), self._timing() as marks:
             self.predict(x)
         if len(marks) > 1:
-            raise DataError(f"x holds more than {self.batch} samples, which is what timed_predict takes at most")
+            raise DataError(f"x holds more than {self.micro_batch} samples, which is what timed_predict takes at most")
         return marks[0]
 
     def __repr__(self) -> str:

@@ -78,6 +78,15 @@ class Row:
     phase: str
 
 
+@dataclass(frozen=True)
+class Policy:
+    """What backward may make again instead of keeping it (recompute.py). tier: 0 the inputs, 1 what takes one pass over memory,
+    2 anything; limit: the bytes of buffers alive at one time that are few enough, None: as few as can be reached."""
+
+    tier: int = 0
+    limit: int | None = None
+
+
 @dataclass
 class Training:
     """What trains and how: the rates by weight name, the loss per output, the optimizer, what happens to the images."""
@@ -86,6 +95,7 @@ class Training:
     losses: dict[str, Any] = field(default_factory=dict)
     optimizer: Any = None
     augment: Augment | None = None
+    recompute: Policy = Policy()
 
 
 class Store:

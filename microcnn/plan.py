@@ -16,9 +16,11 @@ from .graph import Graph, Node, WeightRef
 from .layers.activation import CLAMP
 from .layers.update import Updates
 from .layout import Layout, pad5, strides_between
+from .lifetimes import set_lifetimes
 from .memory import Buffer
 from .pairs import pair_rows
-from .parts import Field, Gradient, Row, Store, Training, Value, Winners
+from .parts import Field, Gradient, Policy, Row, Store, Training, Value, Winners
+from .recompute import lighten
 
 
 class Schedule:
@@ -29,14 +31,19 @@ class Schedule:
     lanes     how many numbers a vector register holds; itemsize: how many bytes a number takes
     slots     where in the control block each address stands: "input:NAME", "target:NAME", "sample_weight", ...
     winograd  whether convolutions may go by Winograd's algorithm
+    accumulates   whether a training step makes its gradients in several runs: `opening` and `closing` count the first and last
+              rows, which run once, before and after them
     """
 
     def __init__(self, graph: Graph, shapes: dict[str, tuple[int, ...]], store: Store, mode: str, batch: int, lanes: int,
-                 itemsize: int, bn: str, training: Training, slots: dict[str, int], winograd: bool):
+                 itemsize: int, bn: str, training: Training, slots: dict[str, int], winograd: bool,
+                 accumulates: bool = False):
         self.graph, self.shapes, self.store, self.mode, self.batch = graph, shapes, store, mode, batch
         self.lanes, self.itemsize, self.bn, self.training, self.slots = lanes, itemsize, bn, training, slots
         self.live = mode in ("train", "manual")            # keeps what backward needs
         self.winograd = winograd
+        self.accumulates = accumulates and mode == "train"
+        self.opening = self.closing = 0
         self.rows: list[Row] = []
         self.prepared: list[Row] = []                      # rows to run once after the weights have changed
         self.buffers: list[Buffer] = []
@@ -53,6 +60,7 @@ class Schedule:
         self.phase = "forward"
         self.needs = self._needs_gradient()
         self.skipped: set[str] = set()
+        self.again: list[str] = []                         # tensors that backward makes again
         self.fused: dict[str, str] = {}                    # by layer, the layer in whose kernel it runs
         # tensors that are read from outside the graph's nodes: outputs, or what the losses read
         self.wanted = set(graph.outputs)
@@ -200,15 +208,15 @@ class Schedule:
         parameter = self.store.parameters[name]
         buffer = self._buffer(f"{name}.gradient", parameter.buffer.bytes, "gradient")
         buffer.checked = True
-        buffer.held = self.mode == "manual"
+        buffer.held = self.mode == "manual" or self.accumulates
         self.weight_gradients[name] = buffer
-        return buffer, 0
+        return buffer, int(self.accumulates)
 
     def weight_done(self, node: Node, role: str) -> None:
         """A node's part of a weight's gradient is complete: after the last one the weight may be updated."""
         name = node.weights[role].name
         self.pending[name] -= 1
-        if self.pending[name] == 0 and self.mode == "train":
+        if self.pending[name] == 0 and self.mode == "train" and not self.accumulates:
             self.updates.ready(self.store.parameters[name], self.weight_gradients[name])
 
     # Rows.
@@ -376,33 +384,38 @@ class Schedule:
         for node, function in reversed(self.tape):
             self.node = node
             function()
+        if self.accumulates:
+            self._open_and_close()
         if self.mode == "train":
             self.updates.finish()
         self.node = None
 
-    def finish(self) -> None:
-        """Lifetimes, from the rows that are now complete."""
+    def _open_and_close(self) -> None:
+        """Gradients that begin with zero, and their updates, which come behind all runs."""
+        nodes = {node.name: node for node in self.graph.nodes}
+        body, self.rows = self.rows, []
+        for buffer in self.weight_gradients.values():
+            self.node = nodes.get(buffer.layer)
+            self.row("layout.zero", y=buffer, size=buffer.bytes // self.itemsize, per_sample=0)
+        self.opening = len(self.rows)
+        self.rows += body
+        for name, buffer in self.weight_gradients.items():
+            self.node = nodes.get(buffer.layer)
+            self.updates.ready(self.store.parameters[name], buffer)
+        self.updates.finish()
+        self.closing = len(self.rows) - self.opening - len(body)
+
+    def finish(self, policy: Policy | None = None) -> None:
+        """What the rows, which are now complete, can leave out, and lifetimes. policy: what backward may make again."""
         from .kernels.entry import ENTRIES
-        self.rows, fused, made = pair_rows(self.rows, self.batch, self.lanes, self.itemsize)
-        self.fused.update(fused)
-        self.buffers += made
-        last = len(self.rows)
-        for number, row in enumerate(self.rows):
-            entry = ENTRIES[row.kernel]
-            if set(row.fields) != set(entry.fields):
-                raise AssertionError(f"{row.kernel}: fields {sorted(set(row.fields) ^ set(entry.fields))}")
-            for name in entry.modes:
-                buffer = row.fields[name]
-                if buffer is not None:
-                    buffer.touch(number)
-        for row in self.prepared:
-            for name in ENTRIES[row.kernel].modes:
-                buffer = row.fields[name]
-                if buffer is not None:
-                    buffer.touch(0)
-                    buffer.touch(last)
-        for buffer in self.buffers:
-            if buffer.held:
-                buffer.touch(0)
-                buffer.touch(last)
-        self.buffers = [buffer for buffer in self.buffers if buffer.first is not None]
+        for row in self.rows:
+            if set(row.fields) != set(ENTRIES[row.kernel].fields):
+                raise AssertionError(f"{row.kernel}: fields {sorted(set(row.fields) ^ set(ENTRIES[row.kernel].fields))}")
+        if self.mode != "manual":           # whose rows are counted: forward is one program, backward another
+            self.rows, fused, made = pair_rows(self.rows, self.batch, self.lanes, self.itemsize)
+            self.fused.update(fused)
+            self.buffers += made
+        if policy is not None:
+            self.rows, self.buffers, self.again = lighten(self.rows, self.prepared, self.buffers, policy)
+        else:
+            self.buffers = set_lifetimes(self.rows, self.prepared, self.buffers)

@@ -1,65 +1,72 @@
 """A network's plan: every size fixed, every buffer placed, nothing compiled or allocated yet."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import layers, threads
-from .choices import fold_batchnorm, parse_budget, resolve_augment, resolve_losses, resolve_train
+from .choices import fold_batchnorm, resolve_augment, resolve_losses, resolve_train
 from .errors import CompileError
 from .graph import Graph, size_of
 from .memory import KINDS, Block, Buffer, LayerMemory, Memory, blocks_of, lower_bound, place
 from .optim import Optimizer, resolve_optimizer
 
 if TYPE_CHECKING:
-    from .parts import Training
+    from .parts import Policy, Training
     from .plan import Schedule
 
 
 class Planned:
     """A graph with the arguments of compile: its memory and its layers' costs are known, it cannot run.
 
-    graph, batch, bn, dtype, optimizer, loss, shapes (of one sample) and types by tensor, memory, trains, trained: as in Net.
-    Raises CompileError for arguments that do not fit the model, and where the budget is too small.
+    graph, batch, micro_batch, bn, dtype, optimizer, loss, shapes (of one sample) and types by tensor, memory, recomputed,
+    trains, trained: as in Net. policy: what backward may make again, instead of recompute; its limit is that of the arena
+    without the parameters, which is kept where it can be.
+    Raises CompileError for arguments that do not fit the model.
     """
 
     def __init__(self, graph: Graph, *, batch: int = 1, train: Any = None, loss: Any = None, optimizer: Any = None,
-                 bn: str = "frozen", dtype: str = "float32", budget: Any = None,
+                 bn: str = "frozen", dtype: str = "float32",
                  input_shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, augment: Any = None,
-                 winograd: bool | None = None):
-        check_arguments(batch, bn, dtype, seed, winograd)
-        limit = parse_budget(budget)
+                 winograd: bool | None = None, recompute: bool | None = None,
+                 micro_batch: int | None = None, policy: Policy | None = None):
+        check_arguments(batch, bn, dtype, seed, winograd, recompute)
         self.graph = graph if bn != "fold" else fold_batchnorm(graph)
         self.batch, self.bn, self.dtype, self._seed = batch, bn, np.dtype(dtype), seed
-        self.winograd = limit is None if winograd is None else bool(winograd)
+        self.micro_batch = check_micro_batch(micro_batch, batch, bn, train)
+        self.winograd = winograd is None or bool(winograd)
+        self._may_drop_winograd = winograd is None
         self.shapes, self.types = self.graph.shapes(input_shapes), self.graph.types()
         self.optimizer: Optimizer | None = resolve_optimizer(optimizer)
         self._factors = resolve_train(self.graph, train)
+        self.recomputed: list[str] = []
         self._losses = resolve_losses(self.graph, loss, self.shapes)
         threads.prepare_environment()
         from .kernels import entry
-        from .parts import Store, Training
+        from .parts import Policy, Store, Training
         self._entry = entry
         self._slots = self._assign_slots()
         self._training: Training = Training(self._factors, dict(self._losses), self.optimizer,
-                                            resolve_augment(augment, self._losses, self.shapes, self._factors, self.optimizer))
+                                            resolve_augment(augment, self._losses, self.shapes, self._factors, self.optimizer),
+                                            policy or Policy(1 if recompute else 0))
         self._store = Store(self.graph, self.dtype.itemsize)
+        control = max(64, 8 * (max(self._slots.values(), default=0) + 1))
+        self._control_bytes = -(-control // 64) * 64
         self._planned = self._schedules()
         if self.optimizer is not None:
             from .layers.update import update_row
             for name in self._factors:
                 self._store.state(self._store.parameters[name], len(update_row(self.optimizer)[1]))
-        control = max(64, 8 * (max(self._slots.values(), default=0) + 1))
-        self._control_bytes = -(-control // 64) * 64
-        self._plan_memory(self._planned, limit)
+        self._plan_memory(self._planned)
 
     def _assign_slots(self) -> dict[str, int]:
         """Where in the control block each address stands."""
         names = [f"input:{entry.name}" for entry in self.graph.inputs]
         names += [f"output:{name}" for name in self.graph.outputs]
         names += [f"target:{name}" for name in self.graph.outputs]
-        names += ["sample_weight", "correct", "top_k", "in_top_k", "confusion"]
+        names += [f"weight:{name}" for name in self.graph.outputs] + ["correct", "top_k", "in_top_k", "confusion"]
         names += [f"dy:{name}" for name in self.graph.outputs] + [f"dx:{entry.name}" for entry in self.graph.inputs]
         return {name: self._entry.FIRST_POINTER + i for i, name in enumerate(names)}
 
@@ -67,41 +74,75 @@ class Planned:
         """A schedule over this network's parameters, without rows yet."""
         from .kernels import simd
         from .plan import Schedule
-        return Schedule(self.graph, self.shapes, self._store, mode, self.batch, simd.lanes_of(self.dtype), self.dtype.itemsize,
-                        self.bn, self._training, self._slots, self.winograd)
+        batch = self.batch if mode == "manual" else self.micro_batch
+        return Schedule(self.graph, self.shapes, self._store, mode, batch, simd.lanes_of(self.dtype), self.dtype.itemsize,
+                        self.bn, self._training, self._slots, self.winograd, accumulates=self.micro_batch < self.batch)
 
     def _schedules(self) -> dict[str, Schedule]:
         """Forward for prediction, for evaluation, and the whole training step, as far as they were asked for."""
-        predict = self.schedule("predict")
-        predict.run_forward()
-        predict.run_outputs()
-        schedules = {"predict": predict}
-        read = {tensor for _, tensor in self._losses.values()}
+        schedules = {"predict": self._predict_schedule()}
         if self._losses:
-            evaluate = self.schedule("evaluate")
-            evaluate.skip_to(read)
-            evaluate.run_forward()
-            evaluate.run_losses(False)
-            schedules["evaluate"] = evaluate
+            schedules["evaluate"] = self._evaluate_schedule()
         if self._losses and self._factors and self.optimizer is not None:
-            train = self.schedule("train")
-            train.skip_to(read)
+            train = schedules["train"] = self.schedule("train")
+            train.skip_to(self._read)
             train.run_forward()
             train.run_losses(True)
             train.run_backward()
-            schedules["train"] = train
-        for schedule in schedules.values():
-            schedule.finish()
+            train.finish(self._room())
+            self.recomputed = train.again
+            if self.winograd and self._may_drop_winograd:
+                self._keep_within(schedules, lower_bound(train.buffers))
         return schedules
 
-    def _plan_memory(self, schedules: dict[str, Schedule], limit: int | None) -> None:
+    def _lasting(self) -> list[Buffer]:
+        """What lies in the arena for ever, in this order behind the control block."""
+        states = [buffer for buffers in self._store.states.values() for buffer in buffers]
+        constants = [buffer for buffer, _ in self._store.constants.values()]
+        return [parameter.buffer for parameter in self._store.parameters.values()] + states + constants
+
+    def _room(self) -> Policy:
+        """The policy, with a limit of what may live at one time beside what lives for ever."""
+        policy = self._training.recompute
+        if policy.limit is None:
+            return policy
+        parameters = sum(parameter.buffer.bytes for parameter in self._store.parameters.values())
+        lasting = self._control_bytes + sum(buffer.size for buffer in self._lasting())
+        return replace(policy, limit=max(0, policy.limit + parameters - lasting))
+
+    def _keep_within(self, schedules: dict[str, Schedule], room: int) -> None:
+        """Prediction without Winograd's algorithm where it would take more memory than training does."""
+        if max(lower_bound(schedules[name].buffers) for name in ("predict", "evaluate")) > room:
+            self.winograd = False
+            schedules["predict"], schedules["evaluate"] = self._predict_schedule(), self._evaluate_schedule()
+
+    def _predict_schedule(self) -> Schedule:
+        predict = self.schedule("predict")
+        predict.run_forward()
+        predict.run_outputs()
+        predict.finish()
+        return predict
+
+    def _evaluate_schedule(self) -> Schedule:
+        evaluate = self.schedule("evaluate")
+        evaluate.skip_to(self._read)
+        evaluate.run_forward()
+        evaluate.run_losses(False)
+        evaluate.finish()
+        return evaluate
+
+    @property
+    def _read(self) -> set[str]:
+        """The tensors that the losses read."""
+        return {tensor for _, tensor in self._losses.values()}
+
+    def _plan_memory(self, schedules: dict[str, Schedule]) -> None:
         """Offsets for everything: control block, what lives for ever, then what the largest program needs."""
         parameters = [p.buffer for p in self._store.parameters.values()]
         states = [buffer for buffers in self._store.states.values() for buffer in buffers]
-        constants = [buffer for buffer, _ in self._store.constants.values()]
-        self._constants_placed = len(constants)
+        self._constants_placed = len(self._store.constants)
         at = self._control_bytes
-        for buffer in parameters + states + constants:
+        for buffer in self._lasting():
             buffer.offset = at
             at += buffer.size
         end, bound = at, 0
@@ -117,10 +158,6 @@ class Planned:
             parameters=sum(buffer.bytes for buffer in parameters), gradients=peaks["gradient"],
             state=sum(buffer.bytes for buffer in states), activations=peaks["activation"], scratch=peaks["scratch"],
             arena=end, lower_bound=at + bound, layers=self._layer_memory(most.buffers, parameters + states))
-        if limit is not None and end - self.memory.parameters > limit:
-            raise CompileError(f"budget is {limit:,} bytes; this network at batch {self.batch} needs "
-                               f"{end - self.memory.parameters:,} beside its parameters: the smallest budget that works. Use "
-                               "a smaller batch, or train fewer weights")
 
     def _layer_memory(self, transient: list[Buffer], lasting: list[Buffer]) -> list[LayerMemory]:
         """Bytes by layer and kind; of scratch the largest at one time."""
@@ -187,7 +224,19 @@ def _bytes(layer: LayerMemory) -> dict[str, int]:
             "activations": layer.activations, "scratch": layer.scratch}
 
 
-def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any, winograd: Any) -> None:
+def check_micro_batch(micro_batch: Any, batch: int, bn: str, train: Any) -> int:
+    """The samples that go through the network at a time. Raises CompileError for what is no part of a batch."""
+    if micro_batch is None:
+        return batch
+    if isinstance(micro_batch, bool) or not isinstance(micro_batch, (int, np.integer)) or not 1 <= micro_batch <= batch:
+        raise CompileError(f"micro_batch is {micro_batch!r}; expected an integer from 1 to the batch, {batch}")
+    if bn == "batch" and train is not None and micro_batch < batch:
+        raise CompileError(f'micro_batch is {micro_batch} with bn="batch": the statistics of {micro_batch} samples are not '
+                           f'those of the batch of {batch}. Use bn="frozen" or bn="fold", or leave micro_batch out')
+    return int(micro_batch)
+
+
+def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any, winograd: Any, recompute: Any) -> None:
     """Raises CompileError for arguments of compile that no model allows."""
     if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= 2**24:
         raise CompileError(f"batch is {batch!r}; expected an integer from 1 to {2**24:,}")
@@ -199,3 +248,5 @@ def check_arguments(batch: Any, bn: Any, dtype: Any, seed: Any, winograd: Any) -
         raise CompileError(f"seed is {seed!r}; expected an integer from 0 to 2**63 - 1")
     if winograd is not None and not isinstance(winograd, (bool, np.bool_)):
         raise CompileError(f"winograd is {winograd!r}; expected True, False or None")
+    if recompute is not None and not isinstance(recompute, (bool, np.bool_)):
+        raise CompileError(f"recompute is {recompute!r}; expected True, False or None")

@@ -193,7 +193,7 @@ class Program:
         self._header = np.array([base, start_of(self._kernels), start_of(self._rows), len(rows), 0], np.int64)
         self.address = start_of(self._header)
         self.execute = executor("plain")
-        self._paces: dict[int, Pace] = {}
+        self.paces: dict[int, Pace] = {}
 
     def run(self, batch: int) -> None:
         """Run all rows on that many samples."""
@@ -201,9 +201,9 @@ class Program:
 
     def pace(self, batch: int) -> Pace:
         """What runs with that many samples have found out of threads."""
-        pace = self._paces.get(batch)
+        pace = self.paces.get(batch)
         if pace is None:
-            pace = self._paces[batch] = Pace()
+            pace = self.paces[batch] = Pace()
         return pace
 
     def run_paced(self, batch: int, pace: Pace) -> None:

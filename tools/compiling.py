@@ -6,16 +6,17 @@ from typing import Any
 from .terminal import Terminal
 
 
-def compile_shown(graph: Any, terminal: Terminal, processes: int = 1, **how: Any) -> tuple[Any, int]:
+def compile_shown(graph: Any, terminal: Terminal, processes: int = 1, budget: Any = None, samples: Any = None, **how: Any
+                  ) -> tuple[Any, int]:
     """graph.compile(**how), and how many kernels it had to compile or to load. Raises CompileError.
 
     processes: how many of them compile what is in no cache yet.
     """
-    from microcnn.net import Net
+    from microcnn.budget import compiled
     options = {"batch": 1, "train": None, "loss": None, "optimizer": None, "bn": "frozen", "dtype": "float32",
-               "budget": None, "input_shapes": None, "augment": None, **how}
+               "input_shapes": None, "augment": None, **how}
     ahead = count = 0
-    if processes > 1:
+    if processes > 1 and budget is None:
         from microcnn.planned import Planned
 
         from .ahead import compile_ahead, missing
@@ -29,5 +30,5 @@ def compile_shown(graph: Any, terminal: Terminal, processes: int = 1, **how: Any
             count, bar.total = ahead + total, max(1, total)
             bar.show(done, f"{done}/{total} {name}".rstrip())
 
-        net = Net(graph, progress=progress, **options)
+        net = compiled(graph, budget, samples, progress, **options)
     return net, count

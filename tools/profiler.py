@@ -136,7 +136,8 @@ class _Caller:
     def __init__(self, net: Any, x: Any, t: Any, steps: bool, cold: bool):
         self.net, self.x, self.t, self.steps = net, x, t, steps
         self.name = "train" if steps else "predict"
-        self.program = net._programs[self.name][0]
+        self.programs = [program for program in (net._programs[self.name][0], *((net._opening, net._closing) if steps else ()))
+                         if program is not None]
         self.sweep = np.zeros(COLD_BYTES // 8) if cold else None
         self._inside = 0
         self._kept: tuple[np.ndarray, int, float] | None = None
@@ -144,15 +145,17 @@ class _Caller:
 
     def __enter__(self) -> _Caller:
         self._held.enter_context(self.net._guard())
-        self._execute = self.program._run       # as the last one that held the network left it
+        self._execute = self.programs[0].execute       # as the last one that held the network left it
         if self.steps:          # weights and optimizer state; with a rate of 0 nothing grows, however often a batch is learned
             self._kept = self.net._arena.copy(), self.net._steps[0], self.net.lr
             self.net.lr = 0.0
-        self.program._run = self._watched
+        for program in self.programs:
+            program.execute = self._watched
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.program._run = self._execute
+        for program in self.programs:
+            program.execute = self._execute
         if self._kept is not None:
             self.net._arena[:], self.net._steps[0], self.net.lr = self._kept
             self.net._prepared = None
@@ -161,7 +164,7 @@ class _Caller:
     def _watched(self, address: int, samples: int) -> None:
         began = time.perf_counter_ns()
         self._execute(address, samples)
-        self._inside = time.perf_counter_ns() - began
+        self._inside += time.perf_counter_ns() - began
 
     def _ready(self, call: Callable[[], Any]) -> None:
         """What comes before a call: another one, which finds caches as the other kind left them; or numbers to fill them."""
@@ -179,6 +182,7 @@ class _Caller:
     def whole(self) -> tuple[int, int]:
         """Nanoseconds of a call, and of the program in it."""
         self._ready(self._call)
+        self._inside = 0
         began = time.perf_counter_ns()
         self._call()
         return time.perf_counter_ns() - began, self._inside

@@ -7,7 +7,7 @@ import numpy as np
 
 from .cache import helper, kernel
 from .dropout import dropout_key
-from .entry import SEED, STEP, entry, fields_of, number, slot, threads_for, view
+from .entry import FIRST, SEED, STEP, entry, fields_of, number, slot, threads_for, view
 from .simd import lanes
 from .uniform import vector_uniform
 from .vector import vector_add, vector_fma, vector_load_first, vector_of, vector_store_first, vector_sub
@@ -87,9 +87,9 @@ def _recolour(y, begin, size, key, brightness, noise):
 
 
 @helper
-def _sample(n, x, y, outer, H, W, inner, shift_h, shift_w, flips, crop, brightness, noise, key):
-    """Sample n, from x to y."""
-    own = dropout_key(key, n, 0)
+def _sample(n, first, x, y, outer, H, W, inner, shift_h, shift_w, flips, crop, brightness, noise, key):
+    """Sample n, from x to y; it is number first + n of its batch."""
+    own = dropout_key(key, first + n, 0)
     first_h, step_h = _side(own, HEIGHT, TOP, H, shift_h, crop)
     first_w, step_w = _side(own, WIDTH, LEFT, W, shift_w, crop)
     mirror_h = flips & VERTICAL != 0 and _draw(own, MIRROR_H) < 0.5
@@ -111,27 +111,28 @@ def _sample(n, x, y, outer, H, W, inner, shift_h, shift_w, flips, crop, brightne
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def augment(x, batch, outer, H, W, inner, shift_h, shift_w, flips, crop, brightness, noise, key, threads, y):
+def augment(x, first, batch, outer, H, W, inner, shift_h, shift_w, flips, crop, brightness, noise, key, threads, y):
     """Samples changed at random.
 
     Shapes   x, y (N, outer, H, W, inner), flat: (C, H, W) has inner 1, (H, W, C) has outer 1
+    Numbers  first: x[0] is sample `first` of its batch
     Writes   y (overwritten)
     Threads  one iteration per sample, each owns its part of y
     Source   microcnn.augment.Augment; flips: bit 0 horizontally, bit 1 vertically
     """
     if threads > 1:
         for index in numba.prange(batch):
-            _sample(np.int64(index), x, y, outer, H, W, inner, shift_h, shift_w, flips, crop, brightness, noise, key)
+            _sample(np.int64(index), first, x, y, outer, H, W, inner, shift_h, shift_w, flips, crop, brightness, noise, key)
     else:
         for n in range(batch):
-            _sample(n, x, y, outer, H, W, inner, shift_h, shift_w, flips, crop, brightness, noise, key)
+            _sample(n, first, x, y, outer, H, W, inner, shift_h, shift_w, flips, crop, brightness, noise, key)
 
 
 @entry("x< y> outer H W inner shift_h shift_w flips crop brightness noise layer")
 def forward(arena, row, batch):
     row = fields_of(row)
     size = batch * row.outer * row.H * row.W * row.inner
-    augment(view(arena, row.x, size), batch, row.outer, row.H, row.W, row.inner, row.shift_h, row.shift_w, row.flips,
-            number(row.crop), number(row.brightness), number(row.noise),
+    augment(view(arena, row.x, size), slot(arena, FIRST), batch, row.outer, row.H, row.W, row.inner, row.shift_h, row.shift_w,
+            row.flips, number(row.crop), number(row.brightness), number(row.noise),
             dropout_key(slot(arena, SEED), slot(arena, STEP), row.layer), threads_for(arena, size * 8),
             view(arena, row.y, size))

@@ -5,7 +5,7 @@ Tensors are `rows` x width, cut into chunks of rows, as in batchnorm_statistics.
 import numba
 import numpy as np
 
-from .batchnorm_statistics import BIAS, FACTOR, FIRST, MEAN, block_rows, repeat, scratch_size, statistics
+from .batchnorm_statistics import BIAS, FACTOR, FIRST, MEAN, block_rows, repeat, repeat_statistics, scratch_size, statistics
 from .cache import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
@@ -111,6 +111,19 @@ def forward_batch(arena, row, batch):
                scratch)
     repeat(view(arena, row.bias, C), 0, C, scratch, BIAS, width)
     normalise(x, scratch, rows, width, number(row.low), number(row.high), threads, view(arena, row.y, size))
+
+
+@entry("x< scale< bias< saved< y> scratch> pixels C together low high")
+def forward_saved(arena, row, batch):
+    """forward_batch once more, from what it saved: the same bits. scratch: 3 * C * together reals. y may be x."""
+    row = fields_of(row)
+    C, width = row.C, row.C * row.together
+    size = batch * row.pixels * C
+    scratch = view(arena, row.scratch, FIRST * width)
+    repeat_statistics(view(arena, row.scale, C), view(arena, row.saved, 2 * C), C, width, scratch)
+    repeat(view(arena, row.bias, C), 0, C, scratch, BIAS, width)
+    normalise(view(arena, row.x, size), scratch, size // width, width, number(row.low), number(row.high),
+              threads_for(arena, size), view(arena, row.y, size))
 
 
 @entry("saved< running_mean= running_var= C momentum")

@@ -3,7 +3,7 @@ import numba
 import numpy as np
 
 from .cache import helper, kernel
-from .entry import SEED, STEP, entry, fields_of, number, slot, threads_for, view
+from .entry import FIRST, SEED, STEP, entry, fields_of, number, slot, threads_for, view
 from .simd import lanes
 from .uniform import vector_uniform
 from .vector import (
@@ -39,25 +39,25 @@ def dropout_key(seed, step, layer):
 
 @helper
 def _drop(x, i, key, p, scale, like):
-    """One vector: x scaled where the generator's number is at least p, else 0."""
+    """One vector: x scaled where the generator's number i is at least p, else 0."""
     real = like.dtype.type
     return vector_where_greater(vector_of(like, real(p)), vector_uniform(like, key, i), vector_of(like, real(0)),
                                 vector_mul(x, vector_of(like, real(scale))))
 
 
 @helper
-def _dropout_chunk(x, y, begin, end, key, p, scale, accumulate):
+def _dropout_chunk(x, y, begin, end, first, key, p, scale, accumulate):
     step = lanes(y)
     i = begin
     while i + step <= end:
-        value = _drop(vector_load(x, i), i, key, p, scale, y)
+        value = _drop(vector_load(x, i), first + i, key, p, scale, y)
         if accumulate:
             value = vector_add(value, vector_load(y, i))
         vector_store(value, y, i)
         i += step
     if i < end:
         count = end - i
-        value = _drop(vector_load_first(x, i, count), i, key, p, scale, y)
+        value = _drop(vector_load_first(x, i, count), first + i, key, p, scale, y)
         if accumulate:
             value = vector_add(value, vector_load_first(y, i, count))
         vector_store_first(value, y, i, count)
@@ -65,10 +65,11 @@ def _dropout_chunk(x, y, begin, end, key, p, scale, accumulate):
 
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def dropout(x, key, p, accumulate, threads, y):
+def dropout(x, first, key, p, accumulate, threads, y):
     """Inverted dropout, and its gradient with the same key: 0 with probability p, else x / (1 - p).
 
     Shapes   x, y (any), flat; they may be the same buffer
+    Numbers  first: x[0] is number `first` of its tensor
     Writes   y (overwritten, or added to with accumulate)
     Threads  one iteration per chunk of 8,192 numbers, each owns its part of y
     Source   ONNX Dropout-13 in training mode; the mask is a function of the key and a number's index, never stored
@@ -78,17 +79,18 @@ def dropout(x, key, p, accumulate, threads, y):
     if threads > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
-            _dropout_chunk(x, y, chunk * CHUNK, min(y.size, (chunk + 1) * CHUNK), key, p, scale, accumulate)
+            _dropout_chunk(x, y, chunk * CHUNK, min(y.size, (chunk + 1) * CHUNK), first, key, p, scale, accumulate)
     else:
         for chunk in range(chunks):
-            _dropout_chunk(x, y, chunk * CHUNK, min(y.size, (chunk + 1) * CHUNK), key, p, scale, accumulate)
+            _dropout_chunk(x, y, chunk * CHUNK, min(y.size, (chunk + 1) * CHUNK), first, key, p, scale, accumulate)
 
 
 @entry("x< y> size p layer")
 def forward(arena, row, batch):
     row = fields_of(row)
     size = row.size * batch
-    dropout(view(arena, row.x, size), dropout_key(slot(arena, SEED), slot(arena, STEP), row.layer), number(row.p),
+    dropout(view(arena, row.x, size), slot(arena, FIRST) * row.size,
+            dropout_key(slot(arena, SEED), slot(arena, STEP), row.layer), number(row.p),
             0, threads_for(arena, size * 8), view(arena, row.y, size))
 
 
@@ -96,5 +98,6 @@ def forward(arena, row, batch):
 def backward(arena, row, batch):
     row = fields_of(row)
     size = row.size * batch
-    dropout(view(arena, row.dy, size), dropout_key(slot(arena, SEED), slot(arena, STEP), row.layer), number(row.p),
+    dropout(view(arena, row.dy, size), slot(arena, FIRST) * row.size,
+            dropout_key(slot(arena, SEED), slot(arena, STEP), row.layer), number(row.p),
             row.accumulate, threads_for(arena, size * 8), view(arena, row.dx, size))

@@ -134,7 +134,7 @@ def numbers_between(typing_context, first, second):
 
 
 # The head of every arena: 64-bit slots that change from step to step, without touching the rows.
-THREADS, LEAST_WORK, SEED, STEP, RATE, LOSS, FLAGS, FIRST_POINTER = range(8)
+THREADS, LEAST_WORK, SEED, STEP, RATE, LOSS, FLAGS, FIRST, FIRST_POINTER = range(9)
 
 
 @helper

@@ -54,7 +54,7 @@ def loss_row(s: Schedule, output: str, tensor: str, loss: Loss, gradient: bool) 
     Raises   CompileError: class weights that do not match the classes, a loss that has no kernel
     """
     value = s.value(tensor)
-    slots = {"target_slot": s.slots[f"target:{output}"], "weight_slot": s.slots["sample_weight"]}
+    slots = {"target_slot": s.slots[f"target:{output}"], "weight_slot": s.slots[f"weight:{output}"]}
     if isinstance(loss, CrossEntropyLoss):
         value = s.channels_last(value) if len(value.layout.shape) > 1 else s.plain(value)
         C = value.layout.shape[0]

@@ -230,7 +230,7 @@ def test_another_thread_waits(net):
     stop.set()
     trainer.join()
     assert net.lr == 0.01 and all(steps) and net._steps[0] == started + len(steps)
-    assert net._programs["train"][0]._run == executor("plain")
+    assert net._programs["train"][0].execute == executor("plain")
 
 
 def test_ctrl_c_while_the_machine_is_measured(net, monkeypatch):

@@ -1,0 +1,265 @@
+"""A budget of bytes, and what of the training fits into it: the whole if that can be had, else what contributes most.
+
+In this order: everything as asked for; backward makes again what one pass over memory makes; a batch in parts, whose gradients
+add up; more made again; and at last fewer weights train. All but the last give what the plain run gives.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .choices import fold_batchnorm, parse_budget
+from .errors import CompileError
+from .graph import Graph
+from .layers.update import update_row
+from .net import Net
+from .optim import resolve_optimizer
+from .partial import resolve_train
+from .parts import Policy
+from .planned import Planned
+
+# Shares of a weight's output channels that are tried where not all of them fit.
+SHARES = (1.0, 0.5, 0.25, 0.125)
+# From how many places on weights may train, so that nothing before them keeps an activation: so many are tried.
+DEPTHS = 8
+
+Progress = Callable[[int, int, str], None]
+Trains = dict[str, float]
+
+
+@dataclass
+class Choice:
+    """What a budget allows, and why.
+
+    limit         the budget; bytes: what the plan takes beside the parameters
+    train         {selector: learning-rate factor}, as compile takes it
+    micro_batch   samples that go through the network at a time, of batch
+    recomputed    tensors that backward makes again
+    contribution  the share of the Fisher information that is in what trains, 1.0 where all trains that was asked for
+    measured      on what the information was measured, "" where nothing had to be left out
+    """
+
+    limit: int
+    bytes: int
+    train: Trains
+    batch: int
+    micro_batch: int
+    recomputed: list[str] = field(default_factory=list)
+    contribution: float = 1.0
+    measured: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"budget {self.limit:,} bytes: the plan takes {self.bytes:,} beside the parameters"]
+        if self.micro_batch < self.batch:
+            lines.append(f"  the batch of {self.batch} goes through in parts of {self.micro_batch}, whose gradients add up")
+        if self.recomputed:
+            lines.append(f"  backward makes {len(self.recomputed)} tensors again instead of keeping them")
+        if self.measured:
+            lines.append(f"  not everything can train: {100 * self.contribution:.0f}% of the Fisher information, measured on "
+                         f"{self.measured}, is in what does:")
+            lines.append("  " + ", ".join(self.train))
+        elif len(lines) == 1:
+            lines.append("  everything fits as it is")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A weight that may train. channels: its output channels, 0 where it can only train as a whole; information: of the first
+    0, 1, 2, ... of them; bytes: what its whole gradient and the optimizer's state of it take."""
+
+    name: str
+    factor: float
+    channels: int
+    information: np.ndarray
+    bytes: int
+
+    def part(self, share: float) -> tuple[str, float, float]:
+        """(selector, factor, information) of a share of its channels."""
+        count = max(1, math.ceil(share * self.channels)) if self.channels else 0
+        if count in (0, self.channels):
+            return self.name, self.factor, float(self.information[-1])
+        return f"{self.name}[:{count}]", self.factor, float(self.information[count])
+
+
+def compiled(graph: Graph, budget: int | str | None = None, samples: Any = None, progress: Progress | None = None, **how: Any
+             ) -> Net:
+    """Graph.compile, within a budget where there is one. progress: told of the kernels that are compiled."""
+    limit = parse_budget(budget)
+    if limit is None:
+        return Net(graph, progress=progress, **how)
+    only_net = {name: how.pop(name) for name in ("manual",) if name in how}
+    how, choice = choose(graph, limit, how, samples, progress)
+    net = Net(graph, progress=progress, **how, **only_net)
+    net.choice = choice
+    return net
+
+
+def choose(graph: Graph, limit: int, how: dict[str, Any], samples: Any = None, progress: Progress | None = None
+           ) -> tuple[dict[str, Any], Choice]:
+    """What of Planned's arguments to use so that a plan takes at most `limit` bytes beside its parameters, and why.
+
+    how       Planned's arguments; micro_batch and recompute, where they are given, stay as they are
+    samples   (x, t), on which is measured how much weights contribute, where not all of them can train
+    Raises CompileError, naming the smallest budget that works, where nothing fits.
+    """
+    search = Search(graph, limit, how)
+    asked = search.asked
+    found = search.fitting(asked)
+    if found is not None:
+        return found.how, search.choice(found, asked)
+    if not asked:
+        raise search.refusal([asked])
+    from .fisher import fisher_information
+    information, measured = fisher_information(graph, how, samples, progress)
+    items = search.items(information)
+    train = search.best(items)
+    if train is None:
+        raise search.refusal([{selector: factor} for item in items for selector, factor, _ in [item.part(SHARES[-1])]])
+    found = search.fitting(train)
+    assert found is not None
+    choice = search.choice(found, train)
+    whole = sum(item.information[-1] for item in items)
+    choice.contribution = sum(search.information_of(item, train) for item in items) / whole if whole else 0.0
+    choice.measured = measured
+    return found.how, choice
+
+
+@dataclass
+class Found:
+    """A plan that fits, and the arguments that make it."""
+
+    planned: Planned
+    how: dict[str, Any]
+
+
+class Search:
+    """Plans of one network within a limit."""
+
+    def __init__(self, graph: Graph, limit: int, how: dict[str, Any]):
+        self.graph, self.limit = graph, limit
+        self.how = {"batch": 1, **how}
+        if self.how.get("winograd") is None:
+            self.how["winograd"] = False
+        self.seen = fold_batchnorm(graph) if how.get("bn") == "fold" else graph
+        self.factors, self.channels = resolve_train(self.seen, how.get("train"))
+        self.asked: Trains = {self._selector(name): factor for name, factor in self.factors.items()}
+
+    def _selector(self, name: str) -> str:
+        return f"{name}[:{self.channels[name]}]" if name in self.channels else name
+
+    def _arguments(self, train: Trains, micro_batch: int, tier: int, limit: int) -> dict[str, Any]:
+        how = {name: value for name, value in self.how.items() if name not in ("recompute", "micro_batch")}
+        return {**how, "train": train or None, "micro_batch": micro_batch, "policy": Policy(tier, limit)}
+
+    def ways(self) -> Iterator[tuple[int, int]]:
+        """(samples at a time, what may be made again), from what costs least time to what takes least memory."""
+        batch, given, again = self.how["batch"], self.how.get("micro_batch"), self.how.get("recompute")
+        whole = given is not None or (self.how.get("bn") == "batch" and self.asked)
+        sizes = [given or batch]
+        while not whole and sizes[-1] > 1:
+            sizes.append(sizes[-1] // 2)
+        for tier in (0,) if again is False else (1,) if again else (1, 2):
+            for size in sizes:
+                yield size, tier
+
+    def plan(self, train: Trains, micro_batch: int, tier: int, limit: int) -> Found:
+        """The plan of that way which comes closest to the limit: buffers that do not fall into place leave gaps."""
+        aim = limit
+        while True:
+            how = self._arguments(train, micro_batch, tier, aim)
+            planned = Planned(self.graph, **how)
+            over = size_of_plan(planned) - limit
+            if over <= 0 or aim <= 0 or tier == 0:
+                return Found(planned, how)
+            aim = max(0, aim - max(over, 1024)) if over < aim // 4 else 0
+
+    def fitting(self, train: Trains, quick: bool = False) -> Found | None:
+        """The first way in which these weights can train within the limit. quick: only the two that take least memory."""
+        ways = list(self.ways())
+        if quick:
+            tier = ways[-1][1]
+            ways = list(dict.fromkeys([(ways[-1][0], tier), (ways[0][0], tier)]))
+        for size, tier in ways:
+            found = self.plan(train, size, tier, self.limit)
+            if size_of_plan(found.planned) <= self.limit:
+                return found
+        return None
+
+    def choice(self, found: Found, train: Trains) -> Choice:
+        """The plan that was found, as it is told."""
+        return Choice(self.limit, size_of_plan(found.planned), train, self.how["batch"], found.planned.micro_batch,
+                      found.planned.recomputed)
+
+    def refusal(self, trains: Iterable[Trains]) -> CompileError:
+        """What is said where nothing fits: the smallest budget with which one of these would train."""
+        ways = list(self.ways())
+        least = min(size_of_plan(self.plan(train, size, ways[-1][1], 0).planned)
+                    for train in trains for size in {ways[0][0], ways[-1][0]})
+        remedy = "Use it, or a smaller batch" if self.how["batch"] > 1 else "Use it"
+        return CompileError(f"budget is {self.limit:,} bytes; this network at batch {self.how['batch']} needs {least:,} beside "
+                            f"its parameters: the smallest budget that works. {remedy}"
+                            + (", or train fewer weights" if self.asked else ""))
+
+    def items(self, information: dict[str, np.ndarray]) -> list[Item]:
+        """The weights that may train, in the graph's order. information: for each its number for each output channel."""
+        optimizer = resolve_optimizer(self.how.get("optimizer"))
+        copies = 1 + (len(update_row(optimizer)[1]) if optimizer else 0)
+        itemsize = np.dtype(self.how.get("dtype", "float32")).itemsize
+        found = []
+        for name, factor in self.factors.items():
+            each = information[name][:self.channels.get(name)]
+            size = self.seen.weights[name].size * copies * itemsize
+            sums = np.concatenate([[0.0], np.cumsum(each)])
+            found.append(Item(name, factor, len(each) if self._splits(name) else 0, sums, size))
+        return found
+
+    def _splits(self, name: str) -> bool:
+        """Whether the first channels of a weight can train without the others."""
+        try:
+            return bool(resolve_train(self.seen, [f"{name}[:1]"]))
+        except CompileError:
+            return False
+
+    @staticmethod
+    def information_of(item: Item, train: Trains) -> float:
+        """The information of an item that is in what trains."""
+        for share in SHARES:
+            selector, _, information = item.part(share)
+            if selector in train:
+                return information
+        return 0.0
+
+    def best(self, items: list[Item]) -> Trains | None:
+        """Of the sets of weights that fit, one with much information, None where none fits.
+
+        For each of some places, of what lies behind it the weights with the most information for their bytes are taken first,
+        in part where the whole does not fit any more. A place with less behind it than what was already found is passed over.
+        """
+        best: tuple[float, Trains] | None = None
+        places = sorted({round(place) for place in np.linspace(0, len(items) - 1, min(DEPTHS, len(items)))}, reverse=True)
+        for place in places:
+            behind = [item for item in items[place:]]
+            if best is not None and sum(item.information[-1] for item in behind) <= best[0]:
+                continue
+            train: Trains = {}
+            total = 0.0
+            for item in sorted(behind, key=lambda one: -one.information[-1] / one.bytes):
+                for share in SHARES if item.channels else SHARES[:1]:
+                    selector, factor, information = item.part(share)
+                    if self.fitting({**train, selector: factor}, quick=True) is not None:
+                        train[selector] = factor
+                        total += information
+                        break
+            if train and (best is None or total > best[0]):
+                best = total, train
+        return best[1] if best else None
+
+
+def size_of_plan(planned: Planned) -> int:
+    """What a budget counts: the arena without the parameters."""
+    return planned.memory.arena - planned.memory.parameters

@@ -1,0 +1,30 @@
+"""Between which rows each buffer lives."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .memory import Buffer
+from .parts import Row
+
+
+def held(row: Row) -> list[tuple[str, Buffer, str]]:
+    """(field, buffer, mode) of every buffer that a row touches; mode: "<" read, ">" written, "=" both."""
+    from .kernels.entry import ENTRIES
+    return [(name, row.fields[name], mode) for name, mode in ENTRIES[row.kernel].modes.items() if row.fields[name] is not None]
+
+
+def set_lifetimes(rows: Sequence[Row], prepared: Sequence[Row], buffers: Iterable[Buffer]) -> list[Buffer]:
+    """Set first and last of these buffers from the rows that touch them; returns those that any does.
+
+    What is prepared once, and what is held, lives from the first row to behind the last.
+    """
+    found = {id(buffer): buffer for buffer in buffers}
+    for buffer in found.values():
+        buffer.first = buffer.last = None
+    for number, row in enumerate(rows):
+        for _, buffer, _ in held(row):
+            buffer.touch(number)
+    for buffer in [buffer for row in prepared for _, buffer, _ in held(row)] + [one for one in found.values() if one.held]:
+        buffer.touch(0)
+        buffer.touch(len(rows))
+    return [buffer for buffer in found.values() if buffer.first is not None]
