@@ -178,8 +178,10 @@ class Manual:
         for name in self.net._factors:
             parameter = self.net._store.parameters[name]
             buffer = self._gradients.get(name)
-            flat = np.zeros(size_of(parameter.shape), self.net.dtype) if buffer is None else \
-                self._arena[buffer.offset:buffer.offset + buffer.bytes].view(self.net.dtype)
+            flat, part = np.zeros(size_of(parameter.shape), self.net.dtype), parameter.part
+            if buffer is not None:
+                numbers = self._arena[buffer.offset:buffer.offset + buffer.bytes].view(self.net.dtype)
+                flat.reshape(part.rows, part.length)[:, :part.columns] = numbers[:part.numbers].reshape(part.rows, -1)
             found[name] = np.array(parameter.chain.undo(flat, parameter.shape).reshape(parameter.shape))
         return found
 

@@ -337,7 +337,10 @@ class Net(Bound):
             return self._manual_programs().backward(dy)
 
     def gradients(self) -> Arrays:
-        """{weight name: gradient in ONNX's layout} of the last backward. Raises TrainingError where there was none."""
+        """{weight name: gradient in ONNX's layout} of the last backward. Raises TrainingError where there was none.
+
+        A weight that trains in part has a gradient of its own shape, with zeros for the channels that do not train.
+        """
         with self._lock:
             if self._manual is None:
                 raise TrainingError("gradients needs a backward before it")

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import layers, threads
-from .choices import fold_batchnorm, parse_budget, resolve_augment, resolve_losses, resolve_train
+from .choices import fold_batchnorm, parse_budget, resolve_augment, resolve_losses
 from .errors import CompileError
 from .graph import Graph, size_of
 from .memory import KINDS, Block, Buffer, LayerMemory, Memory, blocks_of, lower_bound, place
 from .optim import Optimizer, resolve_optimizer
+from .partial import resolve_train
 
 if TYPE_CHECKING:
     from .parts import Training
@@ -35,7 +36,7 @@ class Planned:
         self.winograd = limit is None if winograd is None else bool(winograd)
         self.shapes, self.types = self.graph.shapes(input_shapes), self.graph.types()
         self.optimizer: Optimizer | None = resolve_optimizer(optimizer)
-        self._factors = resolve_train(self.graph, train)
+        self._factors, channels = resolve_train(self.graph, train)
         self._losses = resolve_losses(self.graph, loss, self.shapes)
         threads.prepare_environment()
         from .kernels import entry
@@ -44,7 +45,7 @@ class Planned:
         self._slots = self._assign_slots()
         self._training: Training = Training(self._factors, dict(self._losses), self.optimizer,
                                             resolve_augment(augment, self._losses, self.shapes, self._factors, self.optimizer))
-        self._store = Store(self.graph, self.dtype.itemsize)
+        self._store = Store(self.graph, self.dtype.itemsize, channels)
         self._planned = self._schedules()
         if self.optimizer is not None:
             from .layers.update import update_row
