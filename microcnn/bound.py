@@ -14,7 +14,7 @@ import numpy as np
 from . import team, threads
 from .errors import CompileError, DataError, TrainingError
 from .feeding import describe
-from .graph import Graph
+from .graph import Graph, size_of
 from .memory import Buffer
 from .planned import Planned
 
@@ -114,10 +114,14 @@ class Bound(Planned):
         """Set a weight, given in ONNX's layout."""
         self._numbers(parameter.buffer)[:] = parameter.chain.apply(np.asarray(array)).reshape(-1)
 
-    def _gradient(self, name: str) -> np.ndarray:
-        """The gradient that the parts of a batch added up for a weight, in ONNX's layout."""
+    def _gradient(self, name: str, buffer: Buffer | None, arena: np.ndarray) -> np.ndarray:
+        """A weight's gradient from its buffer in an arena, in ONNX's layout; zeros where it does not train, or has none."""
         parameter = self._store.parameters[name]
-        return np.array(parameter.chain.undo(self._numbers(self._gradients[name]), parameter.shape).reshape(parameter.shape))
+        flat, part = np.zeros(size_of(parameter.shape), self.dtype), parameter.part
+        if buffer is not None:
+            numbers = arena[buffer.offset:buffer.offset + buffer.bytes].view(self.dtype)
+            flat.reshape(part.rows, part.length)[:, :part.columns] = numbers[:part.numbers].reshape(part.rows, -1)
+        return np.array(parameter.chain.undo(flat, parameter.shape).reshape(parameter.shape))
 
     @contextlib.contextmanager
     def _timing(self) -> Iterator[list[np.ndarray]]:

@@ -1,16 +1,12 @@
-"""What the arguments of compile mean for one graph: which weights train, which loss each output has, folded batch norm."""
+"""What the arguments of compile mean for one graph: which loss each output has, the budget, folded batch norm."""
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import math
 import re
-import sys
 from typing import Any
 
 import numpy as np
 
-from . import layers
 from .augment import Augment
 from .errors import CompileError
 from .graph import Graph, WeightRef
@@ -18,57 +14,6 @@ from .layers.conv2d import CONVOLUTIONS
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss, Loss, resolve_loss
 
 UNITS = {"": 1, "b": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3}
-
-
-def trainable_weights(graph: Graph) -> list[str]:
-    """The names of the weights that training may change, in the graph's order."""
-    found: dict[str, None] = {}
-    for node in graph.nodes:
-        for role, ref in node.weights.items():
-            if role in layers.LAYERS[node.op].trainable:
-                found[ref.name] = None
-    return list(found)
-
-
-def resolve_train(graph: Graph, train: Any) -> dict[str, float]:
-    """{weight name: learning-rate factor} of what trains; a factor of 0 freezes, and a later pattern has the last word.
-
-    Raises CompileError for anything that compile's `train` does not allow, and for patterns that match nothing.
-    """
-    names = trainable_weights(graph)
-    if train is None:
-        return {}
-    if isinstance(train, str):
-        if train == "all":
-            return dict.fromkeys(names, 1.0)
-        if train == "head":
-            head = graph.head()
-            return {name: 1.0 for name in names if name in head}
-        raise CompileError(f'train is "{train}"; expected None, "all", "head", a list of patterns of weight names such as '
-                           f'["{train}"], or {{pattern: learning-rate factor}}')
-    if isinstance(train, dict):
-        pairs = list(train.items())
-    elif isinstance(train, (list, tuple, set)):
-        pairs = [(pattern, 1.0) for pattern in train]
-    else:
-        raise CompileError(f'train is {train!r}; expected None, "all", "head", a list of patterns of weight names, or '
-                           "{pattern: learning-rate factor}")
-    factors: dict[str, float] = {}
-    for pattern, factor in pairs:
-        factor = factor.item() if isinstance(factor, np.number) else factor
-        if not isinstance(pattern, str) or isinstance(factor, bool) or not isinstance(factor, (int, float)) \
-                or not 0 <= factor <= sys.float_info.max:
-            raise CompileError(f"train holds {pattern!r}: {factor!r}; expected a pattern (text) and a finite factor, 0 or more")
-        matching = fnmatch.filter(names, pattern)
-        if not matching:
-            frozen = fnmatch.filter(graph.weights, pattern)
-            close = difflib.get_close_matches(pattern.rstrip("*"), names, 3, 0.3)
-            hint = (f"it matches {frozen[:3]}, which training does not change" if frozen else
-                    f"close to it: {close}" if close else f"the names are {names[:5]}{' ...' if len(names) > 5 else ''}")
-            raise CompileError(f'train: "{pattern}" matches no weight that can be trained; {hint}')
-        for name in matching:
-            factors[name] = float(factor)
-    return {name: factor for name, factor in factors.items() if factor}
 
 
 def resolve_losses(graph: Graph, loss: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Loss, str]]:

@@ -8,7 +8,6 @@ import numpy as np
 from . import team, threads
 from .errors import DataError, TrainingError
 from .feeding import require_finite, several
-from .graph import size_of
 from .layout import Layout, pad5, strides_between
 from .memory import Buffer, place
 
@@ -176,11 +175,7 @@ class Manual:
         self._need_gradients("gradients")
         found = {}
         for name in self.net._factors:
-            parameter = self.net._store.parameters[name]
-            buffer = self._gradients.get(name)
-            flat = np.zeros(size_of(parameter.shape), self.net.dtype) if buffer is None else \
-                self._arena[buffer.offset:buffer.offset + buffer.bytes].view(self.net.dtype)
-            found[name] = np.array(parameter.chain.undo(flat, parameter.shape).reshape(parameter.shape))
+            found[name] = self.net._gradient(name, self._gradients.get(name), self._arena)
         return found
 
     def update(self) -> None:

@@ -216,7 +216,7 @@ class Net(Bound):
             self._run_parts(self._parts, samples, held)
             if self._control[self._entry.FLAGS]:
                 self._refuse(held)
-            return {name: self._gradient(name) for name in self._gradients}
+            return {name: self._gradient(name, self._gradients.get(name), self._arena) for name in self._factors}
 
     def _train_parts(self, parts: Parts, samples: int, held: Arrays) -> None:
         """The gradients of all parts of a batch, then the updates; none where a part's loss is not finite."""
@@ -397,7 +397,10 @@ class Net(Bound):
             return self._manual_programs().backward(dy)
 
     def gradients(self) -> Arrays:
-        """{weight name: gradient in ONNX's layout} of the last backward. Raises TrainingError where there was none."""
+        """{weight name: gradient in ONNX's layout} of the last backward. Raises TrainingError where there was none.
+
+        A weight that trains in part has a gradient of its own shape, with zeros for the channels that do not train.
+        """
         with self._lock:
             if self._manual is None:
                 raise TrainingError("gradients needs a backward before it")

@@ -56,15 +56,38 @@ class Winners:
     spread: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class Part:
+    """What of a weight can train, as it lies in memory: the first `columns` of each of `rows` that are `length` long.
+
+    Its gradient and the optimizer's state hold these numbers alone, row by row. Of a weight that trains as a whole it is one
+    row with all its numbers.
+    """
+
+    rows: int
+    columns: int
+    length: int
+
+    @property
+    def numbers(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def gradient_numbers(self) -> int:
+        """Numbers of its gradient: of a weight of one row the whole row is made, which takes less than to pick from it."""
+        return self.numbers if self.rows > 1 else self.length
+
+
 @dataclass(eq=False)
 class Parameter:
-    """A weight in the arena. chain leads from the stored array to how it lies in memory."""
+    """A weight in the arena. chain leads from the stored array to how it lies in memory; part: what of it can train."""
 
     name: str
     chain: WeightRef
     shape: tuple[int, ...]
     buffer: Buffer
     layer: str
+    part: Part
 
 
 @dataclass(eq=False)
@@ -99,10 +122,10 @@ class Training:
 
 
 class Store:
-    """The parameters that all programs of a network share."""
+    """The parameters that all programs of a network share. channels: how many output channels of a weight train, if not all."""
 
-    def __init__(self, graph: Graph, itemsize: int):
-        self.graph, self.itemsize = graph, itemsize
+    def __init__(self, graph: Graph, itemsize: int, channels: dict[str, int]):
+        self.graph, self.itemsize, self.channels = graph, itemsize, channels
         self.parameters: dict[str, Parameter] = {}
         self.states: dict[str, list[Buffer]] = {}
         self.constants: dict[str, tuple[Buffer, np.ndarray]] = {}
@@ -116,7 +139,9 @@ class Store:
         if found is None:
             array = self.graph.weights[ref.name]
             buffer = Buffer(ref.name, array.size * self.itemsize, "parameter", layer)
-            found = self.parameters[ref.name] = Parameter(ref.name, ref, array.shape, buffer, layer)
+            length = array.shape[0] if ref.name in self.channels else array.size
+            part = Part(array.size // max(length, 1), self.channels.get(ref.name, length), length)
+            found = self.parameters[ref.name] = Parameter(ref.name, ref, array.shape, buffer, layer, part)
         elif found.chain != ref:
             raise CompileError(f'weight "{ref.name}" is shared by "{found.layer}" and "{layer}", which use it in different '
                                "forms; give each layer a weight of its own")
@@ -129,9 +154,9 @@ class Store:
         return self.constants[name][0]
 
     def state(self, parameter: Parameter, count: int) -> list[Buffer]:
-        """The optimizer's buffers for a parameter: as large as it, zero before the first step."""
+        """The optimizer's buffers for a parameter: as large as what of it trains, zero before the first step."""
         if parameter.name not in self.states:
             self.states[parameter.name] = [
-                Buffer(f"{parameter.name}.state{i}", parameter.buffer.bytes, "state", parameter.layer)
+                Buffer(f"{parameter.name}.state{i}", parameter.part.numbers * self.itemsize, "state", parameter.layer)
                 for i in range(count)]
         return self.states[parameter.name]

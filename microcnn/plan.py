@@ -19,7 +19,7 @@ from .layout import Layout, pad5, strides_between
 from .lifetimes import set_lifetimes
 from .memory import Buffer
 from .pairs import pair_rows
-from .parts import Field, Gradient, Policy, Row, Store, Training, Value, Winners
+from .parts import Field, Gradient, Part, Policy, Row, Store, Training, Value, Winners
 from .recompute import lighten
 
 
@@ -87,6 +87,10 @@ class Schedule:
         """Whether a weight of this node is trained by this program."""
         return (self.live and role in node.weights and role in layers.LAYERS[node.op].trainable
                 and node.weights[role].name in self.training.factors)
+
+    def part(self, node: Node, role: str) -> Part:
+        """What of a weight can train; it has been asked for with `weight` before."""
+        return self.store.parameters[node.weights[role].name].part
 
     def needs_gradient(self, tensor: str) -> bool:
         """Whether backward has to give a tensor's gradient."""
@@ -206,7 +210,7 @@ class Schedule:
         if name in self.weight_gradients:
             return self.weight_gradients[name], 1
         parameter = self.store.parameters[name]
-        buffer = self._buffer(f"{name}.gradient", parameter.buffer.bytes, "gradient")
+        buffer = self._buffer(f"{name}.gradient", parameter.part.gradient_numbers * self.itemsize, "gradient")
         buffer.checked = True
         buffer.held = self.mode == "manual" or self.accumulates
         self.weight_gradients[name] = buffer

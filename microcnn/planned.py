@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import layers, threads
-from .choices import fold_batchnorm, resolve_augment, resolve_losses, resolve_train
+from .choices import fold_batchnorm, resolve_augment, resolve_losses
 from .errors import CompileError
 from .graph import Graph, size_of
 from .memory import KINDS, Block, Buffer, LayerMemory, Memory, blocks_of, lower_bound, place
 from .optim import Optimizer, resolve_optimizer
+from .partial import resolve_train
 
 if TYPE_CHECKING:
     from .parts import Policy, Training
@@ -40,7 +41,7 @@ class Planned:
         self._may_drop_winograd = winograd is None
         self.shapes, self.types = self.graph.shapes(input_shapes), self.graph.types()
         self.optimizer: Optimizer | None = resolve_optimizer(optimizer)
-        self._factors = resolve_train(self.graph, train)
+        self._factors, channels = resolve_train(self.graph, train)
         self.recomputed: list[str] = []
         self._losses = resolve_losses(self.graph, loss, self.shapes)
         threads.prepare_environment()
@@ -51,7 +52,7 @@ class Planned:
         self._training: Training = Training(self._factors, dict(self._losses), self.optimizer,
                                             resolve_augment(augment, self._losses, self.shapes, self._factors, self.optimizer),
                                             policy or Policy(1 if recompute else 0))
-        self._store = Store(self.graph, self.dtype.itemsize)
+        self._store = Store(self.graph, self.dtype.itemsize, channels)
         control = max(64, 8 * (max(self._slots.values(), default=0) + 1))
         self._control_bytes = -(-control // 64) * 64
         self._planned = self._schedules()

@@ -110,6 +110,16 @@ def copy(arena, row, batch):
              view(arena, row.y, batch * row.y_batch), row.y_at)
 
 
+@entry("x< y= rows per_sample columns x_row y_row accumulate")
+def columns(arena, row, batch):
+    # the first columns of rows that lie x_row apart, put or added to those of rows that lie y_row apart
+    row = fields_of(row)
+    rows = row.rows * (batch if row.per_sample else 1)
+    copy_box(view(arena, row.x, rows * row.x_row), 0, (1, 1, 1, 1, rows, row.columns), (0, 0, 0, 0, row.x_row, 1),
+             (0, 0, 0, 0, row.y_row, 1), row.accumulate, threads_for(arena, rows * row.columns),
+             view(arena, row.y, rows * row.y_row), 0)
+
+
 @helper
 def _fill_rows(y, y_at, begin, end, dims, strides, value):
     """Rows begin to end of a box whose fastest axis is contiguous."""

@@ -63,6 +63,14 @@ class Layer(ABC):
         """Multiply-adds of one sample, forward; shapes and weights as in infer."""
         return 0
 
+    @classmethod
+    def output_axis(cls, node: Node, role: str) -> int | None:
+        """The axis of a weight, as the node sees it, that runs along output channels; None where none does.
+
+        In memory that axis is the last one. Training may change the first of these channels alone.
+        """
+        return None
+
     @staticmethod
     @abstractmethod
     def forward(s: Schedule, step: Step) -> None:

@@ -49,6 +49,10 @@ class BatchNorm2d(Layer):
                                  f"({shapes[0][0]},), one number per channel")
         return [shapes[0]]
 
+    @classmethod
+    def output_axis(cls, node: Node, role: str) -> int | None:
+        return 0
+
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:
         node = step.node
@@ -59,7 +63,9 @@ class BatchNorm2d(Layer):
         batch_mode = s.live and s.bn == "batch"
         need_params = s.trains(node, "scale") or s.trains(node, "bias")
         live = s.node_live(step)
-        needs_x = live and (batch_mode or need_params)
+        # dbias is a sum of dY alone
+        of_x = s.trains(node, "scale") or (batch_mode and s.needs_gradient(x.name))
+        needs_x = live and of_x
         layout = Layout.channels_last(x.layout.shape) if len(x.layout.shape) > 1 else Layout.plain(x.layout.shape)
         in_place = not batch_mode and not needs_x and s.free_to_overwrite(x)
         y = s.make(step.output, layout, x.buffer if in_place else None)
@@ -78,9 +84,10 @@ class BatchNorm2d(Layer):
         if live:
             if needs_x:
                 s.keep(x)
-            if step.clamps and saved is None:
+            through = saved if of_x else None
+            if step.clamps and through is None:
                 s.keep(y)
-            s.backward(lambda: backward(s, step, x, y, saved, need_params, fields))
+            s.backward(lambda: backward(s, step, x, y, through, need_params, fields))
 
 
 def pixels_together(pixels: int, C: int, lanes: int) -> int:
@@ -101,7 +108,7 @@ def backward(s: Schedule, step: Step, x: Value, y: Value, saved: Buffer | None, 
              fields: dict[str, Any]) -> None:
     """dX, dscale, dbias; the fused activation's derivative is applied on the way.
 
-    saved: the batch's statistics, None where the running ones were used; fields: what both directions' rows share.
+    saved: the batch's statistics, None where no gradient is made of them; fields: what both directions' rows share.
     """
     node = step.node
     dy = s.gradient(step.output)
@@ -124,7 +131,9 @@ def backward(s: Schedule, step: Step, x: Value, y: Value, saved: Buffer | None, 
         s.row("batchnorm_backward.backward_batch", x=x.buffer, bias=s.weight(node, "bias"), saved=saved,
               clamps=int(step.clamps), **common)
     else:
-        s.row("batchnorm_backward.backward_frozen", x=x.buffer if need_params else None, y=y.buffer if step.clamps else None,
+        # without dscale any numbers will do for x, and those of dY are at hand
+        numbers = x.buffer if s.trains(node, "scale") else dy.buffer
+        s.row("batchnorm_backward.backward_frozen", x=numbers if need_params else None, y=y.buffer if step.clamps else None,
               mean=s.weight(node, "mean"), var=s.weight(node, "var"), eps=float(node.attrs["eps"]), **common)
     for role in ("scale", "bias"):
         if s.trains(node, role):

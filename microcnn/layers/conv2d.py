@@ -64,6 +64,10 @@ class Convolution(Layer):
         return [(g.C, g.H, g.W) if cls.transposed else (g.K, g.OH, g.OW)]
 
     @classmethod
+    def output_axis(cls, node: Node, role: str) -> int | None:
+        return None if cls.transposed and role == "weight" else 0
+
+    @classmethod
     def macs(cls, node: Node, shapes: list[Shape], outputs: list[Shape], weights: dict[str, Shape]) -> int:
         return math.prod(shapes[0] if cls.transposed else outputs[0]) * math.prod(weights["weight"][1:])
 
@@ -147,7 +151,8 @@ def backward(s: Schedule, step: Step, g: Geometry, x: Value, y: Value, transpose
     node = step.node
     winners = s.winners.get(step.output)
     weights = inputs = False
-    if winners is not None and s.trains(node, "weight") and not transposed and winners_serve(s, step, g, winners):
+    if winners is not None and s.trains(node, "weight") and not transposed and winners_serve(s, step, g, winners) \
+            and s.part(node, "weight").columns == s.part(node, "weight").length:
         weights, inputs = winners_pay(s, g, winners, s.needs_gradient(x.name))
         if weights:
             winners_weight_row(s, node, g, x, winners)

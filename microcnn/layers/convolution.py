@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import ModelError
 from .bands import BAND_BYTES, CHUNKS, band_plan, chunk_count
 from .base import Shape
+from .columns import columns_row, first_channels
 from .depthwise import depthwise_input_row, depthwise_phase, depthwise_row, depthwise_weight_row, slides_back
 from .linear import (
     PANEL_LEAST_DEPTH,
@@ -124,6 +125,11 @@ class Geometry:
         best = min((p for p in range(1, self.OW + 1) if self.OW % p == 0 and p * self.K <= 4 * lanes), key=registers)
         return best if registers(best) < 0.9 * registers(1) else 1
 
+    def first_channels(self, count: int) -> Geometry:
+        """The same convolution with its first output channels, so many or those of as many whole groups, and what they see."""
+        groups = math.ceil(count / (self.K // self.G))
+        return replace(self, C=groups * self.CG, K=count if groups == 1 else groups * (self.K // self.G), G=groups)
+
     def together(self, pixels: int) -> Geometry:
         """The same convolution with so many neighbouring pixels of a row as one pixel."""
         return replace(self, K=pixels * self.K, S=self.S + (pixels - 1) * self.stride[1], OW=self.OW // pixels,
@@ -206,11 +212,21 @@ def conv_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None,
 
 
 def weight_gradient(s: Schedule, node: Node, g: Geometry, x: Buffer, dy: Buffer) -> None:
-    """dW, for several pixels at once where that fills the registers better."""
+    """dW, of the channels that train, for several pixels at once where that fills the registers better."""
     if g.matrix:
         weight_gradient_rows(s, node, *g.matrix, x, dy)
         return
     target, accumulate = s.dweight(node, "weight")
+    part = s.part(node, "weight")
+    if part.rows > 1:
+        wanted = g.first_channels(part.columns)
+        x, dy = first_channels(s, x, g.H * g.W, g.C, wanted.C), first_channels(s, dy, g.OH * g.OW, g.K, wanted.K)
+        g = wanted
+    if part.rows > 1 and g.K > part.columns:         # whole groups, of the last of which not all channels train
+        whole = s.scratch(g.weight_numbers * s.itemsize, "groups")
+        weight_row(s, g, x, dy, whole, 0)
+        columns_row(s, whole, target, part.rows, part.columns, g.K, part.columns, accumulate=accumulate)
+        return
     pixels = g.pixels_together(s.lanes)
     if pixels == 1:
         weight_row(s, g, x, dy, target, accumulate)

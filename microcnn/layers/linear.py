@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import ModelError
 from ..layout import Layout
 from .base import Layer, Shape, expect_inputs
+from .columns import first_channels
 from .fetch import NEAR_BYTES, fetches
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Linear(Layer):
         if "bias" in weights and weights["bias"] != (K,):
             raise ModelError(f'Linear "{node.name}": bias has shape {weights["bias"]}; expected ({K},)')
         return [(*shape[:-1], K)]
+
+    @classmethod
+    def output_axis(cls, node: Node, role: str) -> int | None:
+        return 0 if role == "bias" or node.attrs["transposed"] else 1
 
     @staticmethod
     def macs(node: Node, shapes: list[Shape], outputs: list[Shape], weights: dict[str, Shape]) -> int:
@@ -163,8 +168,10 @@ def linear_backward(s: Schedule, node: Node, rows: int, C: int, K: int, x: Value
 
 
 def weight_gradient_rows(s: Schedule, node: Node, rows: int, C: int, K: int, x: Buffer, dy: Buffer) -> None:
-    """dW (C, K) = x^T dY over the rows of the batch."""
-    M = s.batch * rows
+    """dW (C, K) = x^T dY over the rows of the batch; of a weight that trains in part its first columns alone."""
+    M, part = s.batch * rows, s.part(node, "weight")
+    if part.rows > 1:
+        dy, K = first_channels(s, dy, rows, K, part.columns), part.columns
     target, accumulate = s.dweight(node, "weight")
     jobs = math.ceil(C / JOB_ROWS)
     chunks = 1 if jobs >= CHUNKS else max(1, min(CHUNKS // jobs, M // WEIGHT_ROWS))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError
 from ..layout import Layout
 from .base import Layer, Shape, expect_inputs
+from .linear import bias_gradient
 
 if TYPE_CHECKING:
     from ..fusion import Step
@@ -41,7 +42,8 @@ def normalise(s: Schedule, step: Step, x: Value, layout: Layout, kernel: str, st
     node = step.node
     trained = [role for role in ("scale", "bias") if s.trains(node, role)]
     live = s.node_live(step)
-    if live:
+    of_x = "scale" in trained or s.needs_gradient(x.name)      # dbias is a sum of dY alone
+    if live and of_x:
         s.keep(x)
     y = s.make(step.output, layout, x.buffer if s.free_to_overwrite(x) else None)
     saved = s.saved(f"{step.output}.statistics", statistics * s.itemsize)
@@ -55,6 +57,10 @@ def normalise(s: Schedule, step: Step, x: Value, layout: Layout, kernel: str, st
     def backward() -> None:
         dy = s.gradient(step.output)
         if dy is None:
+            return
+        if not of_x:
+            bias_gradient(s, node, x.numbers // width, width, dy)
+            s.release(dy)
             return
         target, accumulate = s.dx_over(x.name, dy) if s.needs_gradient(x.name) else (None, 0)
         places: dict[str, Buffer | int | None] = {"dscale": None, "dbias": None, "accumulate_scale": 0, "accumulate_bias": 0}
@@ -91,6 +97,10 @@ class LayerNorm(Layer):
                              f"{rank - 1}")
         check_weights(node, weights, shapes[0][axis % rank - 1:])
         return [shapes[0]]
+
+    @classmethod
+    def output_axis(cls, node: Node, role: str) -> int | None:
+        return -1
 
     @staticmethod
     def forward(s: Schedule, step: Step) -> None:
@@ -130,6 +140,10 @@ class GroupNorm(Layer):
             raise ModelError(f'{node.op} "{node.name}": groups (={G}) must divide the {C} channels')
         check_weights(node, weights, (C,))
         return [shapes[0]]
+
+    @classmethod
+    def output_axis(cls, node: Node, role: str) -> int | None:
+        return 0
 
     @classmethod
     def forward(cls, s: Schedule, step: Step) -> None:

@@ -1,11 +1,11 @@
 """The rows of the optimizers: at once when a gradient is complete, or, with clipping, when all are."""
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CompileError
 from ..optim import SGD, Adam, AdamW, Optimizer
+from .columns import columns_row
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -52,7 +52,7 @@ class Updates:
         if self.sums is None:
             self.sums = s.scratch(8 * len(s.training.factors), "squares")
         s.row("clip.squares", gradient=gradient, sums=self.sums, scratch=s.scratch(SCRATCH_BYTES),
-              size=math.prod(parameter.shape), index=len(self.waiting))
+              size=parameter.part.numbers, index=len(self.waiting))
         self.waiting.append((s.node, parameter, gradient))
         s.phase = before
 
@@ -75,8 +75,12 @@ class Updates:
         s = self.schedule
         before, s.phase = s.phase, "update"
         kernel, states, absent, fields = update_row(s.training.optimizer)
-        buffers = s.store.state(parameter, len(states))
-        s.row(kernel, weight=parameter.buffer, gradient=gradient, clip=clip, **dict(zip(states, buffers, strict=True)),
-              **dict.fromkeys(absent), **fields, size=math.prod(parameter.shape),
-              factor=float(s.training.factors[parameter.name]))
+        buffers, part, weight = s.store.state(parameter, len(states)), parameter.part, parameter.buffer
+        if part.rows > 1:       # what trains does not lie together: it is taken out, updated and put back
+            weight = s.scratch(part.numbers * s.itemsize, "columns")
+            columns_row(s, parameter.buffer, weight, part.rows, part.columns, part.length, part.columns)
+        s.row(kernel, weight=weight, gradient=gradient, clip=clip, **dict(zip(states, buffers, strict=True)),
+              **dict.fromkeys(absent), **fields, size=part.numbers, factor=float(s.training.factors[parameter.name]))
+        if part.rows > 1:
+            columns_row(s, weight, parameter.buffer, part.rows, part.columns, part.columns, part.length)
         s.phase = before

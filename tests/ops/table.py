@@ -14,8 +14,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import microcnn as mc
-from microcnn.choices import trainable_weights
 from microcnn.graph import Graph, Input, Node, WeightRef
+from microcnn.partial import trainable_weights
 from microcnn.tools.onnx_export import export_onnx
 from tests import graph_oracle
 from tests.gradcheck import check_gradients

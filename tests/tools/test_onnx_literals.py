@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import microcnn as mc
-from microcnn.choices import trainable_weights
+from microcnn.partial import trainable_weights
 from microcnn.tools.onnx_export import export_onnx
 from tests.onnx_models import model_of, node, numbers
 from tests.tools.test_onnx_import import held_against_onnxruntime

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from microcnn.choices import trainable_weights
 from microcnn.errors import MicroCNNError, UnsupportedError
 from microcnn.integers import INTEGERS
+from microcnn.partial import trainable_weights
 
 from ..loading import input_shapes, load_model
 from ..memory_table import memory_dict, show_memory
