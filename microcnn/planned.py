@@ -86,7 +86,7 @@ class Planned:
             schedules["evaluate"] = self._evaluate_schedule()
         if self._losses and self._factors and self.optimizer is not None:
             train = schedules["train"] = self.schedule("train")
-            train.skip_to(self._read)
+            train.skip_to(self._judged)
             train.run_forward()
             train.run_losses(True)
             train.run_backward()
@@ -126,14 +126,14 @@ class Planned:
 
     def _evaluate_schedule(self) -> Schedule:
         evaluate = self.schedule("evaluate")
-        evaluate.skip_to(self._read)
+        evaluate.skip_to(self._judged)
         evaluate.run_forward()
         evaluate.run_losses(False)
         evaluate.finish()
         return evaluate
 
     @property
-    def _read(self) -> set[str]:
+    def _judged(self) -> set[str]:
         """The tensors that the losses read."""
         return {tensor for _, tensor in self._losses.values()}
 

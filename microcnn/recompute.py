@@ -80,7 +80,7 @@ class Rewriter:
         out: list[Row] = []
         origin: list[int] = []
         made: list[Buffer] = []
-        current: dict[int, Buffer] = {}
+        current: dict[tuple[int, int], Buffer] = {}
         written: dict[int, int] = {}
 
         def copy_of(buffer: Buffer) -> Buffer:
@@ -114,13 +114,12 @@ class Rewriter:
 
         def again(candidate: Candidate, at: int) -> Buffer:
             key = id(candidate.buffer)
-            if key not in current:
-                current[key] = make(candidate.makers, candidate.buffer, key, at)
-            return current[key]
+            # what is only an ingredient of another tensor yet is made anew when its own turn comes: until then it takes no room
+            place = (key, at) if at < candidate.back else (key, candidate.back)
+            if place not in current:
+                current[place] = make(candidate.makers, candidate.buffer, key, at)
+            return current[place]
 
-        ends: dict[int, list[int]] = {}
-        for key, candidate in chosen.items():
-            ends.setdefault(candidate.last, []).append(key)
         for number, row in enumerate(self.rows):
             if number > self.begin:
                 fields = {name: again(chosen[id(buffer)], number) for name, buffer, _ in held(row) if id(buffer) in chosen}
@@ -130,8 +129,6 @@ class Rewriter:
             for _, buffer, mode in held(row):
                 if mode in ">=":
                     written[id(buffer)] = number
-            for key in ends.get(number, ()):
-                current.pop(key, None)
         return out, origin, made
 
 

@@ -257,19 +257,6 @@ def test_backward_stops_at_the_first_trainable_layer(planned):
     assert set(backward) == {"linear1", "maxpool1", "bn1"}
 
 
-def test_budget():
-    net = compiled()
-    needed = net.memory.arena - net.memory.parameters
-    assert compiled(budget=needed).memory.arena == net.memory.arena
-    with pytest.raises(mc.CompileError) as caught:
-        compiled(budget=needed - 1)
-    message = str(caught.value)
-    assert message == (f"budget is {needed - 1:,} bytes; this network at batch 4 needs {needed:,} beside its parameters: the "
-                       "smallest budget that works. Use a smaller batch, or train fewer weights")
-    assert compiled(budget=f"{-(-needed // 1024)}KB").memory.arena == net.memory.arena
-    assert compiled(budget="1MB").memory.arena == net.memory.arena
-
-
 @pytest.mark.parametrize("batch", [2**24, 2**22])
 def test_absurd_batches_are_refused_before_anything_is_allocated(batch):
     compiled()

@@ -62,7 +62,7 @@ def test_the_same_bits(tier, name, bn):
     assert again.recomputed
     one, other = trained(kept), trained(again)
     assert one[0] == other[0] and same(one[1], other[1])
-    if (name, bn) != ("plain", "fold"):
+    if bn != "fold":
         assert again.memory.activations < kept.memory.activations
 
 
@@ -112,8 +112,8 @@ def test_a_weight_that_changed_is_noticed(monkeypatch):
     rows, buffers = schedules[0]
     rewriter = recompute.Rewriter(rows, buffers)
     update = next(row for row in rows if row.kernel == "update.sgd")
-    victim = next(one for one in rewriter.candidates if one.tier == 2)
-    weight = rows[victim.makers[0]].fields["weight"]
+    victim, weight = next((one, weight) for one in rewriter.candidates if one.tier == 2
+                          and (weight := rows[one.makers[0]].fields.get("weight")) is not None and weight.kind == "parameter")
     rows.insert(rewriter.begin + 1, recompute.replace(update, fields={**update.fields, "weight": weight}))
     rewriter = recompute.Rewriter(rows, buffers)
     victim = next(one for one in rewriter.candidates if one.buffer is victim.buffer)
