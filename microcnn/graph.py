@@ -236,8 +236,10 @@ class Graph:
         """Fix every size and plan the memory: a network that runs and trains. See microcnn.net.Net.
 
         batch        samples that the buffers hold; train_step and forward take up to that many
-        train        None (inference only), "all", "head", a list of fnmatch patterns of weight names, or
-                     {pattern: learning-rate factor}, of which the last that matches counts and 0 freezes
+        train        None (inference only), "all", "head", "biases", "last:3" (the last three layers), a list of fnmatch
+                     patterns of weight names and of these words, or {pattern or word: learning-rate factor}, of which the
+                     last that matches counts and 0 freezes. "PATTERN[:8]" trains the first 8 output channels of each such
+                     weight, "PATTERN[:25%]" the first quarter. See microcnn.partial
         loss         a name, a loss object, None, or a dict of these by output name
         optimizer    mc.SGD(...), mc.Adam(...)
         bn           "frozen" (running statistics, fixed), "batch" (batch statistics), "fold"

@@ -90,8 +90,8 @@ def resolve_train(graph: Graph, train: Any) -> tuple[dict[str, float], dict[str,
 
 def _words(graph: Graph, pattern: str) -> dict[str, list[str]]:
     """{word: the names of its weights} of the words that need no number, and of the pattern where it is one that does."""
-    found = {"all": trainable_weights(graph),
-             "head": [name for name in trainable_weights(graph) if name in graph.head()],
+    names, head = trainable_weights(graph), graph.head()
+    found = {"all": names, "head": [name for name in names if name in head],
              "biases": [name for node in graph.nodes for name in _of_node(node, ("bias",))]}
     if pattern.startswith("last:"):
         number = pattern.removeprefix("last:")
@@ -115,7 +115,9 @@ def _layers(graph: Graph) -> list[list[str]]:
 
 def _matching(graph: Graph, pattern: str, names: list[str]) -> list[str]:
     """The weights that a selector without its slice means. Raises CompileError where there is none."""
-    words = {} if pattern in names else _words(graph, pattern)
+    if pattern in names:
+        return [pattern]
+    words = _words(graph, pattern)
     matching = words[pattern] if pattern in words else fnmatch.filter(names, pattern)
     if not matching and pattern != "all":
         frozen = fnmatch.filter(graph.weights, pattern)

@@ -317,9 +317,13 @@ class Schedule:
         gradient = self.gradient(step.output)
         if gradient is None or not step.clamps:
             return gradient
-        target = self.own(gradient, y.numbers)
-        self.row("activation.backward", y=y.buffer, dy=gradient.buffer, dx=target, size=y.numbers, kind=CLAMP,
-                 low=step.low, high=step.high, accumulate=0)
+        return self.clamped(gradient, y.buffer, y.numbers, step.low, step.high)
+
+    def clamped(self, gradient: Gradient, y: Buffer, numbers: int, low: float, high: float) -> Gradient:
+        """The gradient of what was clamped to low..high, in place of that of the result y."""
+        target = self.own(gradient, numbers)
+        self.row("activation.backward", y=y, dy=gradient.buffer, dx=target, size=numbers, kind=CLAMP, low=low, high=high,
+                 accumulate=0)
         if target is gradient.buffer:
             return gradient
         self.release(gradient)

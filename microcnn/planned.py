@@ -192,6 +192,14 @@ class Planned:
                          for role in ("mean", "var"))
         return names
 
+    @property
+    def trained_numbers(self) -> int:
+        """How many numbers of the weights train; those of running statistics do not count."""
+        return sum(self._numbers_trained(name) for name in self._factors)
+
+    def _numbers_trained(self, name: str) -> int:
+        return self._store.parameters[name].part.numbers if name in self._factors else 0
+
     def blocks(self, program: str) -> tuple[int, list[Block]]:
         """Where in the arena the part begins that "predict" or "train" share over time, and the buffers of one of them."""
         return self._shared_from, self._blocks[program]
@@ -201,8 +209,9 @@ class Planned:
         return self._fused[program]
 
     def layer_facts(self) -> dict[str, dict[str, Any]]:
-        """{layer: op, macs (one sample, forward), parameters (what can train), shape (one sample), bytes by kind}.
+        """{layer: op, macs (one sample, forward), parameters, shape (one sample), bytes by kind}.
 
+        parameters: how many numbers train, channels that do not train left out; where nothing trains, how many could.
         Of losses there are the bytes alone.
         """
         facts: dict[str, dict[str, Any]] = {layer.name: {"bytes": _bytes(layer)} for layer in self.memory.layers}
@@ -213,7 +222,8 @@ class Planned:
             kind = layers.LAYERS[node.op]
             facts[node.name] = {
                 "op": node.op, "shape": outputs[0],
-                "parameters": sum(size_of(shape) for role, shape in seen.items() if role in kind.trainable),
+                "parameters": sum(self._numbers_trained(ref.name) if self.trains else size_of(seen[role])
+                                  for role, ref in node.weights.items() if role in kind.trainable),
                 "macs": kind.macs(node, [self.shapes[name] for name in node.inputs], outputs, seen),
                 "bytes": _bytes(memory[node.name])}
         return facts

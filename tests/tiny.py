@@ -1,4 +1,4 @@
-"""One small network for the tests of the ground: few kernels, so that little has to be compiled."""
+"""Small networks for the tests of the ground: one of few kernels, so that little has to be compiled, and one of many."""
 from __future__ import annotations
 
 from typing import Any
@@ -18,6 +18,23 @@ def convolutional(seed: int = 0) -> mc.Graph:
     """Convolution, batch norm, pooling, a head: weights conv1.*, bn1.*, linear1.*"""
     return mc.Sequential([mc.Conv2d(4, 3, padding=1), mc.BatchNorm2d(), mc.ReLU(), mc.MaxPool2d(2), mc.Flatten(),
                           mc.Linear(3)], input_shape=(2, 6, 6), seed=seed).graph()
+
+
+def varied() -> mc.Graph:
+    """Every kind of convolution, as each takes another kernel for dW, and of norm."""
+    graph = mc.Sequential([
+        mc.Conv2d(20, 3, padding=1, bias=False, name="first"), mc.BatchNorm2d(name="bn1"), mc.ReLU(),
+        mc.Conv2d(20, 3, padding=1, groups=20, name="depthwise"), mc.BatchNorm2d(name="bn2"), mc.ReLU(),
+        mc.Conv2d(18, 1, name="pointwise"), mc.ReLU(),
+        mc.Conv2d(24, 3, stride=2, groups=6, name="grouped"), mc.ReLU(),
+        mc.Conv2d(17, (2, 1), padding=(1, 0), name="dense"), mc.GroupNorm(1, name="group"), mc.ReLU(),
+        mc.Conv2d(5, 2, dilation=1, name="few"), mc.Flatten(), mc.Linear(19, name="wide"), mc.LayerNorm(19, name="layer"),
+        mc.Linear(6, name="head")], input_shape=(3, 7, 6), seed=2).graph()
+    rng = np.random.default_rng(5)
+    for name, array in graph.weights.items():        # no bias of 0, no batch norm that does nothing
+        if array.ndim == 1:
+            graph.weights[name] = rng.uniform(0.5, 1.5, array.shape).astype(np.float32)
+    return graph
 
 
 def compiled(graph: mc.Graph | None = None, **arguments: Any) -> mc.Net:

@@ -9,7 +9,7 @@ from ..errors import ModelError
 from ..layout import Layout
 from .base import Layer, Shape, expect_image, expect_inputs
 from .conv2d_pooled import pooled_pays, pooled_row, pooled_serves
-from .conv2d_winners import winners_input_rows, winners_pay, winners_serve, winners_weight_row
+from .conv2d_winners import winners_bias_rows, winners_input_rows, winners_pay, winners_serve, winners_weight_row
 from .convolution import Geometry, forward_rows, transposed_rows, weight_gradient
 from .linear import bias_gradient, linear_backward
 
@@ -151,8 +151,10 @@ def backward(s: Schedule, step: Step, g: Geometry, x: Value, y: Value, transpose
     node = step.node
     winners = s.winners.get(step.output)
     weights = inputs = False
-    if winners is not None and s.trains(node, "weight") and not transposed and winners_serve(s, step, g, winners) \
-            and s.part(node, "weight").columns == s.part(node, "weight").length:
+    if winners is not None and not (s.trains(node, "weight") or s.needs_gradient(x.name) or step.clamps or step.residual):
+        winners_bias_rows(s, node, s.winners.pop(step.output))
+        return
+    if winners is not None and s.trains(node, "weight") and not transposed and winners_serve(s, step, g, winners):
         weights, inputs = winners_pay(s, g, winners, s.needs_gradient(x.name))
         if weights:
             winners_weight_row(s, node, g, x, winners)

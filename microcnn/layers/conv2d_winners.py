@@ -4,7 +4,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from .columns import columns_row
 from .convolution import covered_size, turned
+from .linear import bias_gradient
 
 if TYPE_CHECKING:
     from ..fusion import Step
@@ -75,20 +77,34 @@ def pool_fields(g: Geometry, winners: Winners) -> dict[str, Any]:
 
 
 def winners_weight_row(s: Schedule, node: Node, g: Geometry, x: Value, winners: Winners) -> None:
-    """The row that makes dW, and dB where it is wanted."""
-    pool = winners.fields
+    """The rows that make dW, and dB where it is wanted. dW is made whole, and what does not train of it left out."""
+    pool, part = winners.fields, s.part(node, "weight")
     target, accumulate = s.dweight(node, "weight")
+    dweight = target if part.rows == 1 else s.scratch(g.weight_numbers * s.itemsize, "whole")
     bias, accumulate_bias = s.dweight(node, "bias") if s.trains(node, "bias") else (None, 0)
     rows, columns = padded_size(g)
     vectors = vectors_of(s, g)
     width, pixels, chunks = vectors * s.lanes, pool["OH"] * pool["OW"], min(s.batch, CHUNKS)
-    s.row("conv2d_winners.backward_weight", x=x.buffer, dweight=target, dbias=bias,
+    s.row("conv2d_winners.backward_weight", x=x.buffer, dweight=dweight, dbias=bias,
           tables=s.scratch(8 * (pixels + pool["kernel_h"] * pool["kernel_w"]), "tables"),
           images=s.scratch(chunks * (rows * columns * g.C + width) * s.itemsize, "images"),
           scratch=s.scratch(chunks * g.K * (g.R * width + 1 + pixels) * s.itemsize), rows=rows, columns=columns,
-          vectors=vectors, chunks=chunks, accumulate=accumulate, accumulate_bias=accumulate_bias, **pool_fields(g, winners))
+          vectors=vectors, chunks=chunks, accumulate=accumulate if part.rows == 1 else 0, accumulate_bias=accumulate_bias,
+          **pool_fields(g, winners))
+    if part.rows > 1:
+        columns_row(s, dweight, target, part.rows, part.columns, part.length, part.columns, accumulate=accumulate)
     if bias is not None:
         s.weight_done(node, "bias")
+
+
+def winners_bias_rows(s: Schedule, node: Node, winners: Winners) -> None:
+    """The rows that make dB where nothing else is wanted: the sum of dY at the winners, wherever they lie."""
+    pool = winners.fields
+    pixels, dy = pool["OH"] * pool["OW"], winners.dy
+    if winners.clamped is not None:
+        dy = s.clamped(dy, winners.clamped, pixels * pool["C"], winners.low, winners.high)
+    bias_gradient(s, node, pixels, pool["C"], dy)
+    s.release(dy)
 
 
 def winners_input_rows(s: Schedule, g: Geometry, weight: Buffer | None, x: Value, winners: Winners) -> None:

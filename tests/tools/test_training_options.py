@@ -1,9 +1,11 @@
 """Options of the command for training and evaluation: schedules, patience, clipping, metrics."""
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import microcnn as mc
 from microcnn.tools.commands.evaluate import show_confusion
 
 from .command_line import run
@@ -54,3 +56,42 @@ def test_many_classes_show_the_mistakes():
     matrix[3, 7], matrix[5, 2] = 2, 8
     show_confusion(matrix, ["zero", "one", "two"], terminal)
     assert said[1][1] == [["5", "two", "8", "50.0%"], ["3", "7", "2", "20.0%"]]
+
+
+def test_training_in_part(capsys, tmp_path, model, data):
+    graph = mc.load(model)
+    for what, trained in ("biases", {"conv1.bias", "linear1.bias"}), ("last:1", {"linear1.weight", "linear1.bias"}), \
+            ("conv1.weight[:25%],linear1.bias", {"conv1.weight", "linear1.bias"}):
+        code, out, _ = run(capsys, "finetune", model, "--data", data, "--train", what, "--out", tmp_path / "tuned.mcnn",
+                           "--epochs", "8", "--batch", "8", "--lr", "0.1", "--scale", "1/255", "--test", data)
+        assert code == 0 and f"training {what.replace(',', ', ')} on" in out
+        tuned = mc.load(tmp_path / "tuned.mcnn").weights
+        assert {name for name in tuned if (tuned[name] != graph.weights[name]).any()} == trained, what
+    assert (tuned["conv1.weight"][1:] == graph.weights["conv1.weight"][1:]).all()
+
+
+def test_info_of_training_in_part(capsys, model):
+    found = {}
+    for what in "all", "biases", "conv1.weight[:2]":
+        code, out, _ = run(capsys, "info", model, "--train", what, "--json", "--batch", "8")
+        found[what] = json.loads(out)
+        assert code == 0
+    assert {what: facts["trains"] for what, facts in found.items()} == {"all": 235, "biases": 7, "conv1.weight[:2]": 18}
+    arenas = {what: facts["memory"]["to_train"]["arena"] for what, facts in found.items()}
+    assert arenas["biases"] < arenas["all"] > arenas["conv1.weight[:2]"]
+    code, out, _ = run(capsys, "info", model, "--train", "biases")
+    assert code == 0 and "--train biases: 7 of 235 parameters train" in out and "to train biases, batch 1" in out
+
+
+@pytest.mark.parametrize("command", ["finetune", "info", "profile"])
+def test_help_says_what_can_train(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    text = " ".join(out.split())
+    assert code == 0 and "biases, last:3 (the last three layers)" in text and "[:25%]" in text
+
+
+@pytest.mark.parametrize("what, text", [("last:0", "counted from the last"), ("bias", "close to it: "),
+                                        ("conv1.weight[3:8]", "from its first output channel on")])
+def test_what_cannot_train(capsys, model, what, text):
+    code, _, err = run(capsys, "info", model, "--train", what)
+    assert code == 2 and text in err and "Traceback" not in err

@@ -31,7 +31,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="allow --out to be MODEL itself")
     group = parser.add_argument_group("training")
     group.add_argument("--train", metavar="WHAT", type=options.parts, default="all",
-                       help="all, head, or patterns of weight names: fc.*,layer4.* (all)")
+                       help=f"what trains, and with that how much time and memory it takes: {options.TRAIN} (all)")
     group.add_argument("--head", metavar="N", type=options.whole(),
                        help="give the model a new last layer with N classes before training")
     group.add_argument("--epochs", metavar="N", type=options.whole(), default=5, help="(5)")

@@ -23,7 +23,7 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--batch", metavar="N", type=options.whole(), default=1, help="samples at a time (1)")
     parser.add_argument("--train", metavar="WHAT", type=options.parts, default="all",
-                        help="what would train: all, head, or patterns of weight names: fc.*,layer4.* (all)")
+                        help=f"what would train: {options.TRAIN} (all)")
     options.add_bn(parser)
     options.add_shape(parser)
     options.add_dtype(parser)
@@ -66,7 +66,7 @@ def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, 
         "trainable": sum(graph.weights[name].size for name in trainable_weights(graph)),
         "normalisation": {k: graph.meta[k] for k in ("scale", "mean", "std")
                                                                  if k in graph.meta},
-        "layers": [], "macs": None, "memory": {}, "refused": [], "problems": problems, "plans": {}}
+        "trains": None, "layers": [], "macs": None, "memory": {}, "refused": [], "problems": problems, "plans": {}}
     layer_facts: dict[str, Any] = {}
     if sizes:
         from microcnn.planned import Planned
@@ -80,9 +80,9 @@ def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, 
         try:
             # what memory it takes does not depend on the loss, and momentum is what most people use
             loss = default_loss(sizes, graph.outputs)
-            facts["plans"]["to train"] = Planned(
-                graph, batch=args.batch, train=args.train, loss=loss, optimizer=mc.SGD(lr=0.01, momentum=0.9), bn=args.bn,
-                dtype=args.dtype, input_shapes=shapes).memory
+            steps = Planned(graph, batch=args.batch, train=args.train, loss=loss, optimizer=mc.SGD(lr=0.01, momentum=0.9),
+                            bn=args.bn, dtype=args.dtype, input_shapes=shapes)
+            facts["plans"]["to train"], facts["trains"] = steps.memory, steps.trained_numbers
         except MicroCNNError as error:
             if args.train != "all":
                 raise
@@ -126,6 +126,8 @@ def _show(facts: dict[str, Any], terminal: Terminal, args: argparse.Namespace) -
     if facts["plans"]:
         what = args.train if isinstance(args.train, str) else ",".join(args.train)
         terminal.say()
+        if facts["trains"] is not None:
+            terminal.say(f"--train {what}: {facts['trains']:,} of {facts['trainable']:,} parameters train")
         show_memory(terminal, {f"{title}{' ' + what if title == 'to train' else ''}, batch {args.batch}": memory
                                for title, memory in facts["plans"].items()})
     for problem in facts["problems"]:

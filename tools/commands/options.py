@@ -68,7 +68,7 @@ def shape(text: str) -> tuple[str | None, tuple[int, ...]]:
 
 
 def parts(text: str) -> Any:
-    """What trains: "all", "head", or patterns of weight names separated by commas."""
+    """What trains: "all", "head", or other words and patterns of weight names, separated by commas."""
     if text in ("all", "head"):
         return text
     if text.endswith((".onnx", ".mcnn")):
@@ -76,7 +76,8 @@ def parts(text: str) -> Any:
                                          f"--train all {text}")
     patterns = [part.strip() for part in text.split(",") if part.strip()]
     if not patterns:
-        raise argparse.ArgumentTypeError("expected all, head or patterns of weight names, such as fc.*,layer4.*")
+        raise argparse.ArgumentTypeError("expected all, head, biases, last:3 or patterns of weight names, such as "
+                                         "fc.*,layer4.*")
     return patterns
 
 
@@ -99,6 +100,11 @@ def augmentation(text: str) -> Any:
         return parse_augment(text)
     except CompileError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# What may follow --train, for the help of the commands that have it.
+TRAIN = ("all, head, biases, last:3 (the last three layers) or patterns of weight names, with commas between them: "
+         "fc.*,layer4.*; at the end of a pattern [:8] or [:25%%] trains the first output channels alone: conv3.weight[:8]")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

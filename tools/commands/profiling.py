@@ -29,8 +29,8 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="MODEL", nargs="?", help="an .onnx or .mcnn file")
     parser.add_argument("--train", nargs="?", const="all", metavar="WHAT", type=options.parts,
-                        help="measure training steps instead of prediction: all (where nothing follows), head, or "
-                        "patterns of weight names")
+                        help="measure training steps instead of prediction, WHAT (all where nothing follows) being "
+                        f"{options.TRAIN}")
     parser.add_argument("--batch", metavar="N,...", type=options.several(options.whole()), default=[1],
                         help="samples at a time; several values are measured one after the other (1)")
     parser.add_argument("--threads", metavar="N,...", type=options.several(options.whole()), default=[None],
