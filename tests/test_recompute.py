@@ -112,8 +112,8 @@ def test_a_weight_that_changed_is_noticed(monkeypatch):
     rows, buffers = schedules[0]
     rewriter = recompute.Rewriter(rows, buffers)
     update = next(row for row in rows if row.kernel == "update.sgd")
-    victim, weight = next((one, weight) for one in rewriter.candidates if one.tier == 2
-                          and (weight := rows[one.makers[0]].fields.get("weight")) is not None and weight.kind == "parameter")
+    victim, weight = next((one, weight) for one in rewriter.candidates if one.tier < 2
+                          and (weight := rows[one.makers[0]].fields.get("scale")) is not None)
     rows.insert(rewriter.begin + 1, recompute.replace(update, fields={**update.fields, "weight": weight}))
     rewriter = recompute.Rewriter(rows, buffers)
     victim = next(one for one in rewriter.candidates if one.buffer is victim.buffer)
@@ -132,8 +132,9 @@ def test_a_limit_is_kept_with_as_little_as_possible(limit):
     goal = int(limit * beside(free) + (1 - limit) * beside(least))
     found = Planned(graph, batch=8, bn="batch", policy=Policy(2, goal), **HOW)
     assert lower_bound(found._planned["train"].buffers) <= lower_bound(free._planned["train"].buffers)
-    assert beside(found) <= 1.05 * goal
-    assert len(found.recomputed) < len(least.recomputed)
+    assert beside(least) <= beside(found) < beside(free) and len(found.recomputed) <= len(least.recomputed)
+    # what is dropped is dropped as a whole: the limit is passed by one tensor at most
+    assert beside(found) - goal < max(buffer.size for buffer in free._planned["train"].buffers)
 
 
 @pytest.mark.parametrize("value", [1, "yes", 0.5])
