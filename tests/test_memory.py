@@ -13,7 +13,7 @@ import pytest
 
 import microcnn as mc
 from microcnn.kernels.entry import ENTRIES
-from microcnn.memory import ALIGNMENT
+from microcnn.memory import ALIGNMENT, most_live
 from microcnn.plan import Schedule
 from microcnn.planned import Planned
 
@@ -248,6 +248,13 @@ def test_memory_prints_as_a_table(net):
     largest = net.memory.at_peak[0]
     assert re.search(rf"^ +{largest.bytes:,} {largest.kind} +{largest.layer}: {re.escape(largest.name)}$", text, re.M)
     assert re.search(rf"^conv1 +Conv2d +{net.memory.layers[0].parameters:,} ", text, re.M)
+
+
+@pytest.mark.parametrize("lives, expected", [
+    ([], (0, 0)), ([(5, 3, 3)], (5, 3)), ([(5, 0, 2), (7, 2, 4)], (12, 2)), ([(5, 0, 2), (5, 3, 4)], (5, 0)),
+    ([(4, 0, 9), (3, 1, 1), (3, 5, 6)], (7, 1)), ([(4, 0, 1), (4, 2, 3), (1, 3, 3)], (5, 3))])
+def test_the_first_row_with_the_most_bytes(lives, expected):
+    assert most_live(lives) == expected
 
 
 def test_the_peak_of_whichever_program_needs_most():

@@ -117,11 +117,16 @@ def labels_drawn(frame: Frame, peak: SharedPeak, widths: Widths) -> str:
         first, rows, y, height = rectangle(block, frame, extent)
         if not block.first <= peak.row <= block.last or height < LABEL_SIZE + 4:
             continue
+        name = plain(block.layer)
         for css, pixels in widths.items():
-            room = rows / frame.rows * pixels - 10
-            text = fitted(plain(block.layer), min(room, LABEL_MOST), LABEL_SIZE)
-            if len(text) >= LABEL_LEAST or text == plain(block.layer):
-                found.append(svg_text(frame.across(first), round(y + height / 2 + 3.5, 2), text,
+            at, text = first, ""
+            for begin in (peak.row + 0.5, first):       # behind the line where the whole name has room there
+                room = (first + rows - begin) / frame.rows * pixels - 10
+                at, text = begin, fitted(name, min(room, LABEL_MOST), LABEL_SIZE)
+                if text == name:
+                    break
+            if len(text) >= LABEL_LEAST or text == name:
+                found.append(svg_text(frame.across(at), round(y + height / 2 + 3.5, 2), text,
                                       _classes("inside", css, kind_of(block.kind)[1]), size=LABEL_SIZE, more=' dx="5"'))
     return "".join(found)
 
