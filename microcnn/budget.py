@@ -262,4 +262,4 @@ class Search:
 
 def size_of_plan(planned: Planned) -> int:
     """What a budget counts: the arena without the parameters."""
-    return planned.memory.arena - planned.memory.parameters
+    return planned.memory.beside_parameters

@@ -1,7 +1,7 @@
 """Where every buffer lies: offsets from lifetimes, the lower bound, and the report that users see."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -128,10 +128,15 @@ def lower_bound(buffers: Iterable[Buffer]) -> int:
 
 def most_alive(buffers: Iterable[Buffer]) -> tuple[int, int]:
     """(the largest sum of the sizes of buffers that live at the same time, the first row at which they do)."""
+    return most_live((buffer.size, _first(buffer), _last(buffer)) for buffer in buffers)
+
+
+def most_live(lives: Iterable[tuple[int, int, int]]) -> tuple[int, int]:
+    """The most bytes that live at one time, and the first row at which they do, of (bytes, first row, last row)."""
     changes: dict[int, int] = {}
-    for buffer in buffers:
-        changes[_first(buffer)] = changes.get(_first(buffer), 0) + buffer.size
-        changes[_last(buffer) + 1] = changes.get(_last(buffer) + 1, 0) - buffer.size
+    for size, first, last in lives:
+        changes[first] = changes.get(first, 0) + size
+        changes[last + 1] = changes.get(last + 1, 0) - size
     live = most = at = 0
     for row in sorted(changes):
         live += changes[row]
@@ -153,6 +158,47 @@ class LayerMemory:
     scratch: int = 0
 
 
+def doing(phase: str, layer: str) -> str:
+    """What a row does, in words: "backward of conv1", or "loss"."""
+    return phase if phase == layer else f"{phase} of {layer}"
+
+
+@dataclass(frozen=True)
+class Peak:
+    """When the most bytes are live, and what lives then.
+
+    bytes         what lives at that time, without what buffers are rounded up by
+    program       whose row it is: "train", "evaluate" or "predict", whichever needs most
+    row, rows     the first row of the program with so many, counted from 0; how many rows the program has
+    layer, phase  what that row does: "forward", "loss", "backward" or "update" of which layer
+    shared        the buffers of the program that live then; they share memory with others over time
+    lasting       those that live for ever: control block, parameters, optimizer state, constants
+    """
+
+    bytes: int
+    program: str
+    row: int
+    rows: int
+    layer: str
+    phase: str
+    shared: Sequence[Block] = field(repr=False)
+    lasting: Sequence[Buffer] = field(repr=False)
+
+    @property
+    def runs(self) -> str:
+        """What runs then, in words."""
+        return doing(self.phase, self.layer)
+
+    def blocks(self) -> list[Block]:
+        """All that lives at the peak, the largest first. What lives for ever has all rows and one more."""
+        lasting = [Block(b.layer, b.name, b.kind, b.bytes, b.offset, 0, self.rows) for b in self.lasting]
+        return sorted([*lasting, *self.shared], key=lambda block: (-block.bytes, block.offset))
+
+
+# How many of the buffers that live at the peak are printed.
+SHOWN = 5
+
+
 @dataclass
 class Memory:
     """The plan of a network's memory, in bytes.
@@ -163,6 +209,9 @@ class Memory:
                   the most that buffers of that kind hold at one time; they share memory over time
     arena         all that is allocated: parameters, state and control block, and what the largest program needs
     lower_bound   the largest sum of live buffers, parameters and state included
+    peak          the same sum without what buffers are rounded up by, and peak_layer, peak_phase ("forward", "loss",
+                  "backward" or "update") what runs then; fullest tells the rest of it (Peak)
+    at_peak       the buffers that live then (Block), the largest first; their bytes add up to peak
     layers        LayerMemory, one per layer
     manual        the arena of forward, backward and update, 0 until they are planned
     """
@@ -174,6 +223,7 @@ class Memory:
     scratch: int
     arena: int
     lower_bound: int
+    fullest: Peak
     layers: list[LayerMemory] = field(default_factory=list)
     manual: int = 0
 
@@ -182,12 +232,42 @@ class Memory:
         """The arena over the lower bound: 1 is perfect."""
         return self.arena / max(1, self.lower_bound)
 
+    @property
+    def beside_parameters(self) -> int:
+        """The arena without the parameters: what a budget counts."""
+        return self.arena - self.parameters
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that live at one time, parameters and all that lives for ever included."""
+        return self.fullest.bytes
+
+    @property
+    def peak_layer(self) -> str:
+        """The layer that runs at the peak."""
+        return self.fullest.layer
+
+    @property
+    def peak_phase(self) -> str:
+        """What runs of it: "forward", "loss", "backward" or "update"."""
+        return self.fullest.phase
+
+    @property
+    def at_peak(self) -> list[Block]:
+        """The buffers that live at the peak, the largest first."""
+        return self.fullest.blocks()
+
     def __str__(self) -> str:
         lines = [f"{'memory':14s} {'bytes':>14s} {'KB':>12s}"]
-        for name in ("parameters", "gradients", "state", "activations", "scratch", "arena", "lower_bound", "manual"):
+        for name in ("parameters", "gradients", "state", "activations", "scratch", "arena", "lower_bound", "peak",
+                     "manual"):
             value = getattr(self, name)
             lines.append(f"{name.replace('_', ' '):14s} {value:14,d} {value / 1024:12,.1f}")
         lines.append(f"{'arena / bound':14s} {self.ratio:14.3f}")
+        peak, held = self.fullest, self.at_peak
+        lines += ["", f"peak: {peak.runs}, row {peak.row + 1} of {peak.rows} of {peak.program}; the largest "
+                      f"of {len(held)} buffers that live then:"]
+        lines += [f"{block.bytes:29,d} {block.kind:10s} {block.layer}: {block.name}" for block in held[:SHOWN]]
         width = max([5, *(len(layer.name) for layer in self.layers)])
         lines.append("")
         lines.append(f"{'layer':{width}s} {'op':16s} {'parameters':>12s} {'gradients':>12s} {'state':>12s} "

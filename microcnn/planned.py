@@ -10,13 +10,14 @@ from . import layers, threads
 from .choices import fold_batchnorm, resolve_augment, resolve_losses
 from .errors import CompileError
 from .graph import Graph, size_of
-from .memory import KINDS, Block, Buffer, LayerMemory, Memory, blocks_of, lower_bound, place
+from .memory import KINDS, Block, Buffer, LayerMemory, Memory, Peak, blocks_of, lower_bound, most_live, place
 from .optim import Optimizer, resolve_optimizer
 from .partial import resolve_train
 
 if TYPE_CHECKING:
     from .parts import Policy, Training
     from .plan import Schedule
+    from .program import RowInfo
 
 
 class Planned:
@@ -142,6 +143,7 @@ class Planned:
         parameters = [p.buffer for p in self._store.parameters.values()]
         states = [buffer for buffers in self._store.states.values() for buffer in buffers]
         self._constants_placed = len(self._store.constants)
+        control = Buffer("control block", self._control_bytes, "scratch", "control", offset=0)
         at = self._control_bytes
         for buffer in self._lasting():
             buffer.offset = at
@@ -158,7 +160,21 @@ class Planned:
         self.memory = Memory(
             parameters=sum(buffer.bytes for buffer in parameters), gradients=peaks["gradient"],
             state=sum(buffer.bytes for buffer in states), activations=peaks["activation"], scratch=peaks["scratch"],
-            arena=end, lower_bound=at + bound, layers=self._layer_memory(most.buffers, parameters + states))
+            arena=end, lower_bound=at + bound, fullest=self._fullest(schedules, [control, *self._lasting()]),
+            layers=self._layer_memory(most.buffers, parameters + states))
+
+    def _fullest(self, schedules: dict[str, Schedule], lasting: list[Buffer]) -> Peak:
+        """The peak of the program that needs most; of the training step where others need as much."""
+        from .program import row_infos
+        found = {name: most_live((block.bytes, block.first, block.last) for block in self._blocks[name])
+                 for name in ("train", "predict", "evaluate") if name in schedules}
+        program = max(found, key=lambda name: found[name][0])
+        most, row = found[program]
+        rows = schedules[program].rows
+        runs = row_infos(rows[row:])[0]
+        live = [block for block in self._blocks[program] if block.first <= row <= block.last]
+        return Peak(most + sum(buffer.bytes for buffer in lasting), program, row, len(rows), runs.layer,
+                    runs.part.partition("_")[0], live, lasting)
 
     def _layer_memory(self, transient: list[Buffer], lasting: list[Buffer]) -> list[LayerMemory]:
         """Bytes by layer and kind; of scratch the largest at one time."""
@@ -203,6 +219,11 @@ class Planned:
     def blocks(self, program: str) -> tuple[int, list[Block]]:
         """Where in the arena the part begins that "predict" or "train" share over time, and the buffers of one of them."""
         return self._shared_from, self._blocks[program]
+
+    def rows(self, program: str) -> list[RowInfo]:
+        """What the rows of "predict", "evaluate" or "train" do, in order."""
+        from .program import row_infos
+        return row_infos(self._planned[program].rows)
 
     def fused(self, program: str) -> dict[str, str]:
         """{layer: the layer in whose kernel it runs}, for "predict" or "train"."""

@@ -13,8 +13,9 @@ import pytest
 
 import microcnn as mc
 from microcnn.kernels.entry import ENTRIES
-from microcnn.memory import ALIGNMENT
+from microcnn.memory import ALIGNMENT, most_live
 from microcnn.plan import Schedule
+from microcnn.planned import Planned
 
 from .tiny import compiled, convolutional, images
 
@@ -97,13 +98,15 @@ def check_plan(net: mc.Net, planned: dict[str, Schedule]) -> None:
     lasting += [buffer for buffers in store.states.values() for buffer in buffers]
     lasting += [buffer for buffer, _ in store.constants.values()]
     fixed = net._control_bytes + sum(rounded(buffer.bytes) for buffer in lasting)
-    bound = 0
+    bound, peaks = 0, {}
     assert set(planned) == set(net._programs)
-    for schedule in planned.values():
+    for program, schedule in planned.items():
         lives = intervals(schedule)
         assert set(lives) == set(schedule.buffers)
         for number in range(len(schedule.rows) + 1):
             live = [buffer for buffer, (first, last) in lives.items() if first <= number <= last]
+            peaks[program, number] = sorted((buffer.layer, buffer.name, buffer.kind, buffer.bytes, buffer.offset)
+                                            for buffer in lasting + live)
             bound = max(bound, sum(rounded(buffer.bytes) for buffer in live))
             places = sorted((buffer.offset, buffer.offset + buffer.bytes, buffer.name) for buffer in lasting + live)
             assert places[0][0] >= net._control_bytes
@@ -113,6 +116,25 @@ def check_plan(net: mc.Net, planned: dict[str, Schedule]) -> None:
             assert all(begin % ALIGNMENT == 0 for begin, _, _ in places)
     assert net.memory.lower_bound == fixed + bound
     assert net.memory.lower_bound <= net.memory.arena <= 1.1 * net.memory.lower_bound
+    check_peak(net, planned, peaks)
+
+
+def check_peak(net: mc.Net, planned: dict[str, Schedule], live: dict[tuple[str, int], list[tuple]]) -> None:
+    """live: by program and row, layer, name, kind, bytes and offset of what lives; the control block is not among it."""
+    sums = {moment: net._control_bytes + sum(entry[3] for entry in held) for moment, held in live.items()}
+    memory, peak = net.memory, net.memory.fullest
+    assert memory.peak == max(sums.values()) == sums[peak.program, peak.row] <= memory.lower_bound
+    most = {program: max(size for (name, _), size in sums.items() if name == program) for program in planned}
+    assert peak.program == next(name for name in ("train", "predict", "evaluate") if most.get(name) == memory.peak)
+    assert peak.row == min(row for (name, row), size in sums.items() if (name, size) == (peak.program, memory.peak))
+    row = planned[peak.program].rows[peak.row]
+    assert (memory.peak_layer, peak.rows) == (row.layer, len(planned[peak.program].rows))
+    assert memory.peak_phase == row.phase or row.phase == "layout"
+    held = [(b.layer, b.name, b.kind, b.bytes, b.offset) for b in memory.at_peak]
+    control = ("control", "control block", "scratch", net._control_bytes, 0)
+    assert sorted(held) == sorted([*live[peak.program, peak.row], control])
+    assert [entry[3] for entry in held] == sorted((entry[3] for entry in held), reverse=True)
+    assert memory.beside_parameters == memory.arena - memory.parameters
 
 
 def test_the_arena_is_what_is_allocated(net):
@@ -221,7 +243,33 @@ def test_state_by_optimizer():
 def test_memory_prints_as_a_table(net):
     text = str(net.memory)
     assert re.search(rf"^arena +{net.memory.arena:,} ", text, re.M)
+    assert re.search(rf"^peak +{net.memory.peak:,} ", text, re.M)
+    assert f"peak: {net.memory.peak_phase} of {net.memory.peak_layer}, row {net.memory.fullest.row + 1} of " in text
+    largest = net.memory.at_peak[0]
+    assert re.search(rf"^ +{largest.bytes:,} {largest.kind} +{largest.layer}: {re.escape(largest.name)}$", text, re.M)
     assert re.search(rf"^conv1 +Conv2d +{net.memory.layers[0].parameters:,} ", text, re.M)
+
+
+@pytest.mark.parametrize("lives, expected", [
+    ([], (0, 0)), ([(5, 3, 3)], (5, 3)), ([(5, 0, 2), (7, 2, 4)], (12, 2)), ([(5, 0, 2), (5, 3, 4)], (5, 0)),
+    ([(4, 0, 9), (3, 1, 1), (3, 5, 6)], (7, 1)), ([(4, 0, 1), (4, 2, 3), (1, 3, 3)], (5, 3))])
+def test_the_first_row_with_the_most_bytes(lives, expected):
+    assert most_live(lives) == expected
+
+
+def test_the_peak_of_whichever_program_needs_most():
+    """Trained alone, a head needs little: with Winograd's algorithm prediction needs more."""
+    graph = mc.Sequential([mc.Conv2d(48, 3, padding=1), mc.ReLU(), mc.Conv2d(48, 3, padding=1), mc.ReLU(),
+                           mc.AvgPool2d(16), mc.Flatten(), mc.Linear(3)], input_shape=(3, 16, 16)).graph()
+    how = dict(batch=1, loss="cross_entropy", optimizer=mc.SGD(lr=0.1), winograd=True)
+    everything, predicting = Planned(graph, train="all", **how), Planned(graph, **{**how, "optimizer": None})
+    for planned in everything, predicting:
+        found = {name: max(sum(block.bytes for block in planned.blocks(name)[1] if block.first <= row <= block.last)
+                           for row in range(len(planned.rows(name)))) for name in planned._blocks}
+        assert found[planned.memory.fullest.program] == max(found.values())
+    assert everything.memory.fullest.program == predicting.memory.fullest.program == "predict"
+    assert everything.memory.peak_phase == "forward" and everything.rows("train")[-1].part == "update"
+    assert Planned(graph, train="all", **{**how, "batch": 16, "winograd": False}).memory.fullest.program == "train"
 
 
 def test_frozen_layers_keep_nothing():

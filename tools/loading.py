@@ -37,6 +37,12 @@ def load_model(path: Any, shapes: Shapes | None = None) -> Any:
     return mc.load_onnx(path, input_shapes=_by_name(input_names(read_model(path)[0]), shapes))
 
 
+def file_name(path: Any) -> str:
+    """What to call the model in a file: its name without the ending, or its folder's where that is just "model"."""
+    path = Path(path).resolve()
+    return path.parent.name if path.stem == "model" and path.parent.name else path.stem
+
+
 def save_model(model: Any, path: Any) -> None:
     """Write a Net or Graph as its suffix says, atomically. Raises FileError."""
     path = Path(path)

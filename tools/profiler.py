@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from microcnn.errors import CompileError, DataError
 
 from . import roofline
 from .machine import conditions_of_machine
+from .memory_plan import plan_of
 from .profile_data import (
     GraphNode,
     LayerCost,
@@ -82,7 +82,7 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
     else:
         graph = model
         if not hasattr(graph, "nodes"):
-            from .loading import load_model
+            from .loading import file_name, load_model
             graph = load_model(model, list((input_shapes or {}).items()))
             name = name or file_name(model)
         if train is not None and loss == "auto":
@@ -110,12 +110,6 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
         except KeyboardInterrupt:        # the layers were measured
             run.conditions["interrupted"] = True
     return Profile([run])
-
-
-def file_name(path: Any) -> str:
-    """What to call the model in a file: its name without the ending, or its folder's where that is just "model"."""
-    path = Path(path).resolve()
-    return path.parent.name if path.stem == "model" and path.parent.name else path.stem
 
 
 def clock_nanoseconds() -> float:
@@ -317,15 +311,12 @@ def _layers(net: Any, infos: Sequence[Any], times: Any, calls: np.ndarray) -> li
 
 def _memory(net: Any, program: str, layers: Sequence[LayerCost]) -> MemoryPlan:
     """The plan of the program, and in `layers` what each of them holds at its peak."""
-    begin, blocks = net.blocks(program)
-    memory = net.memory
-    plan = MemoryPlan(memory.arena, memory.lower_bound, memory.parameters, memory.state, begin,
-                      blocks)
+    plan = plan_of(net, program)
     live = plan.live(len(net.rows(program)))
     if live:
         peak = live.index(max(live))
         by_name, fused = {layer.name: layer for layer in layers}, _ran_in(net, program)
-        for block in blocks:
+        for block in plan.blocks:
             layer = by_name.get(fused.get(block.layer, block.layer), by_name.get("layout"))     # inputs come by "layout"
             if block.first <= peak <= block.last and layer is not None:
                 layer.peak_bytes += block.bytes

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from .memory_drawing import runs_told
+from .memory_plan import extent_of, shared_peak
 from .profile_data import Profile, Run
 from .profile_table import UNSURE
 from .report_graph import graph_section
 from .report_layers import bars_section, segments_used, table_section, whole_bar
-from .report_memory import PARTS, extent_of, memory_section
+from .report_memory import memory_section
 from .report_roofline import KNOWN_BY, roofline_section
-from .report_style import SCRIPT, policy, style_sheet
+from .report_style import page
 from .report_text import (
     ABSENT,
     NAME_MOST,
@@ -25,7 +27,6 @@ from .report_text import (
     escaped,
     finite,
     named,
-    peak_of,
     plain,
     share_of,
     share_together,
@@ -38,7 +39,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run, str], str]], ...] = (
     ("layers", "Time by layer", bars_section),
     ("graph", "The network", lambda run, prefix: graph_section(run)),
     ("roofline", "Roofline", lambda run, prefix: roofline_section(run)),
-    ("memory", "Memory over time", lambda run, prefix: memory_section(run)),
+    ("memory", "Memory over time", lambda run, prefix: memory_section(run.memory, run.rows)),
     ("table", "All figures", lambda run, prefix: table_section(run)),
     ("conditions", "Conditions", lambda run, prefix: _conditions(run)),
 )
@@ -73,20 +74,7 @@ def report_html(profile: Profile) -> str:
     title = f"{plain(model)} \u2013 profile" if model else "Profile"
     several = len(profile.runs) > 1
     runs = "\n".join(_run(run, number, several) for number, run in enumerate(profile.runs, 1))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy()}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escaped(title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{style_sheet()}</style>
-</head>
-<body>
-<header>
+    return page(title, f"""<header>
 <p class="kicker">microcnn profile</p>
 <h1>{named(model, 120) if model else "Profile"}</h1>
 <p class="under">{_subtitle(profile)}</p>
@@ -97,11 +85,7 @@ def report_html(profile: Profile) -> str:
 <main>
 {runs}
 </main>
-<footer>Made by microcnn {escaped(first.conditions.get("microcnn", ""))}.</footer>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+<footer>Made by microcnn {escaped(first.conditions.get("microcnn", ""))}.</footer>""")
 
 
 def _sound(run: Run) -> Run:
@@ -183,11 +167,12 @@ def _slowest(run: Run) -> str:
 
 
 def _peak(run: Run) -> str:
-    peak = peak_of(run)
+    peak = shared_peak(run.memory, run.rows)
     if peak is None:
         return '<p class="big">not known</p><p>This profile holds no memory plan.</p>'
     makers = _entries((layer, f"{size_of(size)}, {share_of(size, peak.bytes)}") for layer, size in peak.makers(FEW))
-    when = f"while {named(peak.layer, 60)} runs {PARTS.get(peak.part, 'forward')}" if peak.layer else f"in row {peak.row + 1}"
+    when = f"while {named(peak.layer, 60)} runs {runs_told(peak.layer, peak.part)}".rstrip() if peak.layer \
+        else f"in row {peak.row + 1}"
     return (f'<p class="big">{named(peak.layer or peak.holders[0][0], 60)}</p>'
             f"<p>{size_of(peak.bytes)} are live at once {when}. Most is held by:</p>{makers}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .memory_plan import shared_peak
 from .profile_data import LayerCost, Run
 from .report_text import (
     ABSENT,
@@ -14,7 +15,6 @@ from .report_text import (
     escaped,
     finite,
     named,
-    peak_of,
     plain,
     rate_of,
     shape_of,
@@ -192,7 +192,7 @@ def table_section(run: Run) -> str:
 def _whole_rows(run: Run, columns: Iterable[tuple[str, Cell]]) -> str:
     """What the layers leave of the whole call, and the whole call."""
     titles, took = [title for title, _ in columns], _took(run)
-    macs, speed, peak = sum(finite(layer.macs) for layer in run.layers), 0.0, peak_of(run)
+    macs, speed, peak = sum(finite(layer.macs) for layer in run.layers), 0.0, shared_peak(run.memory, run.rows)
     if run.total_us > 0:
         speed = sum(layer.flops(run.batch) for layer in run.layers) / run.total_us / 1e3
     told = {took: time_of(run.total_us), "share": share_of(run.total_us, run.total_us),

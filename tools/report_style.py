@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 
 # Colours that are text, or stand behind it, keep WCAG AA's contrast; parts and kinds differ in lightness too, for people
 # who do not tell their hues apart.
@@ -10,7 +11,7 @@ LIGHT = {
     "page": "#fbfbf9", "panel": "#ffffff", "ink": "#1d2329", "soft": "#56606a", "line": "#dcdfe2", "grid": "#e9ebed",
     "accent": "#0b5cad", "edge": "#7c8791", "peak": "#b3261e", "link": "#0b5cad",
     "p-forward": "#2468a8", "p-dx": "#e0a21b", "p-dw": "#c2501a", "p-update": "#5d6b78", "p-around": "#9aa4ad",
-    "p-rest": "#d3d8dc",
+    "p-rest": "#d3d8dc", "p-loss": "#7a3e9d",
     "h0": "#f1f2f3", "h1": "#fdf3e3", "h2": "#fcdfb3", "h3": "#f8c280", "h4": "#f0a055", "h5": "#dc772f",
     "h0-ink": "#1d2329", "h1-ink": "#1d2329", "h2-ink": "#1d2329", "h3-ink": "#1d2329", "h4-ink": "#1d2329",
     "h5-ink": "#14181c", "box": "#a9b1b8",
@@ -22,7 +23,7 @@ DARK = {
     "page": "#14181c", "panel": "#1b2025", "ink": "#e6e9ec", "soft": "#a3adb7", "line": "#343c44", "grid": "#282f36",
     "accent": "#7db7f0", "edge": "#7f8b96", "peak": "#ff8f85", "link": "#8cc0f5",
     "p-forward": "#5fa4e6", "p-dx": "#f3c65a", "p-dw": "#dd6b33", "p-update": "#8b99a6", "p-around": "#5e6a75",
-    "p-rest": "#434c55",
+    "p-rest": "#434c55", "p-loss": "#b98be0",
     "h0": "#252b31", "h1": "#33291f", "h2": "#4e361a", "h3": "#704714", "h4": "#985a10", "h5": "#d5822a",
     "h0-ink": "#e6e9ec", "h1-ink": "#f3eee8", "h2-ink": "#fbf3ea", "h3-ink": "#ffffff", "h4-ink": "#ffffff",
     "h5-ink": "#14181c", "box": "#4d5862",
@@ -136,7 +137,7 @@ figcaption{margin-top:.4rem;max-width:46rem}
 .base,.roof{stroke:var(--ink)}
 .roof{stroke-width:1.75}
 .ridge,.split{stroke:var(--edge);stroke-dasharray:2 4}
-.phase{stroke:var(--edge);stroke-width:3}
+.phase,.lot{stroke-width:5}
 .peak{stroke:var(--peak);stroke-width:1.5}
 .area rect{stroke:var(--k-line);stroke-width:.6}
 .area rect:hover,.box:hover rect,circle:hover{stroke:var(--ink);stroke-width:1.75}
@@ -282,19 +283,43 @@ SCRIPT = """
 })();
 """
 
+
 def style_sheet() -> str:
     """All rules, with both themes; paper is light."""
     def tokens(colours: dict[str, str]) -> str:
         return ";".join(f"--{name}:{value}" for name, value in colours.items())
     fills = [name for name in LIGHT if name.startswith(("p-", "k-")) and name not in ("k-ink", "k-line")]
-    painted = [f"rect.{name}{{fill:var(--{name})}}text.{name}{{stroke:var(--{name})}}" for name in fills]
+    painted = [f"rect.{name}{{fill:var(--{name})}}text.{name},line.{name}{{stroke:var(--{name})}}" for name in fills]
     painted += [f".{name} rect,rect.{name}{{fill:var(--{name})}}.{name} text{{fill:var(--{name}-ink)}}"
                 for name in (f"h{step}" for step in range(6))]
     return (f":root{{color-scheme:light dark;{tokens(LIGHT)}}}\n"
             f"@media screen and (prefers-color-scheme:dark){{:root{{{tokens(DARK)}}}}}\n"
             f"@media print{{:root{{color-scheme:light}}}}{RULES}{''.join(painted)}\n")
 
+
 def policy() -> str:
     """The content security policy: nothing from outside, and no script but the report's own."""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+
+
+def page(title: str, body: str) -> str:
+    """A whole page that needs nothing from outside. title: text; body: HTML."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy()}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{html.escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>
+{style_sheet()}</style>
+</head>
+<body>
+{body}
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""

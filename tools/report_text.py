@@ -5,7 +5,6 @@ import html
 import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from .profile_data import LayerCost, Run
@@ -138,45 +137,3 @@ def share_together(run: Run, layers: Sequence[LayerCost]) -> str:
     """What layers take together, of the whole call or, where disturbances made that the smaller, of all layers."""
     whole = max(run.total_us, sum(layer.total_us for layer in run.layers))
     return share_of(sum(layer.total_us for layer in layers), whole)
-
-
-@dataclass
-class Peak:
-    """When the shared part of the arena is fullest: the row, the bytes that are live, who runs, and who holds how many."""
-
-    NOTABLE = 0.005
-
-    row: int
-    rows: int
-    bytes: int
-    layer: str = ""
-    part: str = ""
-    holders: list[tuple[str, int]] = field(default_factory=list)
-
-    def makers(self, most: int) -> list[tuple[str, int]]:
-        """The largest of the holders, so many at most: those that hold a notable share."""
-        return [entry for entry in self.holders[:most] if entry[1] >= self.NOTABLE * self.bytes] or self.holders[:1]
-
-
-def row_count(run: Run) -> int:
-    """Rows of the program; what is read after the last one lives on behind it."""
-    blocks = run.memory.blocks if run.memory else []
-    return len(run.rows) or max((block.last + 1 for block in blocks), default=0)
-
-
-def peak_of(run: Run) -> Peak | None:
-    """The peak of the memory plan; None without one."""
-    if run.memory is None or not run.memory.blocks:
-        return None
-    rows = row_count(run)
-    live = run.memory.live(rows)
-    if not live or not max(live):
-        return None
-    row = live.index(max(live))
-    held: dict[str, int] = {}
-    for block in run.memory.blocks:
-        if block.first <= row <= block.last and block.bytes:
-            held[block.layer] = held.get(block.layer, 0) + block.bytes
-    running = run.rows[row] if row < len(run.rows) else None
-    return Peak(row, rows, live[row], running.layer if running else "", running.part if running else "",
-                sorted(held.items(), key=lambda entry: -entry[1]))

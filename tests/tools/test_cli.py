@@ -336,8 +336,9 @@ def test_mcnn_needs_numba_and_numpy_only(tmp_path, model, data):
               "for line in sys.argv.pop().split(';'):\n"
               "    code = main(line.split())\n"
               "    assert code == 0, (line, code)\n")
-    commands = (f"info {model};profile {model} --repeats 2;finetune {model} --data {data} --epochs 1;"
-                f"evaluate {model} --data {data};predict {model} --data {data};warmup {model};doctor")
+    commands = (f"info {model} --memory --picture plan.svg;info {model} --picture plan.html;profile {model} --repeats 2;"
+                f"finetune {model} --data {data} --epochs 1;evaluate {model} --data {data};predict {model} --data {data};"
+                f"warmup {model};doctor")
     process = start("--version", commands, before=before, cwd=tmp_path)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err

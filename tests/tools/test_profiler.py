@@ -8,7 +8,7 @@ import pytest
 import microcnn as mc
 from microcnn.layers import conv2d
 from microcnn.program import executor
-from microcnn.tools import profiler
+from microcnn.tools import loading, profiler
 from microcnn.tools.profile_data import KINDS
 
 from .command_line import small_graph
@@ -74,7 +74,7 @@ def test_from_a_file(tmp_path):
     measured = mc.profile(tmp_path / "m.mcnn", repeats=2)
     assert measured.total_us > 0 and measured.conditions["model"] == "m"
     assert mc.profile(small_graph(), repeats=2).conditions["model"] == small_graph().name
-    assert profiler.file_name("nets/resnet8/model.onnx") == "resnet8"
+    assert loading.file_name("nets/resnet8/model.onnx") == "resnet8"
 
 
 def info(layer, op, part, reads=0, writes=0, phase=None):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from microcnn.memory import Block
-from microcnn.tools import report_memory, report_roofline
+from microcnn.tools import memory_plan, report_memory, report_roofline
 from microcnn.tools.profile_data import (
     Machine,
     MemoryPlan,
@@ -15,7 +15,6 @@ from microcnn.tools.profile_data import (
     Run,
 )
 from microcnn.tools.report_layers import parts_of
-from microcnn.tools.report_text import peak_of
 
 from .report_pages import PROFILES, area, bare, chain, layer, meet, prediction_run, read, rows_of, section, training_run
 
@@ -87,7 +86,7 @@ def test_memory_rectangles_are_the_plan():
 
 def test_who_makes_the_peak():
     run = training_run()
-    peak = peak_of(run)
+    peak = memory_plan.shared_peak(run.memory, run.rows)
     assert (peak.row, peak.rows, peak.bytes, peak.layer) == (3, 6, 7168, "fc")
     assert peak.holders == [("fc", 4096), ("mid", 2048), ("conv1", 1024)]
     memory = section(read(Profile([run])), "memory")
@@ -102,14 +101,14 @@ def test_who_makes_the_peak():
 
 @pytest.mark.parametrize(("parts", "expected"), [
     (["forward", "loss", "backward_weight", "backward_input", "update"],
-     [("forward", 0, 2), ("backward", 2, 4), ("update", 4, 5)]),
+     [("forward", 0, 1), ("loss", 1, 2), ("backward", 2, 4), ("update", 4, 5)]),
     (["forward", "backward_weight", "update", "backward_weight", "update"],
      [("forward", 0, 1), ("backward and update", 1, 5)]),
     (["forward", "forward"], [("forward", 0, 2)]), (["update"], [("update", 0, 1)]), (["?"], [("forward", 0, 1)]), ([], []),
 ])
 def test_phases(parts, expected):
     run = Run({}, 1.0, [], rows=rows_of(("a", part) for part in parts))
-    assert report_memory.phases(run) == expected
+    assert memory_plan.phases(run.rows) == expected
     if len(parts) > 1:
         run.memory = MemoryPlan(9, 9, 0, 0, 0, [Block("a", "y", "activation", 9, 0, 0, 1)])
         picture = area(section(read(Profile([run])), "memory"))

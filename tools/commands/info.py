@@ -4,49 +4,78 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from microcnn.errors import MicroCNNError, UnsupportedError
+from microcnn.errors import CompileError, FileError, MicroCNNError, UnsupportedError
+from microcnn.files import atomic_write
 from microcnn.integers import INTEGERS
 from microcnn.partial import trainable_weights
 
-from ..loading import input_shapes, load_model
-from ..memory_table import memory_dict, show_memory
+from ..loading import check_writable, file_name, input_shapes, load_model
+from ..memory_plan import Picture, plan_of
+from ..memory_svg import svg_of
+from ..memory_table import PROGRAMS, memory_dict, plan_dict, show_layers, show_memory, show_peak
+from ..report_memory import memory_page
 from ..samples import default_loss
 from ..terminal import Terminal, bytes_text, count_text, short
 from . import options
+
+if TYPE_CHECKING:
+    from microcnn.planned import Planned
+
+# How a plan is drawn, by the suffix of the file.
+PICTURES: dict[str, Callable[[Picture], str]] = {".svg": svg_of, ".html": memory_page}
+NORMS = {"frozen": "frozen batch norm", "batch": "batch norm on batch statistics", "fold": "folded batch norm"}
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     options.add_model(parser)
     parser.add_argument("--batch", metavar="N", type=options.whole(), default=1, help="samples at a time (1)")
-    parser.add_argument("--train", metavar="WHAT", type=options.parts, default="all",
-                        help=f"what would train: {options.TRAIN} (all)")
+    parser.add_argument("--train", metavar="WHAT", type=options.parts_or_none, default="all",
+                        help=f"what would train: none, {options.TRAIN} (all)")
     options.add_bn(parser)
     options.add_shape(parser)
     options.add_dtype(parser)
+    parser.add_argument("--memory", action="store_true",
+                        help="the whole plan of the memory: what lives at its peak, and what each layer takes")
+    parser.add_argument("--picture", metavar="FILE", help="draw that plan over time: FILE ends in .svg or .html")
     options.add_json(parser)
 
 
 def run_info(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Describe the model; what cannot be said is said to be so."""
+    """Describe the model; what cannot be said is said to be so, and an error where it was asked for by name."""
+    if args.picture is not None:
+        check_picture(args.picture, args.model)
+    wants_plan = args.memory or args.picture is not None
     try:
         graph = load_model(args.model, args.shape)
     except UnsupportedError as error:
+        if wants_plan:
+            raise
         return _refused(args, terminal, error)
     shapes = input_shapes(graph, args.shape)
     facts = describe(graph, args, shapes)
+    plans: dict[str, Planned] = facts.pop("plans")
+    if wants_plan and not plans:
+        raise CompileError(f"{args.model}: there is no plan of its memory: {facts['problems'][0]}")
+    if args.picture is not None:
+        draw_plan(args.picture, *list(plans.items())[-1], args)
+        facts["picture"] = str(args.picture)
     if args.json:
-        terminal.say(json.dumps({key: value for key, value in facts.items() if key != "plans"}, indent=1))
+        terminal.say(json.dumps(facts, indent=1))
         return 0
-    _show(facts, terminal, args)
+    _show(facts, plans, terminal, args)
+    if args.picture is not None:
+        terminal.say(f"\nsaved {args.picture}")
     return 0
 
 
 def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, ...]] | None) -> dict[str, Any]:
-    """All that info knows, as plain data but for `plans`."""
+    """All that info knows, as plain data but for `plans`: Planned by title."""
     import microcnn as mc
     problems: list[str] = []
     try:
@@ -73,21 +102,24 @@ def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, 
         try:
             run = Planned(graph, batch=args.batch, bn=args.bn, dtype=args.dtype, input_shapes=shapes)
             layer_facts = run.layer_facts()
-            facts["plans"]["to run"] = run.memory
+            facts["plans"]["to run"] = run
         except MicroCNNError as error:
             problems.append(f"cannot run: {error}")
-    if layer_facts:
+    if layer_facts and args.train is not None:
         try:
+            if not facts["trainable"]:
+                raise CompileError("it has no weight that can be trained")
             # what memory it takes does not depend on the loss, and momentum is what most people use
             loss = default_loss(sizes, graph.outputs)
             steps = Planned(graph, batch=args.batch, train=args.train, loss=loss, optimizer=mc.SGD(lr=0.01, momentum=0.9),
                             bn=args.bn, dtype=args.dtype, input_shapes=shapes)
-            facts["plans"]["to train"], facts["trains"] = steps.memory, steps.trained_numbers
+            facts["plans"]["to train"], facts["trains"] = steps, steps.trained_numbers
         except MicroCNNError as error:
             if args.train != "all":
                 raise
             problems.append(f"cannot be trained as a whole: {error}")
-    facts["memory"] = {key.replace(" ", "_"): memory_dict(memory) for key, memory in facts["plans"].items()}
+    facts["memory"] = {key.replace(" ", "_"): plan_dict(planned) if args.memory else memory_dict(planned.memory)
+                       for key, planned in facts["plans"].items()}
     for node in graph.nodes:
         known = layer_facts.get(node.name, {})
         facts["layers"].append({
@@ -106,7 +138,7 @@ def shape_text(shape: Any) -> str:
     return "?" if shape is None else " x ".join("?" if n is None else str(n) for n in shape) or "1 number"
 
 
-def _show(facts: dict[str, Any], terminal: Terminal, args: argparse.Namespace) -> None:
+def _show(facts: dict[str, Any], plans: dict[str, Planned], terminal: Terminal, args: argparse.Namespace) -> None:
     terminal.say(f"{facts['file']} ({bytes_text(facts['bytes'])})")
     rows = [[kind[:-1], one["name"], shape_text(one["shape"]) + (f" {one['dtype']}" if one["dtype"] in INTEGERS else "")]
             for kind in ("inputs", "outputs") for one in facts[kind]]
@@ -116,22 +148,57 @@ def _show(facts: dict[str, Any], terminal: Terminal, args: argparse.Namespace) -
     terminal.say(f"{len(facts['layers'])} layers, {facts['parameters']:,} parameters{trainable}{macs}")
     if facts["normalisation"]:
         terminal.say("normalisation: " + ", ".join(f"{key} {value}" for key, value in facts["normalisation"].items()))
-    terminal.say()
+    if not args.memory:
+        terminal.say()
+        _show_layers(facts, terminal)
+    if plans:
+        terminal.say()
+        if facts["trains"] is not None:
+            what = args.train if isinstance(args.train, str) else ",".join(args.train)
+            terminal.say(f"--train {what}: {facts['trains']:,} of {facts['trainable']:,} parameters train")
+        show_memory(terminal, {plan_title(title, args): planned.memory for title, planned in plans.items()}, args.memory)
+    for title, planned in plans.items() if args.memory else ():
+        terminal.heading(plan_title(title, args))
+        show_peak(terminal, planned)
+        terminal.say()
+        show_layers(terminal, planned.memory)
+    for problem in facts["problems"]:
+        terminal.say(f"\nnote: {problem}")
+
+
+def _show_layers(facts: dict[str, Any], terminal: Terminal) -> None:
     terminal.table(["layer", "op", "output", ">parameters", ">multiply-adds", "weights"], [
         [short(layer["name"]), layer["op"], "; ".join(map(shape_text, layer["outputs"])),
          f"{layer['parameters']:,}" if layer["parameters"] else "-",
          count_text(layer["macs"]) if layer["macs"] else "-",
          ", ".join(map(short, layer["weights"].values()))]
         for layer in facts["layers"]])
-    if facts["plans"]:
-        what = args.train if isinstance(args.train, str) else ",".join(args.train)
-        terminal.say()
-        if facts["trains"] is not None:
-            terminal.say(f"--train {what}: {facts['trains']:,} of {facts['trainable']:,} parameters train")
-        show_memory(terminal, {f"{title}{' ' + what if title == 'to train' else ''}, batch {args.batch}": memory
-                               for title, memory in facts["plans"].items()})
-    for problem in facts["problems"]:
-        terminal.say(f"\nnote: {problem}")
+
+
+def plan_title(title: str, args: argparse.Namespace) -> str:
+    """"to run, batch 8" or "to train fc.*, batch 8"."""
+    what = args.train if isinstance(args.train, str) else ",".join(args.train or ())
+    return f"{title}{' ' + what if title == 'to train' else ''}, batch {args.batch}"
+
+
+def check_picture(path: Any, model: Any) -> None:
+    """Raises FileError unless the picture can be written there, and is no model."""
+    if Path(path).suffix.lower() not in PICTURES:
+        raise FileError(f"--picture {path}: expected a file that ends in {' or '.join(PICTURES)}")
+    check_writable(path)
+    if os.path.realpath(path) == os.path.realpath(model):
+        raise FileError(f"--picture {path} is the model itself; give the picture a file of its own")
+
+
+def draw_plan(path: Any, title: str, planned: Planned, args: argparse.Namespace) -> None:
+    """Write the picture of a plan. Raises FileError."""
+    program = planned.memory.fullest.program
+    told = f"{plan_title(title, args)}, {planned.dtype.name}, {NORMS[planned.bn]}: {PROGRAMS[program]}"
+    if title == "to train" and program != "train":
+        told += ", which needs more than a training step"
+    picture = Picture(file_name(args.model), told[0].upper() + told[1:], planned.memory, plan_of(planned, program),
+                      planned.rows(program))
+    atomic_write(path, [PICTURES[Path(path).suffix.lower()](picture).encode()])
 
 
 def _refused(args: argparse.Namespace, terminal: Terminal, error: UnsupportedError) -> int:

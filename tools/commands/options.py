@@ -81,6 +81,11 @@ def parts(text: str) -> Any:
     return patterns
 
 
+def parts_or_none(text: str) -> Any:
+    """As `parts`, or "none": None."""
+    return None if text == "none" else parts(text)
+
+
 def schedule(text: str) -> str:
     """A schedule of the learning rate that microcnn.schedule knows, as it was given."""
     from microcnn.errors import CompileError

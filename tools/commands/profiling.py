@@ -11,7 +11,7 @@ from typing import Any
 from microcnn.errors import CompileError, FileError
 from microcnn.files import atomic_write
 
-from ..loading import check_writable, input_shapes, load_model
+from ..loading import check_writable, file_name, input_shapes, load_model
 from ..terminal import Terminal
 from . import options
 
@@ -59,7 +59,7 @@ def run_profile(args: argparse.Namespace, terminal: Terminal) -> int:
         raise CompileError("profile needs MODEL, or --compare with two files that --json wrote")
     from ..profile_data import Profile
     from ..profile_table import check_sort
-    from ..profiler import file_name, profile
+    from ..profiler import profile
     check_sort(args.sort)
     _check_files(args, [args.model])
     options.set_threads(max((n for n in args.threads if n is not None), default=None))   # numba cannot get more later
