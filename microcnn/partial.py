@@ -8,7 +8,7 @@ A selector is a word, or an fnmatch pattern of weight names, with or without a s
     last:3     the weights of the last three layers: a convolution or matrix product, and what follows it until the next
     fc.*[:8]   of each weight the first 8 output channels; fc.*[:25%] the first quarter, rounded up; all where there are fewer
 
-Where a weight is called exactly like a selector, that weight is meant.
+Where a weight is called exactly like a selector of a list or dict, that weight is meant; a text alone is always a word.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from . import layers
 from .errors import CompileError
-from .graph import Graph
+from .graph import Graph, Node
 from .layers.conv2d import CONVOLUTIONS
 
 # Layers that "last:N" counts.
@@ -41,7 +41,7 @@ def trainable_weights(graph: Graph) -> list[str]:
     return list(dict.fromkeys(name for node in graph.nodes for name in _of_node(node)))
 
 
-def _of_node(node: Any, roles: tuple[str, ...] | None = None) -> list[str]:
+def _of_node(node: Node, roles: tuple[str, ...] | None = None) -> list[str]:
     """The names of a node's weights that training may change: all, or those with one of these roles."""
     return [ref.name for role, ref in node.weights.items()
             if role in layers.LAYERS[node.op].trainable and (roles is None or role in roles)]
@@ -53,14 +53,14 @@ def resolve_train(graph: Graph, train: Any) -> tuple[dict[str, float], dict[str,
     A factor of 0 freezes, and a later selector has the last word. Raises CompileError for anything that compile's `train`
     does not allow, for patterns that match nothing and for slices of weights whose axis 0 is no output channel.
     """
-    names = trainable_weights(graph)
     if train is None:
         return {}, {}
+    names = [] if isinstance(train, str) else trainable_weights(graph)     # that a selector may be
     if isinstance(train, dict):
         pairs = list(train.items())
     elif isinstance(train, (list, tuple, set)):
         pairs = [(selector, 1.0) for selector in train]
-    elif isinstance(train, str) and _split(train, names)[0] in _words(graph, _split(train, names)[0]):
+    elif isinstance(train, str) and (word := _split(train, names)[0]) in _words(graph, word):
         pairs = [(train, 1.0)]
     else:
         shown, such = (f'"{train}"', f' such as ["{train}"]') if isinstance(train, str) else (repr(train), "")
@@ -113,11 +113,11 @@ def _layers(graph: Graph) -> list[list[str]]:
     return found
 
 
-def _matching(graph: Graph, pattern: str, names: list[str]) -> list[str]:
-    """The weights that a selector without its slice means. Raises CompileError where there is none."""
-    if pattern in names:
+def _matching(graph: Graph, pattern: str, own: list[str]) -> list[str]:
+    """The weights that a selector without its slice means; itself where it is one of `own`. Raises CompileError for none."""
+    if pattern in own:
         return [pattern]
-    words = _words(graph, pattern)
+    names, words = trainable_weights(graph), _words(graph, pattern)
     matching = words[pattern] if pattern in words else fnmatch.filter(names, pattern)
     if not matching and pattern != "all":
         frozen = fnmatch.filter(graph.weights, pattern)
@@ -129,10 +129,13 @@ def _matching(graph: Graph, pattern: str, names: list[str]) -> list[str]:
     return matching
 
 
-def _split(selector: str, names: list[str]) -> tuple[str, Callable[[int], int] | None]:
-    """A selector without the slice at its end, and how many of so many channels the slice takes. Raises CompileError."""
+def _split(selector: str, own: list[str]) -> tuple[str, Callable[[int], int] | None]:
+    """A selector without the slice at its end, and how many of so many channels the slice takes. Raises CompileError.
+
+    own: names of weights, which have no slice.
+    """
     found = re.fullmatch(r"(.*)\[([^\[\]]*:[^\[\]]*)\]", selector, re.DOTALL)
-    if found is None or selector in names:
+    if found is None or selector in own:
         return selector, None
     number = re.fullmatch(r"\s*:\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(%?)\s*", found[2])
     if number is None or not (number[2] or number[1].isdigit()):

@@ -48,6 +48,8 @@ def test_a_weight_that_is_called_like_a_selector():
              for i, (a, b, name) in enumerate([("x", "a", "biases"), ("a", "b", "w[:2]"), ("b", "c", "w")])]
     graph = Graph([Input("x", (4,))], ["c"], nodes, {name: np.ones((4, 4), np.float32) for name in ("biases", "w[:2]", "w")})
     assert resolve_train(graph, ["biases"]) == ({"biases": 1.0}, {})
+    with pytest.raises(mc.CompileError, match='"biases" matches no weight that can be trained'):
+        resolve_train(graph, "biases")
     assert resolve_train(graph, ["w[:2]"]) == ({"w[:2]": 1.0}, {})
     assert resolve_train(graph, ["w[:3]"]) == ({"w": 1.0}, {"w": 3})
 

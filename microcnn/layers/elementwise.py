@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
     from ..memory import Buffer
+    from ..parts import Gradient
     from ..plan import Schedule, Value
 
 # As kernels/elementwise.py numbers them.
@@ -266,7 +267,14 @@ class Function:
             else:
                 target, accumulate = s.dx_over(one.name, dy) if index == gradients[-1] else s.dx(one.name)
                 s.row("elementwise_gradient.gradient", dy=dy.buffer, dx=target, accumulate=accumulate, **self._given(index))
-        s.release(dy)
+        self._done(dy, gradients)
+
+    def _done(self, dy: Gradient, gradients: list[int]) -> None:
+        """All gradients are made: a weight may be updated only now, for that of the other operand may need it as it was."""
+        for index in gradients:
+            if not self.operands[index].name:
+                self.s.weight_done(self.node, self.operands[index].role)
+        self.s.release(dy)
 
     def _reduce(self, index: int, dy: Buffer) -> None:
         """The gradient of an operand that repeats, or lies otherwise than the result."""
@@ -275,8 +283,6 @@ class Function:
         steps = {name: n for name, n in pad5(self.sizes, one.strides).items() if name.startswith("s")}
         s.row("elementwise_gradient.reduce_broadcast", dy=dy, dx=target, batch_stride=one.batch, size=one.layout.size,
               accumulate=accumulate, **steps, **self._given(index))
-        if not one.name:
-            s.weight_done(self.node, one.role)
 
     def _given(self, index: int) -> dict:
         """The fields of a gradient's function: the operands that it needs, None for the others."""

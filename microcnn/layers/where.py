@@ -77,7 +77,7 @@ class Selection(Function):
                 s.row("elementwise_gradient.gradient", dy=dy.buffer, dx=target, accumulate=accumulate, **self._given(index))
             else:
                 self._reduce(index, dy.buffer)
-        s.release(dy)
+        self._done(dy, gradients)
 
     def _given(self, index: int) -> dict[str, Buffer | int | None]:
         """The fields of a gradient's function: the mask stands in a's place, nothing in b's."""

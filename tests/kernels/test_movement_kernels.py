@@ -126,3 +126,21 @@ def test_two_threads_give_the_same_bits():
         results.append([copied, filled, gathered])
     for one, two in zip(*results, strict=True):
         assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per_sample", [0, 1])
+@pytest.mark.parametrize("count, x_row, y_row", [(1, 5, 1), (8, 24, 8), (8, 8, 24), (17, 40, 33), (40, 40, 40)])
+def test_columns(dtype, per_sample, count, x_row, y_row):
+    """The first numbers of rows, of a sample or once; the rest of the target stays, for any number of threads."""
+    rows, batch = 700, 3
+    height = rows * (batch if per_sample else 1)
+    x, before = numbers((height, x_row), dtype), numbers((height, y_row), dtype, 1)
+    for accumulate in 0, 1:
+        expected = before.copy()
+        expected[:, :count] = x[:, :count] + (before[:, :count] if accumulate else 0)
+        for threads in 1, 2:
+            y = before.copy()
+            run("movement.columns", batch, threads, dtype, x=x, y=y, rows=rows, per_sample=per_sample, columns=count,
+                x_row=x_row, y_row=y_row, accumulate=accumulate)
+            np.testing.assert_array_equal(y, expected)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
-from microcnn.graph import Graph, Node, WeightRef
+from microcnn.graph import Graph, Input, Node, WeightRef
 from tests import graph_oracle
 from tests.ops.table import (
     Case,
@@ -254,3 +254,23 @@ def test_dropout_between_layers_in_a_training_step(layers):
 def test_a_probability_outside_0_to_1_is_refused():
     with pytest.raises(mc.MicroCNNError, match=r'Dropout "node": p \(=1.5\) must lie between 0 and 1'):
         graph_of("Dropout", (3,), p=1.5).shapes()
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_makes_dx_of_the_constant_as_it_was(op, first):
+    """The constant that trains may stand first: it is updated when the other operand's gradient has been made of it."""
+    rng = np.random.default_rng(0)
+    weights = {"matrix": rng.normal(size=(4, 4)).astype(np.float32), "constant": rng.uniform(0.5, 1.5, 4).astype(np.float32)}
+    nodes = [Node("Linear", "linear", ("x",), ("a",), {"transposed": True}, {"weight": WeightRef("matrix")}),
+             Node(op, "node", ("a",), ("y",), {"first": first}, {"other": WeightRef("constant")})]
+    graph = Graph([Input("x", (4,))], ["y"], nodes, weights)
+    x, t = rng.normal(size=(2, 4)), rng.normal(size=(2, 4))
+    at_once, by_hand = (graph.compile(batch=2, train="all", loss="mse", optimizer=mc.SGD(lr=0.5), dtype="float64")
+                        for _ in range(2))
+    at_once.train_step(x, t)
+    y = by_hand.forward(x)
+    by_hand.backward(2 * (y - t) / y.size)
+    by_hand.update()
+    for name, array in by_hand.parameters().items():
+        np.testing.assert_allclose(at_once.parameters()[name], array, rtol=1e-12, err_msg=name)

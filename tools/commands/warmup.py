@@ -19,7 +19,7 @@ def add_warmup(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     options.add_model(parser)
     parser.add_argument("--train", nargs="?", const="all", metavar="WHAT", type=options.parts,
-                        help="for training too: all (where nothing follows), head, or patterns of weight names")
+                        help=f"for training too, WHAT (all where nothing follows) being {options.TRAIN}")
     parser.add_argument("--batch", metavar="N", type=options.whole(), default=1, help="(1)")
     parser.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adam", help="for training (adam)")
     options.add_loss(parser)
