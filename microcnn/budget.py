@@ -26,6 +26,8 @@ from .planned import Planned
 SHARES = (1.0, 0.5, 0.25, 0.125)
 # From how many places on weights may train, so that nothing before them keeps an activation: so many are tried.
 DEPTHS = 8
+# Behind the weights that fit together, so many more are tried one by one.
+BESIDE = 8
 
 Progress = Callable[[int, int, str], None]
 Trains = dict[str, float]
@@ -117,7 +119,7 @@ def choose(graph: Graph, limit: int, how: dict[str, Any], samples: Any = None, p
     from .fisher import fisher_information
     information, measured = fisher_information(graph, how, samples, progress)
     items = search.items(information)
-    train = search.best(items)
+    train = search.best(items, progress)
     if train is None:
         raise search.refusal([{selector: factor} for item in items for selector, factor, _ in [item.part(SHARES[-1])]])
     found = search.fitting(train)
@@ -168,15 +170,16 @@ class Search:
                 yield size, tier
 
     def plan(self, train: Trains, micro_batch: int, tier: int, limit: int) -> Found:
-        """The plan of that way which comes closest to the limit: buffers that do not fall into place leave gaps."""
-        aim = limit
+        """The plan of that way within the limit, or the smallest: buffers that do not fall into place leave gaps."""
+        aims = [limit]
         while True:
-            how = self._arguments(train, micro_batch, tier, aim)
+            how = self._arguments(train, micro_batch, tier, aims[-1])
             planned = Planned(self.graph, **how)
             over = size_of_plan(planned) - limit
-            if over <= 0 or aim <= 0 or tier == 0:
+            if over <= 0 or tier == 0 or aims[-1] == 0:
                 return Found(planned, how)
-            aim = max(0, aim - max(over, 1024)) if over < aim // 4 else 0
+            # a little less makes up for gaps; what is still over then, only the least may do
+            aims.append(limit - 2 * over if len(aims) == 1 and 8 * over < limit else 0)
 
     def fitting(self, train: Trains, quick: bool = False) -> Found | None:
         """The first way in which these weights can train within the limit. quick: only the two that take least memory."""
@@ -234,30 +237,43 @@ class Search:
                 return information
         return 0.0
 
-    def best(self, items: list[Item]) -> Trains | None:
+    def best(self, items: list[Item], progress: Progress | None = None) -> Trains | None:
         """Of the sets of weights that fit, one with much information, None where none fits.
 
-        For each of some places, of what lies behind it the weights with the most information for their bytes are taken first,
-        in part where the whole does not fit any more. A place with less behind it than what was already found is passed over.
+        For each of some places, of what lies behind it the weights with the most information for their bytes are taken, as many
+        as fit, then of the next few what fits, if only in part. A place with less behind it than what was already found is
+        passed over.
         """
         best: tuple[float, Trains] | None = None
         places = sorted({round(place) for place in np.linspace(0, len(items) - 1, min(DEPTHS, len(items)))}, reverse=True)
-        for place in places:
-            behind = [item for item in items[place:]]
-            if best is not None and sum(item.information[-1] for item in behind) <= best[0]:
+        for number, place in enumerate(places):
+            if progress is not None:
+                progress(number, len(places), "choosing what trains")
+            ranked = sorted(items[place:], key=lambda one: -one.information[-1] / one.bytes)
+            if best is not None and sum(item.information[-1] for item in ranked) <= best[0]:
                 continue
-            train: Trains = {}
-            total = 0.0
-            for item in sorted(behind, key=lambda one: -one.information[-1] / one.bytes):
-                for share in SHARES if item.channels else SHARES[:1]:
-                    selector, factor, information = item.part(share)
-                    if self.fitting({**train, selector: factor}, quick=True) is not None:
-                        train[selector] = factor
-                        total += information
-                        break
+            total, train = self._most(ranked)
             if train and (best is None or total > best[0]):
                 best = total, train
         return best[1] if best else None
+
+    def _most(self, ranked: list[Item]) -> tuple[float, Trains]:
+        """(information, what trains) of the first of some weights, as many as fit together, and of what fits beside them."""
+        def first(count: int) -> Trains:
+            return {selector: factor for selector, factor, _ in (item.part(1.0) for item in ranked[:count])}
+        fits, over = 0, len(ranked) + 1         # so many do, so many do not
+        while over - fits > 1:
+            middle = (fits + over) // 2
+            fits, over = (middle, over) if self.fitting(first(middle), quick=True) is not None else (fits, middle)
+        train, total = first(fits), sum(float(item.information[-1]) for item in ranked[:fits])
+        for item in ranked[fits:fits + BESIDE]:
+            for share in SHARES if item.channels else SHARES[:1]:
+                selector, factor, information = item.part(share)
+                if selector not in train and self.fitting({**train, selector: factor}, quick=True) is not None:
+                    train[selector] = factor
+                    total += information
+                    break
+        return total, train
 
 
 def size_of_plan(planned: Planned) -> int:
