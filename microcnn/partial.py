@@ -113,6 +113,11 @@ def _layers(graph: Graph) -> list[list[str]]:
     return found
 
 
+def layer_count(graph: Graph) -> int:
+    """How many layers "last:N" can name."""
+    return len(_layers(graph))
+
+
 def _matching(graph: Graph, pattern: str, own: list[str]) -> list[str]:
     """The weights that a selector without its slice means; itself where it is one of `own`. Raises CompileError for none."""
     if pattern in own:

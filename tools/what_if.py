@@ -11,6 +11,7 @@ from typing import Any
 
 import microcnn as mc
 from microcnn.errors import CompileError
+from microcnn.partial import layer_count
 from microcnn.planned import Planned
 from microcnn.program import RowInfo, row_infos
 
@@ -71,8 +72,7 @@ class Costs:
 
 def cuts(graph: Any) -> list[str]:
     """What may train: the head, biases, the last few layers, everything."""
-    from microcnn.partial import layers_that_train
-    count = layers_that_train(graph)
+    count = layer_count(graph)
     return ["head", "biases", *(f"last:{last}" for last in LAST if last < count), "all"]
 
 

@@ -112,6 +112,14 @@ TRAIN = ("all, head, biases, last:3 (the last three layers) or patterns of weigh
          "fc.*,layer4.*; at the end of a pattern [:8] or [:25%%] trains the first output channels alone: conv3.weight[:8]")
 
 
+def cut_and_batch(text: str) -> tuple[str, int]:
+    """What trains and at which batch: "head:8", "last:2:32"."""
+    train, colon, batch = text.rpartition(":")
+    if not colon or not train or not batch.isdecimal() or not int(batch):
+        raise argparse.ArgumentTypeError(f"{text} is no line of the table; expected what trains and a batch, such as head:8")
+    return train, int(batch)
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Declare MODEL."""
     parser.add_argument("model", metavar="MODEL", help="an .onnx or .mcnn file")

@@ -22,7 +22,10 @@ FILES = {"json": "the figures as JSON", "csv": "a line for each layer as CSV",
 # Options that only measuring takes, and what they are where they are not given.
 MEASURING: dict[str, Any] = {"train": None, "batch": [1], "threads": [None], "seconds": 1.0, "repeats": None, "cold": False,
                              "sort": None, "csv": None, "trace": None, "html": None, "loss": "auto", "bn": "frozen",
-                             "shape": [], "dtype": "float32"}
+                             "shape": [], "dtype": "float32", "what_if": False, "measure": []}
+# Options that the table of --what-if has no use for, and the share of a time beyond which it says that it was guessed.
+WITHOUT_WHAT_IF = ("train", "repeats", "cold", "sort", "csv", "trace", "html")
+GUESSED = 0.05
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,11 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
                         help="order of the table (as they run): time, forward, backward, update, macs, memory, name")
     for name, text in FILES.items():
         parser.add_argument(f"--{name}", metavar="FILE", help=f"write {text}")
+    parser.add_argument("--what-if", action="store_true",
+                        help="what training would take in memory and time if only the head, biases, the last layers or "
+                        "everything trained, at batch 1, 8 and 32, or those that --batch names; with --json as a file")
+    parser.add_argument("--measure", metavar="WHAT:BATCH,...", type=options.several(options.cut_and_batch), default=[],
+                        help="with --what-if: lines whose steps are to be measured, too: head:8,last:2:32")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"),
                         help="compare two files that --json wrote instead of measuring; only --json goes with it")
     options.add_loss(parser)
@@ -57,6 +65,10 @@ def run_profile(args: argparse.Namespace, terminal: Terminal) -> int:
         return _compare(args, terminal)
     if args.model is None:
         raise CompileError("profile needs MODEL, or --compare with two files that --json wrote")
+    if args.what_if:
+        return _what_if(args, terminal)
+    if args.measure:
+        raise CompileError("--measure names lines of --what-if; give --what-if too, or leave it out")
     from ..profile_data import Profile
     from ..profile_table import check_sort
     from ..profiler import profile
@@ -143,13 +155,41 @@ def _write(profile: Any, args: argparse.Namespace, terminal: Terminal) -> None:
         raise failed
 
 
+def _what_if(args: argparse.Namespace, terminal: Terminal) -> int:
+    """The table of what training less would cost."""
+    from ..what_if import as_dict, table, what_if
+    without = [name for name in WITHOUT_WHAT_IF if getattr(args, name) != MEASURING[name]]
+    if without or len(args.threads) > 1:
+        raise CompileError(f"--what-if makes a table of its own: it takes no --{without[0]}" if without else
+                           "--what-if takes one number of --threads")
+    _check_files(args, [args.model])
+    options.set_threads(args.threads[0])
+    graph = load_model(args.model, args.shape)
+    batches = args.batch if args.batch != MEASURING["batch"] else (1, 8, 32)
+    with terminal.progress(1000, "measuring") as bar:
+        lines = what_if(graph, batches, args.measure, loss=args.loss, bn=args.bn, dtype=args.dtype,
+                        input_shapes=input_shapes(graph, args.shape), seconds=args.seconds,
+                        tick=lambda share, label: bar.show(round(1000 * share), label))
+    terminal.table(*table(lines))
+    for line in lines:
+        if line.refused:
+            terminal.say(f"note: {line.train}, batch {line.batch}: {options.as_options(line.refused)}")
+    if any(line.guessed > GUESSED for line in lines):
+        terminal.say("note: of some lines' times more than a twentieth is of kernels that ran in no measurement: "
+                     + ", ".join(f"{line.train} batch {line.batch}" for line in lines if line.guessed > GUESSED))
+    if args.json:
+        atomic_write(args.json, [(json.dumps(as_dict(lines), indent=1) + "\n").encode()])
+        terminal.say(f"saved {args.json}")
+    return 0
+
+
 def _compare(args: argparse.Namespace, terminal: Terminal) -> int:
     """Two profiles beside each other."""
     from ..profile_compare import compare
     from ..profile_data import Profile
     given = [name for name, usual in MEASURING.items() if getattr(args, name) != usual]
     if args.model is not None or given:
-        other = f"--{given[0]}" if given else args.model
+        other = f"--{given[0].replace('_', '-')}" if given else args.model
         raise CompileError(f"--compare reads two files and measures nothing: it takes no {other}")
     _check_files(args, args.compare)
     found = compare(*(Profile.load(path) for path in args.compare))
