@@ -80,8 +80,11 @@ class Bound(Planned):
         compile_kernels(rows, self.dtype.name, progress)
         self._programs: dict[str, tuple[Program, Program | None]] = {}
         for name, schedule in schedules.items():
-            prepared = self._program(schedule.prepared) if schedule.prepared else None
-            self._programs[name] = self._program(schedule.rows), prepared
+            self._add_program(name, schedule.rows, schedule.prepared)
+
+    def _add_program(self, name: str, rows: list, prepared: list) -> None:
+        """A program that _run knows by that name; prepared: the rows to run once after the weights have changed."""
+        self._programs[name] = self._program(rows), self._program(prepared) if prepared else None
 
     def _program(self, rows: list) -> Program:
         from .program import Program

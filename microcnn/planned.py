@@ -72,27 +72,34 @@ class Planned:
 
     def _schedules(self) -> dict[str, Schedule]:
         """Forward for prediction, for evaluation, and the whole training step, as far as they were asked for."""
-        predict = self.schedule("predict")
-        predict.run_forward()
-        predict.run_outputs()
-        schedules = {"predict": predict}
-        read = {tensor for _, tensor in self._losses.values()}
+        modes = ["predict"]
         if self._losses:
-            evaluate = self.schedule("evaluate")
-            evaluate.skip_to(read)
-            evaluate.run_forward()
-            evaluate.run_losses(False)
-            schedules["evaluate"] = evaluate
+            modes.append("evaluate")
         if self._losses and self._factors and self.optimizer is not None:
-            train = self.schedule("train")
-            train.skip_to(read)
-            train.run_forward()
-            train.run_losses(True)
-            train.run_backward()
-            schedules["train"] = train
-        for schedule in schedules.values():
-            schedule.finish()
-        return schedules
+            modes.append("train")
+        return {mode: self._filled(mode) for mode in modes}
+
+    def _filled(self, mode: str) -> Schedule:
+        """The finished schedule of "predict", "evaluate" or "train"; its buffers have no places yet."""
+        schedule = self.schedule(mode)
+        if mode == "predict":
+            schedule.run_forward()
+            schedule.run_outputs()
+        else:
+            schedule.skip_to({tensor for _, tensor in self._losses.values()})
+            schedule.run_forward()
+            schedule.run_losses(mode == "train")
+        if mode == "train":
+            schedule.run_backward()
+        schedule.finish()
+        return schedule
+
+    def planned_again(self, mode: str) -> Schedule:
+        """The schedule of "evaluate" or "train" once more, every buffer at the place that it has in the arena."""
+        schedule = self._filled(mode)
+        if place(schedule.buffers, self._shared_from) > self.memory.arena:
+            raise AssertionError(f"{mode}: planned anew it takes more than the arena")
+        return schedule
 
     def _plan_memory(self, schedules: dict[str, Schedule], limit: int | None) -> None:
         """Offsets for everything: control block, what lives for ever, then what the largest program needs."""
