@@ -61,7 +61,8 @@ class Epoch:
 class History:
     """What `fit` did. `best` is the epoch whose weights the network now has, 0 for those before training.
 
-    stopped: whether patience ran out before the last epoch. features: where features were kept, None where none were.
+    stopped: whether patience ran out before the last epoch. features: where features were kept, None where none were; seconds
+    counts making them.
     """
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -365,5 +366,7 @@ def fit(net: Net, train: Dataset | Iterable[Any], validation: Dataset | Iterable
             runs = tail, first, second
         history = _Fit(*runs, epochs, schedule, seed, _Patience(patience, float(min_delta)), before_counts, on_progress,
                        on_epoch, stop).run()
-    history.features = report
+    if report is not None:
+        history.features = report
+        history.seconds += report.seconds
     return history
