@@ -131,17 +131,21 @@ class _Writer:
         self.done[name] += len(raw)
         self.checks[name] = zlib.crc32(raw, self.checks[name])
 
-    def finish(self) -> None:
+    def finish(self, lasts: bool) -> None:
+        """All is written. lasts: the file gets a name, and has to survive a power cut whole."""
         short = [name for name, done in self.done.items() if done != self.content.size(name)]
         if short:
             raise AssertionError(f"features {short} are not complete")
         self.file.truncate(self.content.total)
-        self.file.flush()
-        os.fsync(self.file.fileno())     # the data before the head: a power cut in between leaves no head
+        self._flush(lasts)               # the data before the head: a power cut in between leaves no head
         self.file.seek(0)
         self.file.write(self.content.head(self.checks))
+        self._flush(lasts)
+
+    def _flush(self, lasts: bool) -> None:
         self.file.flush()
-        os.fsync(self.file.fileno())
+        if lasts:
+            os.fsync(self.file.fileno())
 
 
 def resolve_path(given: bool | str | os.PathLike[str]) -> Path | None:
@@ -208,7 +212,7 @@ def stored(path: Path | None, shapes: Shapes, dtype: np.dtype, digest: str, fill
                 _require_room(folder, content.total)
                 writer = _Writer(target, content)
                 fill(writer.write)
-                writer.finish()
+                writer.finish(path is not None)
                 if path is not None and scratch is not None:
                     os.replace(scratch, path)
                     sync_folder(folder)

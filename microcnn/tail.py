@@ -54,6 +54,7 @@ class Tail:
                                "in every epoch; leave out augment, or cache_features")
         self.net = net
         self._staged: dict[str, list[np.ndarray]] = {}
+        self._batches: dict[tuple[str, int], Features] = {}      # parts of these, by mode and number of samples
         self._lasting: dict[str, list[Buffer]] = {}
         self._described: dict[str, bytes] = {}
         store = net._store
@@ -128,7 +129,10 @@ class Tail:
 
     def staged(self, mode: str, samples: int) -> Features:
         """Where a batch of features is best put: what lies here is not copied again."""
-        return Features([array[:samples] for array in self._staged[mode]])
+        found = self._batches.get((mode, samples))
+        if found is None:
+            found = self._batches[mode, samples] = Features([array[:samples] for array in self._staged[mode]])
+        return found
 
     def digest(self, mode: str) -> bytes:
         """A hash of all that features depend on but the samples: layers, weights, the form of the computation, the code."""
@@ -169,14 +173,14 @@ class Tail:
         """Put features where the programs read them, and say how many samples they are of. Raises DataError."""
         samples = len(features)
         self._check(samples)
-        places = self.staged(mode, samples).arrays
-        shapes = [array.shape for array in features.arrays]
-        if shapes != [place.shape for place in places]:
-            raise DataError(f'features have the shapes {shapes}; expected {[place.shape for place in places]}, as features(x, '
-                            f'"{mode}") gives them')
-        for place, array in zip(places, features.arrays, strict=True):
-            if array is not place and self.net._entry.start_of(array) != self.net._entry.start_of(place):
-                np.copyto(place, array, casting="same_kind")
+        own = self.staged(mode, samples)
+        if features is own:
+            return samples
+        shapes, expected = ([array.shape for array in each.arrays] for each in (features, own))
+        if shapes != expected:
+            raise DataError(f'features have the shapes {shapes}; expected {expected}, as features(x, "{mode}") gives them')
+        for place, array in zip(own.arrays, features.arrays, strict=True):
+            np.copyto(place, array, casting="same_kind")
         return samples
 
     def train_step(self, features: Features, t: Any, sample_weight: Any = None) -> float:
