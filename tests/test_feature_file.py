@@ -227,10 +227,11 @@ def test_the_other_process_was_ready_between_opening_and_locking(tmp_path, monke
     def late(file, how):
         os.replace(tmp_path / ".f.part", path)
         path.write_bytes(b"complete")
+        (tmp_path / ".f.part").write_bytes(b"a third process begins")
         flock(file, how)
     monkeypatch.setattr(feature_file.fcntl, "flock", late)
     check(stored(path, SHAPES, FLOATS, "d", filling(arrays())))
-    assert path.read_bytes() == b"complete"
+    assert path.read_bytes() == b"complete" and (tmp_path / ".f.part").read_bytes() == b"a third process begins"
 
 
 def test_paths(tmp_path):

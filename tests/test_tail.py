@@ -107,11 +107,18 @@ def test_a_tail_that_comes_after_steps_with_probabilities():
     shares = np.eye(3, dtype=np.float32)[t]
     for one in (plain, net):
         one.train_step(x, shares)
+    net.tail()
+    assert plain.train_step(x, t) == net.train_step(x, t)
+    for one in (plain, net):
+        one.train_step(x, shares)
     check_alike(plain, net, x, shares)
 
 
 def test_several_inputs_and_outputs():
-    """An input that the tail reads itself is on the border, and so is an output that nothing that trains reaches."""
+    """An input that the tail reads itself is on the border, and so is an output that nothing that trains reaches.
+
+    Of the rows of Concat one reads nothing that changes: it belongs to the step that trains all the same.
+    """
     b = mc.GraphBuilder()
     one, two = b.input("a", (2, 3, 3)), b.input("b", (2, 3, 3))
     trunk = b(mc.ReLU(), b(mc.Conv2d(3, 3, padding=1, name="trunk"), one))
@@ -146,7 +153,7 @@ def test_batch_statistics_after_the_frozen_layers():
 
 
 def test_a_transposed_convolution_of_which_no_tap_reaches_some_pixels():
-    """Rows that read no weight make those: they belong to the step that trains all the same."""
+    """Rows that read no weight make those."""
     graph = mc.Sequential([mc.Conv2d(3, 3, padding=1, name="first"), mc.ConvTranspose2d(2, 1, stride=3, name="second"),
                            mc.Flatten(), mc.Linear(3, name="head")], input_shape=(2, 6, 6)).graph()
     plain, net = (compiled(graph, train=["second.*", "head.*"]) for _ in range(2))
