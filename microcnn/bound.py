@@ -84,12 +84,15 @@ class Bound(Planned):
         self._closing: Program | None = None
         self._gradients: dict[str, Buffer] = {}      # of the parts, added up
         for name, schedule in schedules.items():
-            prepared = self._program(schedule.prepared) if schedule.prepared else None
             rows, opening, behind = schedule.rows, schedule.opening, len(schedule.rows) - schedule.closing
-            self._programs[name] = self._program(rows[opening:behind]), prepared
+            self._add_program(name, rows[opening:behind], schedule.prepared)
             if schedule.accumulates:
                 self._gradients = dict(schedule.weight_gradients)
                 self._opening, self._closing = self._program(rows[:opening]), self._program(rows[behind:])
+
+    def _add_program(self, name: str, rows: list, prepared: list) -> None:
+        """A program that _run knows by that name; prepared: the rows to run once after the weights have changed."""
+        self._programs[name] = self._program(rows), self._program(prepared) if prepared else None
 
     def _program(self, rows: list) -> Program:
         from .program import Program

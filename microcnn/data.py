@@ -20,6 +20,11 @@ from .normalize import Normalization
 CHECK_BYTES = 1 << 20   # how much is looked at in one go when all of a data set is checked
 
 
+def shuffled(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The numbers of so many samples in the order of an epoch, the same for the same seed and epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
 class Dataset:
     """Samples, and targets where there are any.
 
@@ -120,7 +125,7 @@ class Dataset:
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """The samples' numbers shuffled, the same for the same seed and epoch."""
-        return np.random.default_rng([seed, epoch]).permutation(len(self))
+        return shuffled(len(self), seed, epoch)
 
     def batches(self, batch: int, order: np.ndarray | None = None, dtype: Any = "float32"
                 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:

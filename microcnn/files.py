@@ -43,7 +43,7 @@ def atomic_write(path: str | os.PathLike[str], chunks: Iterable[bytes | memoryvi
     except BaseException:
         _remove(scratch)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _remove(path: Path) -> None:
@@ -51,7 +51,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the new name itself survive a power cut, where the system can do that."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .budget import Choice
     from .manual import Manual
     from .program import RowInfo
+    from .tail import Tail
     from .tools.profile_data import Profile
 
 Arrays = dict[str, np.ndarray]
@@ -49,6 +50,7 @@ class Net(Bound):
         self._target_kinds: dict[str, int] = {}
         self._manual: Manual | None = None
         self.choice: Choice | None = None
+        self._tail: Tail | None = None
         self._output_shapes = [self.shapes[name] for name in self.graph.outputs]
         self._single = self._only_one()
         # shapes of what most calls give and get, at hand without a new tuple
@@ -241,12 +243,12 @@ class Net(Bound):
         control[entry.FIRST] = 0
         return loss
 
-    def _train(self, samples: int, held: Arrays) -> None:
+    def _train(self, samples: int, held: Arrays, program: str = "train") -> None:
         step = self._steps[0] + 1
         self._steps[0] = self._control[self._entry.STEP] = step
         try:
             if self._parts is None:
-                self._run("train", samples)
+                self._run(program, samples)
             else:
                 self._train_parts(self._parts, samples, held)
         except TrainingError:
@@ -274,7 +276,12 @@ class Net(Bound):
         if samples > (most or self.batch):
             raise DataError(f"x holds {samples} samples; this network was compiled for up to {self.batch}. Give fewer, or "
                             f"compile(batch={samples})")
-        held = {f"input:{name}": array for name, array in inputs.items()}
+        return samples, {**{f"input:{name}": array for name, array in inputs.items()},
+                         **self._targets(t, sample_weight, samples)}
+
+    def _targets(self, t: Any, sample_weight: Any, samples: int) -> Arrays:
+        """Targets and weights by slot name, every one checked and of the type that the kernels read."""
+        held: Arrays = {}
         targets = several(t, list(self._losses), "t", complete=False)
         for name, (loss, tensor) in self._losses.items():
             if name not in targets:
@@ -282,7 +289,7 @@ class Net(Bound):
             held[f"target:{name}"] = target_array(targets[name], name, loss, samples, self.shapes[tensor], self.dtype)
         if sample_weight is not None:
             held["sample_weight"] = weight_array(sample_weight, samples)
-        return samples, held
+        return held
 
     def _point(self, held: Arrays, begin: int = 0) -> None:
         """The addresses into the control block."""
@@ -328,6 +335,9 @@ class Net(Bound):
             raise CompileError("evaluate needs loss, which compile was not given; compile with loss=\"cross_entropy\"")
         inputs = self._inputs(x)
         samples, held = self._feed(x, t, None, most=next(iter(inputs.values())).shape[0])
+        return self._evaluate("evaluate", samples, held, top_k, confusion)
+
+    def _evaluate(self, program: str, samples: int, held: Arrays, top_k: int | None, confusion: bool) -> dict[str, Any]:
         matrix = check_metrics(self._losses, self.shapes, top_k, confusion)
         total = weight = correct = labels = 0.0
         with self._guard():
@@ -338,7 +348,7 @@ class Net(Bound):
                 count = min(self.micro_batch, samples - begin)
                 self._point(held, begin)
                 self._control_numbers[self._slots["correct"]] = 0.0
-                self._run("evaluate", count)
+                self._run(program, count)
                 if self._control[self._entry.FLAGS]:
                     self._refuse(held)
                 share = self._share(held, begin, count)
@@ -415,6 +425,17 @@ class Net(Bound):
             if self._manual is None:
                 raise TrainingError("update needs a backward before it")
             self._manual.update()
+
+    def tail(self) -> Tail:
+        """What training changes of this network and what reads that, to be run from features that are computed once.
+
+        See microcnn.tail.Tail. Raises CompileError where nothing can be kept.
+        """
+        with self._lock:
+            if self._tail is None:
+                from .tail import Tail
+                self._tail = Tail(self)
+            return self._tail
 
     def profile(self, x: Any = None, t: Any = None, **how: Any) -> Profile:
         """What each layer costs on this device: mc.profile of this network, whose weights stay as they are."""

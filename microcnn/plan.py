@@ -46,6 +46,7 @@ class Schedule:
         self.opening = self.closing = 0
         self.rows: list[Row] = []
         self.prepared: list[Row] = []                      # rows to run once after the weights have changed
+        self.steps: list[tuple[Step | None, int]] = []     # of forward, and where its rows end; None: the doors in
         self.buffers: list[Buffer] = []
         self.values: dict[str, Value] = {}
         self.tape: list[tuple[Node | None, Callable[[], None]]] = []
@@ -334,6 +335,7 @@ class Schedule:
     def run_forward(self) -> None:
         """The doors in, and every step."""
         rows_in(self)
+        self.steps.append((None, len(self.rows)))
         self.phase = "forward"
         if self.live:
             for node in self.graph.nodes:
@@ -347,6 +349,7 @@ class Schedule:
             self.node = step.node
             self.fused.update(dict.fromkeys(step.fused, step.node.name))
             layers.LAYERS[step.node.op].forward(self, step)
+            self.steps.append((step, len(self.rows)))
         self.node = None
 
     def skip_to(self, wanted: set[str]) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .plan import Schedule
     from .program import RowInfo
 
+# Programs that only run forward.
+PREDICTING = ("predict", "evaluate")
+
 
 class Planned:
     """A graph with the arguments of compile: its memory and its layers' costs are known, it cannot run.
@@ -39,7 +42,7 @@ class Planned:
         self.batch, self.bn, self.dtype, self._seed = batch, bn, np.dtype(dtype), seed
         self.micro_batch = check_micro_batch(micro_batch, batch, bn, train)
         self.winograd = winograd is None or bool(winograd)
-        self._may_drop_winograd = winograd is None
+        self._forward_winograd, self._may_drop_winograd = self.winograd, winograd is None
         self.shapes, self.types = self.graph.shapes(input_shapes), self.graph.types()
         self.optimizer: Optimizer | None = resolve_optimizer(optimizer)
         self._factors, channels = resolve_train(self.graph, train)
@@ -77,25 +80,46 @@ class Planned:
         from .kernels import simd
         from .plan import Schedule
         batch = self.batch if mode == "manual" else self.micro_batch
+        winograd = self._forward_winograd if mode in PREDICTING else self.winograd
         return Schedule(self.graph, self.shapes, self._store, mode, batch, simd.lanes_of(self.dtype), self.dtype.itemsize,
-                        self.bn, self._training, self._slots, self.winograd, accumulates=self.micro_batch < self.batch)
+                        self.bn, self._training, self._slots, winograd, accumulates=self.micro_batch < self.batch)
 
     def _schedules(self) -> dict[str, Schedule]:
         """Forward for prediction, for evaluation, and the whole training step, as far as they were asked for."""
-        schedules = {"predict": self._predict_schedule()}
+        modes = ["predict"]
         if self._losses:
-            schedules["evaluate"] = self._evaluate_schedule()
+            modes.append("evaluate")
         if self._losses and self._factors and self.optimizer is not None:
-            train = schedules["train"] = self.schedule("train")
-            train.skip_to(self._judged)
-            train.run_forward()
-            train.run_losses(True)
-            train.run_backward()
-            train.finish(self._room())
-            self.recomputed = train.again
-            if self.winograd and self._may_drop_winograd:
-                self._keep_within(schedules, lower_bound(train.buffers))
+            modes.append("train")
+        schedules = {mode: self._filled(mode) for mode in modes}
+        if "train" in schedules and self.winograd and self._may_drop_winograd:
+            self._keep_within(schedules, lower_bound(schedules["train"].buffers))
         return schedules
+
+    def _filled(self, mode: str) -> Schedule:
+        """The finished schedule of "predict", "evaluate" or "train"; its buffers have no places yet."""
+        schedule = self.schedule(mode)
+        if mode == "predict":
+            schedule.run_forward()
+            schedule.run_outputs()
+        else:
+            schedule.skip_to({tensor for _, tensor in self._losses.values()})
+            schedule.run_forward()
+            schedule.run_losses(mode == "train")
+        if mode == "train":
+            schedule.run_backward()
+            schedule.finish(self._room())
+            self.recomputed = schedule.again
+        else:
+            schedule.finish()
+        return schedule
+
+    def planned_again(self, mode: str) -> Schedule:
+        """The schedule of "evaluate" or "train" once more, every buffer at the place that it has in the arena."""
+        schedule = self._filled(mode)
+        if place(schedule.buffers, self._shared_from) > self.memory.arena:
+            raise AssertionError(f"{mode}: planned anew it takes more than the arena")
+        return schedule
 
     def _lasting(self) -> list[Buffer]:
         """What lies in the arena for ever, in this order behind the control block."""
@@ -114,29 +138,9 @@ class Planned:
 
     def _keep_within(self, schedules: dict[str, Schedule], room: int) -> None:
         """Prediction without Winograd's algorithm where it would take more memory than training does."""
-        if max(lower_bound(schedules[name].buffers) for name in ("predict", "evaluate")) > room:
-            self.winograd = False
-            schedules["predict"], schedules["evaluate"] = self._predict_schedule(), self._evaluate_schedule()
-
-    def _predict_schedule(self) -> Schedule:
-        predict = self.schedule("predict")
-        predict.run_forward()
-        predict.run_outputs()
-        predict.finish()
-        return predict
-
-    def _evaluate_schedule(self) -> Schedule:
-        evaluate = self.schedule("evaluate")
-        evaluate.skip_to(self._judged)
-        evaluate.run_forward()
-        evaluate.run_losses(False)
-        evaluate.finish()
-        return evaluate
-
-    @property
-    def _judged(self) -> set[str]:
-        """The tensors that the losses read."""
-        return {tensor for _, tensor in self._losses.values()}
+        if max(lower_bound(schedules[mode].buffers) for mode in PREDICTING) > room:
+            self._forward_winograd = False
+            schedules.update({mode: self._filled(mode) for mode in PREDICTING})
 
     def _plan_memory(self, schedules: dict[str, Schedule]) -> None:
         """Offsets for everything: control block, what lives for ever, then what the largest program needs."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -18,7 +19,9 @@ from .losses import CrossEntropyLoss
 from .schedule import EpochSchedule, Schedule, resolve_schedule
 
 if TYPE_CHECKING:
+    from .features import FeatureProgress, FeatureReport, FeatureSet
     from .net import Net
+    from .tail import Tail
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Epoch:
 class History:
     """What `fit` did. `best` is the epoch whose weights the network now has, 0 for those before training.
 
-    stopped: whether patience ran out before the last epoch.
+    stopped: whether patience ran out before the last epoch. features: where features were kept, None where none were; seconds
+    counts making them.
     """
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -68,6 +72,7 @@ class History:
     steps: int = 0
     seconds: float = 0.0
     samples_per_second: float = 0.0
+    features: FeatureReport | None = None
 
     @property
     def before(self) -> Epoch | None:
@@ -90,7 +95,7 @@ def matched(net: Net, data: Dataset) -> Dataset:
     return data.matched(net.shapes[inputs[0]], net.shapes[outputs[0]], net.loss, inputs[0])
 
 
-def evaluate(net: Net, data: Dataset, **metrics: Any) -> dict[str, Any]:
+def evaluate(net: Net | Tail, data: Dataset | FeatureSet, **metrics: Any) -> dict[str, Any]:
     """{"loss": ..., "accuracy": ...} over a data set, normalised batch by batch, so that memory stays small.
 
     The keys are those of net.evaluate, and so are metrics: top_k, confusion. Raises DataError where the data does not fit
@@ -99,6 +104,7 @@ def evaluate(net: Net, data: Dataset, **metrics: Any) -> dict[str, Any]:
     totals: dict[str, Any] = {}
     weights: dict[str, float] = {}
     loss = net.loss
+    x: Any
     for x, y in data.batches(net.batch, dtype=net.dtype):
         for key, value in net.evaluate(x, y, **metrics).items():
             if key == "confusion":
@@ -176,7 +182,7 @@ class _Patience:
 class _Fit:
     """One call of `fit`."""
 
-    def __init__(self, net: Net, train: Dataset, validation: Dataset | None, epochs: int,
+    def __init__(self, net: Net | Tail, train: Dataset | FeatureSet, validation: Dataset | FeatureSet | None, epochs: int,
                  schedule: str | Schedule | EpochSchedule, seed: int, patience: _Patience, before_counts: bool,
                  on_progress: Callable[[Progress], None] | None, on_epoch: Callable[[Epoch], None] | None, stop: _Stop):
         self.net, self.train, self.validation, self.epochs, self.patience = net, train, validation, epochs, patience
@@ -218,6 +224,7 @@ class _Fit:
 
     def _epoch(self, epoch: int) -> None:
         begin, total, count, rate = time.perf_counter(), 0.0, 0, self.base
+        x: Any
         try:
             for x, y in self.train.batches(self.net.batch, self.train.order(self.seed, epoch), self.net.dtype):
                 if self.stop.asked:
@@ -298,7 +305,9 @@ class _Fit:
 def fit(net: Net, train: Dataset | Iterable[Any], validation: Dataset | Iterable[Any] | None = None, epochs: int = 10,
         schedule: str | Schedule | EpochSchedule = "constant", seed: int = 0,
         on_progress: Callable[[Progress], None] | None = None, on_epoch: Callable[[Epoch], None] | None = None,
-        patience: int | None = None, min_delta: float = 0.0, before_counts: bool = True) -> History:
+        patience: int | None = None, min_delta: float = 0.0, before_counts: bool = True,
+        cache_features: bool | str | os.PathLike[str] = False,
+        on_features: Callable[[FeatureProgress], None] | None = None) -> History:
     """Train a network on a data set and leave it with the best weights.
 
     train, validation  data: a Dataset, or any iterable of pairs (x, y), samples or batches, which is gathered in memory
@@ -314,6 +323,11 @@ def fit(net: Net, train: Dataset | Iterable[Any], validation: Dataset | Iterable
                        counts as the first
     min_delta          what is too little to be progress
     before_counts      whether the weights before training may be the best ones: not those of a new head, which are random
+    cache_features     what the layers before the first that trains make of a sample is the same in every epoch: with True it
+                       is computed once and kept in a file, not in memory, that is gone afterwards, however that comes about;
+                       a path (of a file, or of a folder for it) keeps the file, for a later run with the same samples and the
+                       same frozen weights. Results are the same, bit for bit
+    on_features        called with a FeatureProgress after each batch whose features have been made
 
     With validation data the network ends with the weights that were most accurate on it (of lowest loss among equals,
     and where the loss knows no accuracy), by default those before training included; without, with the last ones. Ctrl-C
@@ -322,7 +336,8 @@ def fit(net: Net, train: Dataset | Iterable[Any], validation: Dataset | Iterable
 
     Raises TrainingError where the loss is no longer finite; the network then has the last good weights. Raises
     CompileError for arguments that make no sense and for networks with several inputs or outputs, DataError where the
-    data does not fit.
+    data does not fit; with cache_features CompileError where features are not the same in every epoch (dropout or batch
+    statistics before frozen layers, augment) or there are none, FileError where there is no room for them.
     """
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
         raise CompileError(f"epochs is {epochs!r}; expected an integer, 1 or more")
@@ -339,6 +354,19 @@ def fit(net: Net, train: Dataset | Iterable[Any], validation: Dataset | Iterable
         raise CompileError("fit needs targets, but the data has none; give y with x")
     train = matched(net, train)
     validation = None if validation is None else matched(net, validation)
+    runs: tuple[Net | Tail, Dataset | FeatureSet, Dataset | FeatureSet | None] = net, train, validation
+    report = None
     with _held_interrupts() as stop:
-        return _Fit(net, train, validation, epochs, schedule, seed, _Patience(patience, float(min_delta)), before_counts,
-                    on_progress, on_epoch, stop).run()
+        if cache_features is not False:
+            from .features import cached
+            try:
+                tail, first, second, report = cached(net, train, validation, cache_features, lambda: stop.asked, on_features)
+            except KeyboardInterrupt:
+                return History(interrupted=True)
+            runs = tail, first, second
+        history = _Fit(*runs, epochs, schedule, seed, _Patience(patience, float(min_delta)), before_counts, on_progress,
+                       on_epoch, stop).run()
+    if report is not None:
+        history.features = report
+        history.seconds += report.seconds
+    return history

@@ -72,6 +72,14 @@ class Layer(ABC):
         return None
 
     @staticmethod
+    def varies(node: Node, bn: str) -> tuple[str, str] | None:
+        """(why, remedy) where training makes something else of a sample each time it comes, None where it does not.
+
+        bn: as in compile. Both are parts of a message: the node "does ...", and "Do ...".
+        """
+        return None
+
+    @staticmethod
     @abstractmethod
     def forward(s: Schedule, step: Step) -> None:
         """Write the rows that run the step into the schedule s, and register its backward where a gradient passes."""

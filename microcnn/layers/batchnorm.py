@@ -54,6 +54,11 @@ class BatchNorm2d(Layer):
         return 0
 
     @staticmethod
+    def varies(node: Node, bn: str) -> tuple[str, str] | None:
+        return ("uses the statistics of the batch that a sample is in", 'Compile with bn="frozen" or bn="fold"') \
+            if bn == "batch" else None
+
+    @staticmethod
     def forward(s: Schedule, step: Step) -> None:
         node = step.node
         x = s.value(node.inputs[0])

@@ -30,6 +30,10 @@ class Dropout(Layer):
         return [shapes[0]]
 
     @staticmethod
+    def varies(node: Node, bn: str) -> tuple[str, str] | None:
+        return ("drops other numbers in every step", "Set its p to 0, or take it out") if node.attrs["p"] else None
+
+    @staticmethod
     def forward(s: Schedule, step: Step) -> None:
         node = step.node
         x = s.value(node.inputs[0])

@@ -35,6 +35,45 @@ def test_a_batch_is_no_larger_than_the_data(capsys, tmp_path, model, data):
     assert "1 epochs, batch 48, adam" in text
 
 
+def test_cached_features(capsys, tmp_path, model, data):
+    """The same tuned model, and the file that a path names is read by the next run."""
+    def tuned(name, *options):
+        code, text, err = run(capsys, "finetune", model, "--data", data, "--scale", "1/255", "--train", "head", "--epochs", "3",
+                              "--out", tmp_path / name, *options)
+        assert code == 0, err
+        return (tmp_path / name).read_bytes(), text, err
+    plain, text, _ = tuned("plain.mcnn")
+    assert "features: " not in text and "on the disk" not in text
+    cached, text, _ = tuned("cached.mcnn", "--cache-features")
+    assert cached == plain and "on the disk: 15.0 KB of features of 60 samples" in text
+    assert "in a file that is gone now" in text
+    kept = tmp_path / "kept"
+    first, text, err = tuned("first.mcnn", "--cache-features", kept)
+    assert first == plain and f"features: kept in {kept} (15." in text and "made anew" not in err
+    second, text, err = tuned("second.mcnn", "--cache-features", kept)
+    assert second == plain and f"features: read from {kept} (15." in text
+    _, text, err = tuned("third.mcnn", "--cache-features", kept, "--mean", "0.5")
+    assert f"features: kept in {kept}" in text and f'"{kept}" was made anew: it is of other data' in err
+    _, text, _ = tuned("fourth.mcnn", "--cache-features", tmp_path)
+    assert f"features: kept in {tmp_path / 'microcnn.features'}" in text
+
+
+@pytest.mark.parametrize("options, text", [
+    ("--cache-features", "no frozen layer comes before what trains"),
+    ("--train head --augment flip --cache-features", "leave out augment"),
+    ("--train head --cache-features nowhere/f", "there is no folder"),
+    ("--train head --cache-features other.onnx", "put MODEL first")])
+def test_features_that_cannot_be_cached(capsys, tmp_path, model, data, options, text):
+    code, _, err = run(capsys, "finetune", model, "--data", data, "--out", tmp_path / "t.mcnn", *options.split())
+    assert code == 2 and text in err and "Traceback" not in err and not (tmp_path / "t.mcnn").exists()
+
+
+def test_features_do_not_replace_other_files(capsys, tmp_path, model, data):
+    code, _, err = run(capsys, "finetune", model, "--data", data, "--train", "head", "--cache-features", data)
+    assert code == 2 and "is something else than features, and stays" in err
+    assert np.load(data)["x"].shape == (60, 8, 8)
+
+
 def test_metrics(capsys, model, data):
     code, text, err = run(capsys, "evaluate", model, "--data", data, "--scale", "1/255", "--top-k", "2", "--confusion")
     assert code == 0, err

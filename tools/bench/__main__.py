@@ -10,6 +10,7 @@ COMMANDS = {
     "models": "write the architectures of the benchmark as ONNX",
     "peers": "time this library and whatever else is installed, on the same networks with the same weights",
     "kernels": "what each kernel of a model reaches: GFLOP/s, GB/s, share of this machine's peak",
+    "features": "what training the last layer from cached features saves",
     "startup": "how long a process takes from its start to its first result",
 }
 

@@ -54,6 +54,10 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
                        help="stop after N epochs without progress in validation (off)")
     group.add_argument("--min-delta", metavar="D", type=options.real(least=0), default=0.0,
                        help="how much accuracy, or loss where that is equal, must gain to be progress (0)")
+    group.add_argument("--cache-features", metavar="PATH", nargs="?", const=True, default=False, type=options.feature_path,
+                       help="compute what the layers before the first that trains make of each sample once, not in every "
+                       "epoch, and keep it in a file that is gone afterwards, "
+                       "or for later runs in PATH, a file or a folder (off)")
     group.add_argument("--seed", metavar="N", type=options.whole(0), default=0,
                        help="of the order of the samples and of dropout (0)")
     options.add_loss(group)
@@ -67,6 +71,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
 def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     """Load, plan, train, save."""
     from microcnn import train
+    from microcnn.features import file_bytes
     options.set_threads(args.threads)
     out = output_path(args)
     optimizer = optimizer_of(args)
@@ -96,10 +101,14 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
                  f"{len(validation):,}")
     terminal.heading("Memory, known before the first step")
     show_memory(terminal, {f"{what_trains(args.train)}, batch {net.batch}": net.memory})
+    if args.cache_features:
+        size = file_bytes(net.tail(), {"train": len(training), "evaluate": len(validation)})
+        terminal.say(f"on the disk: {bytes_text(size)} of features of {len(training) + len(validation):,} samples")
     terminal.heading(f"{args.epochs} epochs, batch {net.batch}, {args.optimizer}, learning rate {args.lr:g}, "
                      f"{args.schedule}")
     history = fit_shown(net, training, validation, terminal, train.fit, epochs=args.epochs, schedule=args.schedule,
-                        seed=args.seed, patience=args.patience, min_delta=args.min_delta, before_counts=args.head is None)
+                        seed=args.seed, patience=args.patience, min_delta=args.min_delta, before_counts=args.head is None,
+                        cache_features=args.cache_features)
     save_model(net, out)
     report(history, out, terminal, before_counts=args.head is None)
     options.note_raw(training, terminal, graph)
@@ -159,7 +168,13 @@ def fit_shown(net: Any, training: Any, validation: Any, terminal: Terminal, fit:
     with terminal.progress(steps, "training") as bar:
         speed = [0.0]
 
+        def on_features(now: Any) -> None:
+            bar.total = now.samples
+            bar.show(now.done, f"{now.done:,} of {now.samples:,} samples  {now.samples_per_second:,.0f} samples/s  "
+                     f"{clock_text(now.seconds_left)} left", "features")
+
         def on_progress(now: Any) -> None:
+            bar.total = steps
             speed[0] = now.samples_per_second
             accuracy = "" if now.accuracy is None else f"accuracy {now.accuracy:.1%}  "
             bar.show(now.step, f"loss {now.loss:.4f}  {accuracy}{now.samples_per_second:,.0f} samples/s  "
@@ -176,11 +191,18 @@ def fit_shown(net: Any, training: Any, validation: Any, terminal: Terminal, fit:
                 line += f"  {speed[0]:,.0f} samples/s  {record.seconds:.1f} s"
             bar.say(line)
 
-        return fit(net, training, validation, epochs=epochs, on_progress=on_progress, on_epoch=on_epoch, **how)
+        return fit(net, training, validation, epochs=epochs, on_progress=on_progress, on_epoch=on_epoch,
+                   on_features=on_features, **how)
 
 
 def report(history: Any, out: Path, terminal: Terminal, before_counts: bool = True) -> None:
     """What was reached, and where it is. before_counts: as in fit."""
+    kept = history.features
+    if kept is not None:
+        terminal.say(f"features: {'read from' if kept.reused else 'kept in'} {kept.path} ({bytes_text(kept.bytes)})"
+                     if kept.path else f"features: {bytes_text(kept.bytes)} in a file that is gone now")
+        if kept.note:
+            terminal.warn(kept.note)
     if history.interrupted:
         terminal.say("interrupted: what was reached is kept")
     if history.stopped:

@@ -86,6 +86,13 @@ def parts_or_none(text: str) -> Any:
     return None if text == "none" else parts(text)
 
 
+def feature_path(text: str) -> str:
+    """Where features are kept; not the model, which an option without a value takes if it stands behind it."""
+    if text.endswith((".onnx", ".mcnn")):
+        raise argparse.ArgumentTypeError(f"{text} looks like the model, not like a file of features; put MODEL first")
+    return text
+
+
 def schedule(text: str) -> str:
     """A schedule of the learning rate that microcnn.schedule knows, as it was given."""
     from microcnn.errors import CompileError
