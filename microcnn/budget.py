@@ -1,13 +1,14 @@
 """A budget of bytes, and what of the training fits into it: the whole if that can be had, else what contributes most.
 
-In this order: everything as asked for; backward makes again what one pass over memory makes; a batch in parts, whose gradients
-add up; more made again; and at last fewer weights train. All but the last give what the plain run gives.
+In this order: everything as asked for; backward makes again what one pass over memory makes; scratch for two threads only; a
+batch in parts, whose gradients add up; more made again; and at last fewer weights train. All but the last give what the plain
+run gives, but for rounding.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,15 @@ def choose(graph: Graph, limit: int, how: dict[str, Any], samples: Any = None, p
     return found.how, choice
 
 
+@dataclass(frozen=True)
+class Way:
+    """Samples that go through at a time, what may be made again, and whether scratch is kept small (parts.Policy)."""
+
+    micro_batch: int
+    tier: int
+    lean: bool
+
+
 @dataclass
 class Found:
     """A plan that fits, and the arguments that make it."""
@@ -154,41 +164,42 @@ class Search:
     def _selector(self, name: str) -> str:
         return f"{name}[:{self.channels[name]}]" if name in self.channels else name
 
-    def _arguments(self, train: Trains, micro_batch: int, tier: int, limit: int) -> dict[str, Any]:
+    def _arguments(self, train: Trains, way: Way, limit: int) -> dict[str, Any]:
         how = {name: value for name, value in self.how.items() if name not in ("recompute", "micro_batch")}
-        return {**how, "train": train or None, "micro_batch": micro_batch, "policy": Policy(tier, limit)}
+        return {**how, "train": train or None, "micro_batch": way.micro_batch, "policy": Policy(way.tier, limit, lean=way.lean)}
 
-    def ways(self) -> Iterator[tuple[int, int]]:
-        """(samples at a time, what may be made again), from what costs least time to what takes least memory."""
+    def ways(self) -> list[Way]:
+        """From what costs least time to what takes least memory."""
         batch, given, again = self.how["batch"], self.how.get("micro_batch"), self.how.get("recompute")
         whole = given is not None or (self.how.get("bn") == "batch" and self.asked)
         sizes = [given or batch]
         while not whole and sizes[-1] > 1:
             sizes.append(sizes[-1] // 2)
-        for tier in (0,) if again is False else (1,) if again else (1, 2):
-            for size in sizes:
-                yield size, tier
+        tiers = (0,) if again is False else (1,) if again else (1, 2)
+        found = [Way(size, tier, True) for tier in tiers for size in sizes]
+        return [Way(sizes[0], tiers[0], False), *found]
 
-    def plan(self, train: Trains, micro_batch: int, tier: int, limit: int) -> Found:
+    def plan(self, train: Trains, way: Way, limit: int) -> Found:
         """The plan of that way within the limit, or the smallest: buffers that do not fall into place leave gaps."""
         aims = [limit]
         while True:
-            how = self._arguments(train, micro_batch, tier, aims[-1])
+            how = self._arguments(train, way, aims[-1])
             planned = Planned(self.graph, **how)
             over = size_of_plan(planned) - limit
-            if over <= 0 or tier == 0 or aims[-1] == 0:
+            if over <= 0 or way.tier == 0 or aims[-1] == 0:
                 return Found(planned, how)
             # a little less makes up for gaps; what is still over then, only the least may do
             aims.append(limit - 2 * over if len(aims) == 1 and 8 * over < limit else 0)
 
+    def smallest_ways(self) -> list[Way]:
+        """The ways that take least memory: with the whole batch, and with as small parts as may be."""
+        ways = self.ways()
+        return list(dict.fromkeys([ways[-1], replace(ways[-1], micro_batch=ways[0].micro_batch)]))
+
     def fitting(self, train: Trains, quick: bool = False) -> Found | None:
-        """The first way in which these weights can train within the limit. quick: only the two that take least memory."""
-        ways = list(self.ways())
-        if quick:
-            tier = ways[-1][1]
-            ways = list(dict.fromkeys([(ways[-1][0], tier), (ways[0][0], tier)]))
-        for size, tier in ways:
-            found = self.plan(train, size, tier, self.limit)
+        """The first way in which these weights can train within the limit. quick: only those that take least memory."""
+        for way in self.smallest_ways() if quick else self.ways():
+            found = self.plan(train, way, self.limit)
             if size_of_plan(found.planned) <= self.limit:
                 return found
         return None
@@ -200,9 +211,7 @@ class Search:
 
     def refusal(self, trains: Iterable[Trains]) -> CompileError:
         """What is said where nothing fits: the smallest budget with which one of these would train."""
-        ways = list(self.ways())
-        least = min(size_of_plan(self.plan(train, size, ways[-1][1], 0).planned)
-                    for train in trains for size in {ways[0][0], ways[-1][0]})
+        least = min(size_of_plan(self.plan(train, way, 0).planned) for train in trains for way in self.smallest_ways())
         remedy = "Use it, or a smaller batch" if self.how["batch"] > 1 else "Use it"
         return CompileError(f"budget is {self.limit:,} bytes; this network at batch {self.how['batch']} needs {least:,} beside "
                             f"its parameters: the smallest budget that works. {remedy}"

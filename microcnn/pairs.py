@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass, field
 
 from .layers.bands import chunk_count
 from .memory import Buffer
@@ -14,25 +15,38 @@ PAIR_PIXELS = 32
 CHAINS_DEPTH = 64
 
 
-def pair_rows(rows: list[Row], batch: int, lanes: int, itemsize: int) -> tuple[list[Row], dict[str, str], list[Buffer]]:
-    """(the rows with each depthwise 3 x 3 convolution and the pointwise one that alone reads it as one row, {layer: the layer
-    in whose row it runs}, the buffers that only such a row uses)."""
+@dataclass
+class Paired:
+    """Rows, some of which are two. gone: the numbers of the first ones of these; fused: {layer: the layer in whose row it
+    runs}; made: the buffers that only such a row uses."""
+
+    rows: list[Row] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
+    fused: dict[str, str] = field(default_factory=dict)
+    made: list[Buffer] = field(default_factory=list)
+
+
+def pair_rows(rows: list[Row], batch: int, lanes: int, itemsize: int, most: int) -> Paired:
+    """The rows with each depthwise 3 x 3 convolution and the pointwise one that alone reads it as one row.
+
+    most: chunks of the work, each of which has room for a band of its own.
+    """
     uses = Counter(id(value) for row in rows for value in row.fields.values() if isinstance(value, Buffer))
-    paired: list[Row] = []
-    fused: dict[str, str] = {}
-    made: list[Buffer] = []
-    for row in rows:
-        jobs = batch * math.ceil(paired[-1].fields["OH"] / paired[-1].fields["band"]) if paired and _fit(paired[-1], row, uses,
-                                                                                                         lanes) else 0
-        if jobs > 1:                    # an image of one band had better be shared by channels
-            first, chunks = paired.pop(), chunk_count(jobs, True)
-            fused[first.layer] = row.layer
+    found = Paired()
+    for number, row in enumerate(rows):
+        first = found.rows[-1] if found.rows and _fit(found.rows[-1], row, uses, lanes) else None
+        jobs = batch * math.ceil(first.fields["OH"] / first.fields["band"]) if first else 0
+        if first and jobs > 1:          # an image of one band had better be shared by channels
+            found.rows.pop()
+            found.gone.append(number - 1)
+            found.fused[first.layer] = row.layer
+            chunks = chunk_count(jobs, most)
             middle = Buffer(first.fields["y"].name, itemsize * chunks * first.fields["band"] * first.fields["OW"]
                             * first.fields["C"], "scratch", row.layer)
-            made.append(middle)
+            found.made.append(middle)
             row = _together(first, row, middle, chunks)
-        paired.append(row)
-    return paired, fused, made
+        found.rows.append(row)
+    return found
 
 
 def _fit(first: Row, second: Row, uses: Counter[int], lanes: int) -> bool:

@@ -103,11 +103,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Policy:
-    """What backward may make again instead of keeping it (recompute.py). tier: 0 the inputs, 1 what takes one pass over memory,
-    2 anything; limit: the bytes of buffers alive at one time that are few enough, None: as few as can be reached."""
+    """How memory is saved. Backward may make tensors again instead of keeping them (recompute.py).
+
+    tier     0 the inputs, 1 what takes one pass over memory, 2 anything
+    limit    the bytes of buffers alive at one time that are few enough, None: as few as can be reached
+    inputs   whether the caller's arrays are still at hand
+    lean     whether room for two threads is enough, and whether weights in another form are made anew each time
+    """
 
     tier: int = 0
     limit: int | None = None
+    inputs: bool = True
+    lean: bool = False
 
 
 @dataclass

@@ -14,6 +14,7 @@ from .doors import rows_in, rows_out
 from .fusion import Step, fuse
 from .graph import Graph, Node, WeightRef
 from .layers.activation import CLAMP
+from .layers.bands import CHUNKS, LEAN_CHUNKS
 from .layers.update import Updates
 from .layout import Layout, pad5, strides_between
 from .lifetimes import set_lifetimes
@@ -44,6 +45,9 @@ class Schedule:
         self.winograd = winograd
         self.accumulates = accumulates and mode == "train"
         self.opening = self.closing = 0
+        self.lean = training.recompute.lean
+        # chunks of a parallel loop: each of them has scratch of its own, or none
+        self.held_chunks, self.chunks = LEAN_CHUNKS if self.lean else CHUNKS, 4 * CHUNKS
         self.rows: list[Row] = []
         self.prepared: list[Row] = []                      # rows to run once after the weights have changed
         self.steps: list[tuple[Step | None, int]] = []     # of forward, and where its rows end; None: the doors in
@@ -65,7 +69,9 @@ class Schedule:
         self.fused: dict[str, str] = {}                    # by layer, the layer in whose kernel it runs
         # tensors that are read from outside the graph's nodes: outputs, or what the losses read
         self.wanted = set(graph.outputs)
-        self.readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
+        self.consumers = graph.consumers()
+        self.readers = {name: len(nodes) for name, nodes in self.consumers.items()}
+        self.ran: set[str] = set()                         # nodes whose rows are there
 
     def _needs_gradient(self) -> set[str]:
         """Tensors on a path from something that trains (or, in manual mode, from an input)."""
@@ -152,6 +158,17 @@ class Schedule:
     def free_to_overwrite(self, value: Value) -> bool:
         """Whether the only reader of a tensor may write its result in place."""
         return not value.shared and not value.buffer.kept
+
+    def free_behind(self, value: Value, *reads: Value) -> bool:
+        """Whether the current step, which also reads `reads`, may write over a tensor: all who else want it have run."""
+        if value.buffer.kept or self.unmade or any(one.buffer is value.buffer for one in reads):
+            return False
+        here = {name for name, host in self.fused.items() if self.node and host == self.node.name}
+        for one in self.values.values():
+            if one.buffer is value.buffer and (one.name in self.wanted or one.name not in self.consumers or any(
+                    node.name not in self.ran and node.name not in here for node in self.consumers[one.name])):
+                return False
+        return True
 
     def keep(self, *values: Value | None) -> None:
         """Backward will read these: nothing may overwrite them before."""
@@ -349,6 +366,7 @@ class Schedule:
             self.node = step.node
             self.fused.update(dict.fromkeys(step.fused, step.node.name))
             layers.LAYERS[step.node.op].forward(self, step)
+            self.ran.update((step.node.name, *step.fused))
             self.steps.append((step, len(self.rows)))
         self.node = None
 
@@ -365,10 +383,13 @@ class Schedule:
         self.skipped = {name for name in makers if name not in needed}
         self.wanted = wanted
         for name in list(self.readers):
-            self.readers[name] = sum(node.outputs[0] not in self.skipped for node in self.graph.consumers()[name])
+            self.readers[name] = sum(node.outputs[0] not in self.skipped for node in self.consumers[name])
+        self.ran = {node.name for node in self.graph.nodes if node.outputs[0] in self.skipped}
 
     def _may_fold(self, node: Node, bn: Node) -> bool:
         """Batch norm goes into the convolution's weights where it runs on fixed statistics and no gradient passes."""
+        if self.lean:
+            return False            # folded weights are a second copy of them
         return not self.live or (self.bn != "batch" and bn.outputs[0] not in self.needs)
 
     def run_outputs(self) -> None:
@@ -423,9 +444,11 @@ class Schedule:
             if set(row.fields) != set(ENTRIES[row.kernel].fields):
                 raise AssertionError(f"{row.kernel}: fields {sorted(set(row.fields) ^ set(ENTRIES[row.kernel].fields))}")
         if self.mode != "manual":           # whose rows are counted: forward is one program, backward another
-            self.rows, fused, made = pair_rows(self.rows, self.batch, self.lanes, self.itemsize)
-            self.fused.update(fused)
-            self.buffers += made
+            paired = pair_rows(self.rows, self.batch, self.lanes, self.itemsize, self.held_chunks)
+            self.rows = paired.rows
+            self.steps = [(step, end - sum(number < end for number in paired.gone)) for step, end in self.steps]
+            self.fused.update(paired.fused)
+            self.buffers += paired.made
         if policy is not None:
             self.rows, self.buffers, self.again = lighten(self.rows, self.prepared, self.buffers, policy)
         else:

@@ -96,8 +96,8 @@ class Planned:
             self._keep_within(schedules, lower_bound(schedules["train"].buffers))
         return schedules
 
-    def _filled(self, mode: str) -> Schedule:
-        """The finished schedule of "predict", "evaluate" or "train"; its buffers have no places yet."""
+    def _filled(self, mode: str, inputs: bool = True) -> Schedule:
+        """The finished schedule of "predict", "evaluate" or "train"; its buffers have no places yet. inputs: as in Policy."""
         schedule = self.schedule(mode)
         if mode == "predict":
             schedule.run_forward()
@@ -108,17 +108,23 @@ class Planned:
             schedule.run_losses(mode == "train")
         if mode == "train":
             schedule.run_backward()
-            schedule.finish(self._room())
+            schedule.finish(replace(self._room(), inputs=inputs))
             self.recomputed = schedule.again
         else:
             schedule.finish()
         return schedule
 
     def planned_again(self, mode: str) -> Schedule:
-        """The schedule of "evaluate" or "train" once more, every buffer at the place that it has in the arena."""
-        schedule = self._filled(mode)
+        """The schedule of "evaluate" or "train" once more, every buffer at a place in the arena; inputs are read once only.
+
+        Raises CompileError where the arena has no room for that.
+        """
+        recomputed = self.recomputed
+        schedule = self._filled(mode, inputs=False)
+        self.recomputed = recomputed
         if place(schedule.buffers, self._shared_from) > self.memory.arena:
-            raise AssertionError(f"{mode}: planned anew it takes more than the arena")
+            raise CompileError("the arena has room for the inputs only where backward reads them again, which it cannot when "
+                               "it begins with features; leave out cache_features")
         return schedule
 
     def _lasting(self) -> list[Buffer]:

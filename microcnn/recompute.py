@@ -52,6 +52,10 @@ class Rewriter:
                     self.writers.setdefault(id(buffer), []).append(number)
         self.candidates = [found for key in self.transient if (found := self._candidate(key)) is not None]
 
+    def reads_input(self, candidate: Candidate) -> bool:
+        """Whether it is made of the caller's arrays again."""
+        return any(self.rows[number].kernel in FREE for number in candidate.makers)
+
     def _again(self, row: Row) -> Row:
         """The row as it comes the second time."""
         kernel, without = AGAIN.get(row.kernel, (row.kernel, ()))
@@ -63,6 +67,8 @@ class Rewriter:
         early, late = [i for i in uses if i <= self.begin], [i for i in uses if i > self.begin]
         if buffer.kind != "activation" or buffer.held or not early or not late or not makers or makers[-1] > self.begin:
             return None
+        if any(makers[0] < number < makers[-1] for number in uses if number not in makers):
+            return None                     # someone reads what is written over later: it would have to be made twice
         tier = 0
         for number in makers:
             row = self._again(self.rows[number])
@@ -140,7 +146,8 @@ def lighten(rows: Sequence[Row], prepared: Sequence[Row], buffers: Sequence[Buff
     until the limit is reached, or nothing waits there any more.
     """
     rewriter = Rewriter(rows, buffers)
-    able = {id(one.buffer): one for one in rewriter.candidates if one.tier <= policy.tier}
+    able = {id(one.buffer): one for one in rewriter.candidates
+            if one.tier <= policy.tier and (policy.inputs or not rewriter.reads_input(one))}
     chosen: dict[int, Candidate] = {}
     now, origin, made = list(rows), list(range(len(rows))), []
     alive = set_lifetimes(now, prepared, [*buffers, *made])

@@ -132,9 +132,24 @@ def _sums_in_order(x, begin, end, C, scratch, to):
 
 
 @helper
-def statistics_chunk(x, begin, end, C, streamed, scratch, to, tile_sums):
+def _add_pixels(scratch, at, C, width):
+    """Each of a row's sums is that of its channel over all pixels of the row."""
+    step = lanes(scratch)
+    for c in range(0, C, step):
+        total = vector_take(scratch, at + c, C - c)
+        for pixel in range(C, width, C):
+            total = vector_add(total, vector_take(scratch, at + pixel + c, C - c))
+        vector_write(total, scratch, at + c, C - c)
+    for pixel in range(C, width, C):
+        copy_run(scratch, at, scratch, at + pixel, C)
+
+
+@helper
+def statistics_chunk(x, begin, end, C, together, streamed, scratch, to, tile_sums):
     """scratch[to : to + 2 C] = mean and sum of squared deviations of rows begin to end, in one pass over memory.
 
+    together: of so many neighbouring pixels that a row holds, whose mean is one: parts of a row that had means of their own
+    would lose digits of their distances.
     streamed: a tile is read in order first, its sums go to scratch[tile_sums : tile_sums + C].
     """
     tile = tile_rows(C)
@@ -142,6 +157,8 @@ def statistics_chunk(x, begin, end, C, streamed, scratch, to, tile_sums):
         rows = min(tile, end - row)
         if streamed:
             _sums_in_order(x, row, row + rows, C, scratch, tile_sums)
+            if together > 1:
+                _add_pixels(scratch, tile_sums, C // together, C)
         for c in range(0, C, lanes(x)):
             count = C - c
             at = row * C + c
@@ -150,7 +167,7 @@ def statistics_chunk(x, begin, end, C, streamed, scratch, to, tile_sums):
                 mean = vector_take(scratch, tile_sums + c, count)
             else:
                 mean = _tile_sum(x, zero, at, rows, C, count, False)
-            mean = vector_div(mean, vector_of(x, x.dtype.type(rows)))
+            mean = vector_div(mean, vector_of(x, x.dtype.type(rows * together)))
             squares = _tile_sum(x, mean, at, rows, C, count, True)
             if row > begin:
                 mean, squares = _merge(vector_take(scratch, to + c, count),
@@ -171,18 +188,18 @@ def statistics(x, scale, rows, C, together, eps, threads, saved, scratch):
     Source   ONNX BatchNormalization-15, training mode; Chan, Golub and LeVeque 1979 for the merging
     """
     width = C * together
-    chunks, streamed = chunk_count(rows, width), rows * width >= STREAMED
+    chunks, streamed = chunk_count(rows, width), together > 1 or rows * width >= STREAMED
     if threads > 1:
         for index in numba.prange(chunks):
             chunk = np.int64(index)
             to = sums_of(chunk, width)
-            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, width, streamed, scratch, to,
-                             to + 2 * width)
+            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, width, together, streamed, scratch,
+                             to, to + 2 * width)
     else:
         for chunk in range(chunks):
             to = sums_of(chunk, width)
-            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, width, streamed, scratch, to,
-                             to + 2 * width)
+            statistics_chunk(x, chunk * rows // chunks, (chunk + 1) * rows // chunks, width, together, streamed, scratch,
+                             to, to + 2 * width)
     _finish_statistics(scale, rows, chunks, C, together, eps, saved, scratch)
 
 
@@ -205,8 +222,8 @@ def _finish_statistics(scale, rows, chunks, C, together, eps, saved, scratch):
         count = C - c
         mean, squares = _merge_chunks(scale, rows, chunks, c, count, width, scratch)
         for pixel in range(1, together):
-            other_mean, other_squares = _merge_chunks(scale, rows, chunks, pixel * C + c, count, width, scratch)
-            mean, squares = _merge(mean, squares, other_mean, other_squares, pixel * rows, rows, scale)
+            _, other = _merge_chunks(scale, rows, chunks, pixel * C + c, count, width, scratch)
+            squares = vector_add(squares, other)        # around the mean that all pixels of a row have
         variance = vector_div(squares, vector_of(scale, real(rows * together)))
         inverse = vector_div(vector_of(scale, real(1)), vector_sqrt(vector_add(variance, vector_of(scale, real(eps)))))
         vector_write(mean, saved, c, count)

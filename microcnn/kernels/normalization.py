@@ -100,7 +100,7 @@ def _group_job(phase, job, x, scale, bias, P, C, G, chunks, eps, sums, saved, y)
     n = job // chunks
     begin, end = _bounds(job % chunks, chunks, P)
     if phase == 0:
-        statistics_chunk(x, n * P + begin, n * P + end, C, False, sums, 2 * job * C, 0)
+        statistics_chunk(x, n * P + begin, n * P + end, C, 1, False, sums, 2 * job * C, 0)
     else:
         _normalise_pixels(x, scale, bias, saved, 2 * n * C, n * P + begin, n * P + end, C, y)
 

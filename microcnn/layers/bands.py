@@ -12,7 +12,7 @@ BAND_BYTES = 24 * 1024
 # Bands shorter than this many pixels waste tiles.
 BAND_PIXELS = 48
 # Iterations of a parallel loop that there should at least be, and are at most where each has its own scratch.
-CHUNKS = 8
+CHUNKS, LEAN_CHUNKS = 8, 2
 
 
 def band_plan(s: Schedule, H: int, W: int, C: int, R: int, S: int, sides: dict[str, int], OH: int, OW: int,
@@ -41,6 +41,6 @@ def band_plan(s: Schedule, H: int, W: int, C: int, R: int, S: int, sides: dict[s
     return band, jobs, ((band - 1) * sides["stride_h"] + (R - 1) * sides["dilation_h"] + 1) * width * C
 
 
-def chunk_count(jobs: int, scratch: bool) -> int:
-    """The chunks that threads take one by one: not too many where each has its own scratch."""
-    return min(jobs, CHUNKS if scratch else 4 * CHUNKS)
+def chunk_count(jobs: int, most: int) -> int:
+    """The chunks that threads take one by one."""
+    return min(jobs, most)

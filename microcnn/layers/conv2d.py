@@ -82,7 +82,7 @@ class Convolution(Layer):
         residual = s.channels_last(s.value(step.residual)) if step.residual else None
         # pixels that no tap reaches are made first, which may not overwrite the residual of the others
         over = None if cls.transposed and g.skips else residual
-        y = output_value(s, step, Layout.channels_last(s.shapes[step.output]), over)
+        y = output_value(s, step, Layout.channels_last(s.shapes[step.output]), over, x)
         buffers = weight, bias, residual.buffer if residual else None, x.buffer, y.buffer
         pool = None if cls.transposed else pooled_serves(step, g)
         if pool is not None and pooled_pays(s, g, pool):
@@ -126,9 +126,9 @@ class ConvTranspose2d(Convolution):
     onnx = {"ConvTranspose": {}}
 
 
-def output_value(s: Schedule, step: Step, layout: Layout, residual: Value | None) -> Value:
-    """The output, in the residual's memory where this is its only use."""
-    if residual is not None and s.free_to_overwrite(residual) and residual.layout.same_order(layout):
+def output_value(s: Schedule, step: Step, layout: Layout, residual: Value | None, x: Value) -> Value:
+    """The output, in the residual's memory where this is its last use."""
+    if residual is not None and s.free_behind(residual, x) and residual.layout.same_order(layout):
         return s.make(step.output, layout, residual.buffer)
     return s.make(step.output, layout)
 

@@ -51,7 +51,7 @@ def pooled_row(s: Schedule, node: Node, g: Geometry, weight: Buffer | None, bias
     if s.batch * math.ceil(PH / band) < CHUNKS:
         band = min(band, math.ceil(PH / math.ceil(CHUNKS / s.batch)))
     band = math.ceil(PH / math.ceil(PH / band))
-    chunks = min(CHUNKS, s.batch * math.ceil(PH / band))
+    chunks = min(s.held_chunks, s.batch * math.ceil(PH / band))
     padded = chunks * g.C * (2 * band + more) * columns
     before, s.node = s.node, node               # most of the work is the convolution's
     s.row("conv2d_pooled.forward", x=x.buffer, weight=weight, bias=bias, y=y.buffer, indices=indices,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from .bands import BAND_BYTES, CHUNKS, band_plan, chunk_count
+from .bands import BAND_BYTES, band_plan, chunk_count
 from .base import Shape
 from .columns import columns_row, first_channels
 from .depthwise import depthwise_input_row, depthwise_phase, depthwise_row, depthwise_weight_row, slides_back
@@ -200,7 +200,7 @@ def conv_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | None,
         band, jobs, band_numbers = band_plan(s, H, W, C, R, S, sides, OH, OW)
     channels = split_columns(K, tile, jobs) if G == 1 else math.ceil(K // G / tile) * tile
     splits = math.ceil(K / channels) if G == 1 else 1
-    chunks = chunk_count(jobs * splits, deep or band_numbers > 0)
+    chunks = chunk_count(jobs * splits, s.held_chunks if deep or band_numbers > 0 else s.chunks)
     depth = panel_depth(s, channels) if deep else 0
     padded = chunks * band_numbers
     panels = chunks * depth * channels if w_row > tile else 0
@@ -250,7 +250,7 @@ def weight_row(s: Schedule, g: Geometry, x: Buffer, dy: Buffer, target: Buffer, 
     rows = 8
     if g.G == 1 and g.C / (math.ceil(g.C / rows) * rows) < 0.8:
         band, jobs, band_numbers = band_plan(s, g.H, g.W, g.C, g.R, g.S, g.sides(), g.OH, g.OW)
-        chunks = chunk_count(jobs, True)
+        chunks = chunk_count(jobs, s.held_chunks)
         padded = chunks * band_numbers
         s.row("conv2d_weight.backward_few", **common, K=g.K, band=band, chunks=chunks, padded_size=padded,
               tables=s.scratch(8 * (band * g.OW + g.R * g.S * g.C), "tables"),
@@ -362,7 +362,7 @@ def scatter_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer |
     """transposed_rows as a sum of windows: the weights turned, then every pixel of x adds its window."""
     packed, w_row = turned(s, g, weight, lasting)
     rows, columns = covered_size(g)
-    chunks = min(s.batch, CHUNKS)
+    chunks = min(s.batch, s.held_chunks)
     s.row("conv2d_scatter.backward_input", dy=x, packed=packed, bias=bias, residual=residual, dx=y,
           tables=s.scratch(16 * g.OH * g.OW, "tables"), sums=s.scratch(chunks * rows * columns * g.C * s.itemsize, "sums"),
           H=g.H, W=g.W, C=g.C, OH=g.OH, OW=g.OW, K=g.K, R=g.R, S=g.S, w_row=w_row, stride_h=g.stride[0],
@@ -372,7 +372,7 @@ def scatter_rows(s: Schedule, g: Geometry, weight: Buffer | None, bias: Buffer |
 
 def packed_weight(s: Schedule, numbers: int, lasting: bool) -> tuple[Buffer, Callable[..., None]]:
     """Room for a weight in another form, and what adds the row that makes it: once, or in every run."""
-    if lasting:
+    if lasting and not s.lean:
         return s.held("packed", numbers * s.itemsize), s.prepare
     return s.scratch(numbers * s.itemsize, "packed"), s.row
 

@@ -25,10 +25,10 @@ def depthwise_row(s: Schedule, x: Buffer, weight: Buffer | None, bias: Buffer | 
     if slides(R, S, sides):
         splits = max(1, min(math.ceil(C / s.lanes), math.ceil(CHUNKS / jobs)))
         s.row("depthwise3x3.forward", **common, **zero_line(s, H, W, C, OH, sides), splits=splits,
-              chunks=chunk_count(jobs * splits, False), fetch_x=fetches(s, H * W, C, NEAR_BYTES),
+              chunks=chunk_count(jobs * splits, s.chunks), fetch_x=fetches(s, H * W, C, NEAR_BYTES),
               fetch_y=fetches(s, OH * OW, C, far_output(s)) if grid["y_pixel"] == C else 0)
         return
-    chunks = chunk_count(jobs, band_numbers > 0)
+    chunks = chunk_count(jobs, s.held_chunks if band_numbers > 0 else s.chunks)
     padded = chunks * band_numbers
     s.row("depthwise2d.forward", **common, **sides, R=R, S=S, padded_size=padded, chunks=chunks,
           padded=s.scratch(padded * s.itemsize, "padded") if padded else None)
@@ -52,7 +52,7 @@ def depthwise_input_row(s: Schedule, g: Geometry, weight: Buffer | None, bias: B
     jobs = s.batch * math.ceil(g.H / band)
     splits = max(1, min(math.ceil(g.C / s.lanes), math.ceil(CHUNKS / jobs)))
     s.row("depthwise3x3_input.backward", x=x, weight=weight, bias=bias, residual=residual, y=y, H=g.H, W=g.W, C=g.C, OH=g.OH,
-          OW=g.OW, pad_top=g.pads[0], pad_left=g.pads[1], band=band, splits=splits, chunks=chunk_count(jobs * splits, False),
+          OW=g.OW, pad_top=g.pads[0], pad_left=g.pads[1], band=band, splits=splits, chunks=chunk_count(jobs * splits, s.chunks),
           fetches=fetches(s, g.H * g.W, g.C, NEAR_BYTES), zeros=s.scratch(g.OW * g.C * s.itemsize, "zeros"), low=low,
           high=high)
 
@@ -66,7 +66,7 @@ def depthwise_weight_row(s: Schedule, g: Geometry, x: Buffer, dy: Buffer, target
     """The row that makes dW of a depthwise convolution."""
     sides = g.sides()
     band, jobs, band_numbers = band_plan(s, g.H, g.W, g.C, g.R, g.S, sides, g.OH, g.OW)
-    chunks = chunk_count(jobs, True)
+    chunks = chunk_count(jobs, s.held_chunks)
     common = {"x": x, "dy": dy, "dweight": target, "scratch": s.scratch(chunks * g.weight_numbers * s.itemsize), "H": g.H,
               "W": g.W, "C": g.C, "OH": g.OH, "OW": g.OW, "band": band, "chunks": chunks, "accumulate": accumulate}
     if slides(g.R, g.S, sides):

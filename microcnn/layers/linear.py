@@ -82,7 +82,7 @@ class Linear(Layer):
         weight, bias = s.weight(node, "weight", weight_steps(node, x, C, K)), s.weight(node, "bias")
         residual = s.plain(s.value(step.residual)) if step.residual else None
         layout = Layout.plain((*shape[:-1], K))
-        if residual is not None and s.free_to_overwrite(residual):
+        if residual is not None and s.free_behind(residual, x):
             y = s.make(step.output, layout, residual.buffer)
         else:
             y = s.make(step.output, layout)
@@ -123,7 +123,7 @@ def linear_row(s: Schedule, rows: int, C: int, K: int, x: Buffer, weight: Buffer
         block = PANEL_BLOCK_ROWS
         blocks = max(1, round(pixels / block))
         columns = split_columns(K, 2 * s.lanes, blocks)
-        chunks = min(CHUNKS, blocks * math.ceil(K / columns))
+        chunks = min(s.held_chunks, blocks * math.ceil(K / columns))
         depth = min(C, panel_depth(s, columns))
         panel = chunks * depth * columns
     s.row("linear.forward", x=x, weight=weight, bias=bias, residual=residual, y=y,

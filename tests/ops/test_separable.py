@@ -5,6 +5,7 @@ import pytest
 import microcnn as mc
 from microcnn import plan
 from microcnn.kernels.simd import lanes_of
+from microcnn.pairs import Paired
 from tests.ops.table import Case, built, chain, poison, table
 
 ROW = "separable.forward"
@@ -35,7 +36,7 @@ def kernels(net, program="predict"):
 
 
 def apart(monkeypatch):
-    monkeypatch.setattr(plan, "pair_rows", lambda rows, *sizes: (rows, {}, []))
+    monkeypatch.setattr(plan, "pair_rows", lambda rows, *sizes: Paired(rows))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
