@@ -19,6 +19,7 @@ from . import options
 
 VALIDATION = 0.2   # of the data, where no test set is given
 OPTIMIZERS = ("sgd", "adam", "adamw")
+FEW = 64           # samples on which a budget's choice is measured
 
 
 def add_finetune(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,13 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
                        "or for later runs in PATH, a file or a folder (off)")
     group.add_argument("--seed", metavar="N", type=options.whole(0), default=0,
                        help="of the order of the samples and of dropout (0)")
+    group.add_argument("--budget", metavar="SIZE",
+                       help="what training may take beside the parameters: 256KB, 8MB; where not everything fits, backward makes "
+                       "tensors again, batches go in parts, and at last only those weights train that contribute most (off)")
+    group.add_argument("--micro-batch", metavar="N", type=options.whole(),
+                       help="so many samples of a batch at a time; their gradients add up (all)")
+    group.add_argument("--recompute", action="store_true",
+                       help="less memory for a little more time: backward makes again what one pass over memory makes")
     options.add_loss(group)
     options.add_bn(group)
     options.add_normalisation(parser)
@@ -95,10 +103,13 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     training, validation = training.matched(*fits), validation.matched(*fits)
     net, _ = compile_shown(graph, terminal, batch=min(args.batch, len(training)), train=args.train, loss=loss,
                            optimizer=optimizer, bn=args.bn, dtype=args.dtype, input_shapes=shapes, seed=args.seed,
-                           augment=args.augment)
+                           augment=args.augment, budget=args.budget, samples=few_samples(args, training),
+                           micro_batch=args.micro_batch, recompute=args.recompute or None)
 
     terminal.say(f"{args.model}: training {what_trains(args.train)} on {len(training):,} samples, validating on "
                  f"{len(validation):,}")
+    if net.choice is not None:
+        terminal.say(str(net.choice))
     terminal.heading("Memory, known before the first step")
     show_memory(terminal, {f"{what_trains(args.train)}, batch {net.batch}": net.memory})
     if args.cache_features:
@@ -114,6 +125,14 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
     options.note_raw(training, terminal, graph)
     options.note_lost(load_model(out), normalization, out, terminal)
     return 130 if history.interrupted else 0
+
+
+def few_samples(args: argparse.Namespace, training: Any) -> Any:
+    """Some of the samples, on which a budget's choice is measured; None without a budget."""
+    if args.budget is None:
+        return None
+    x, t = next(training.batches(FEW, training.order(args.seed, 1), args.dtype))
+    return x.copy(), t
 
 
 def output_path(args: argparse.Namespace) -> Path:
