@@ -1,5 +1,6 @@
 """Options of the command for training and evaluation: schedules, patience, clipping, metrics."""
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,3 +135,21 @@ def test_help_says_what_can_train(capsys, command):
 def test_what_cannot_train(capsys, model, what, text):
     code, _, err = run(capsys, "info", model, "--train", what)
     assert code == 2 and text in err and "Traceback" not in err
+
+
+def test_a_budget(capsys, tmp_path, model, data):
+    """What fits is said; what does not is refused with the smallest that would; parts and recomputation by hand."""
+    common = ("finetune", model, "--data", data, "--scale", "1/255", "--epochs", "1", "--batch", "8", "--out", tmp_path / "tuned.mcnn")
+    code, text, err = run(capsys, *common, "--budget", "8MB")
+    assert code == 0 and "everything fits as it is" in text, err
+    code, text, err = run(capsys, *common, "--budget", "1KB")
+    assert code == 2 and "the smallest budget that works" in err
+    least = int(re.search(r"needs ([\d,]+) beside", err)[1].replace(",", ""))
+    code, text, err = run(capsys, *common, "--budget", str(least))
+    assert code == 0 and "samples, is in what does" in text, err
+    code, text, err = run(capsys, *common, "--micro-batch", "2", "--recompute")
+    assert code == 0, err
+    code, text, err = run(capsys, *common, "--micro-batch", "9")
+    assert code == 2 and "micro_batch is 9; expected an integer from 1 to the batch, 8" in err
+    code, text, err = run(capsys, *common, "--budget", "little")
+    assert code == 2 and "budget is 'little'" in err

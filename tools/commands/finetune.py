@@ -62,8 +62,8 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", metavar="N", type=options.whole(0), default=0,
                        help="of the order of the samples and of dropout (0)")
     group.add_argument("--budget", metavar="SIZE",
-                       help="what training may take beside the parameters: 256KB, 8MB; where not everything fits, backward makes "
-                       "tensors again, batches go in parts, and at last only those weights train that contribute most (off)")
+                       help="what training may take beside the parameters: 256KB, 8MB; where not everything fits, backward "
+                       "makes tensors again, batches go in parts, and at last only the weights that contribute most train (off)")
     group.add_argument("--micro-batch", metavar="N", type=options.whole(),
                        help="so many samples of a batch at a time; their gradients add up (all)")
     group.add_argument("--recompute", action="store_true",
