@@ -139,7 +139,8 @@ def test_what_cannot_train(capsys, model, what, text):
 
 def test_a_budget(capsys, tmp_path, model, data):
     """What fits is said; what does not is refused with the smallest that would; parts and recomputation by hand."""
-    common = ("finetune", model, "--data", data, "--scale", "1/255", "--epochs", "1", "--batch", "8", "--out", tmp_path / "tuned.mcnn")
+    common = ("finetune", model, "--data", data, "--scale", "1/255", "--epochs", "1", "--batch", "8", "--out",
+              tmp_path / "tuned.mcnn")
     code, text, err = run(capsys, *common, "--budget", "8MB")
     assert code == 0 and "everything fits as it is" in text, err
     code, text, err = run(capsys, *common, "--budget", "1KB")

@@ -63,7 +63,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
                        help="of the order of the samples and of dropout (0)")
     group.add_argument("--budget", metavar="SIZE",
                        help="what training may take beside the parameters: 256KB, 8MB; where not everything fits, backward "
-                       "makes tensors again, batches go in parts, and at last only the weights that contribute most train (off)")
+                       "makes tensors again, batches go in parts, and at last only what contributes most trains (off)")
     group.add_argument("--micro-batch", metavar="N", type=options.whole(),
                        help="so many samples of a batch at a time; their gradients add up (all)")
     group.add_argument("--recompute", action="store_true",
