@@ -114,18 +114,12 @@ class Planned:
             schedule.finish()
         return schedule
 
-    def planned_again(self, mode: str) -> Schedule:
-        """The schedule of "evaluate" or "train" once more, every buffer at a place in the arena; inputs are read once only.
-
-        Raises CompileError where the arena has no room for that.
-        """
+    def planned_again(self, mode: str) -> tuple[Schedule, bool]:
+        """The schedule of "evaluate" or "train" once more, which reads inputs once only; whether the arena has room for it."""
         recomputed = self.recomputed
         schedule = self._filled(mode, inputs=False)
         self.recomputed = recomputed
-        if place(schedule.buffers, self._shared_from) > self.memory.arena:
-            raise CompileError("the arena has room for the inputs only where backward reads them again, which it cannot when "
-                               "it begins with features; leave out cache_features")
-        return schedule
+        return schedule, place(schedule.buffers, self._shared_from) <= self.memory.arena
 
     def _lasting(self) -> list[Buffer]:
         """What lies in the arena for ever, in this order behind the control block."""

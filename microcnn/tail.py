@@ -64,12 +64,16 @@ class Tail:
         store = net._store
         changing = [store.parameters[name].buffer for name in net.trained if name in store.parameters]
         for mode in MODES:
-            parts = cut(net.planned_again(mode), changing)
+            schedule, fits = net.planned_again(mode)
+            parts = cut(schedule, changing)
             if mode == "train":
                 self.layers = parts.layers
                 if not parts.layers:
                     raise CompileError("no frozen layer comes before what trains, so there are no features to keep; train "
                                        'less, such as train="head", or leave out cache_features')
+            if not fits:
+                raise CompileError("the arena has room for the inputs only where backward reads them again, which it cannot "
+                                   "when it begins with features; leave out cache_features")
             self._stage(mode, parts.border)
             self._describe(mode, parts.frozen)
             net._add_program(f"{mode} features", parts.frozen.rows, parts.frozen.prepared)

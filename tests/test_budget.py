@@ -27,6 +27,13 @@ def beside(net: mc.Net) -> int:
     return net.memory.arena - net.memory.parameters
 
 
+def tight(graph: mc.Graph, **how) -> int:
+    """A little more than the smallest budget."""
+    with pytest.raises(mc.CompileError) as caught:
+        graph.compile(budget=64, samples=samples(), **how)
+    return int(1.15 * smallest(caught.value))
+
+
 def smallest(error: Exception) -> int:
     found = re.search(r"needs ([\d,]+) beside its parameters: the smallest budget that works", str(error))
     assert found, error
@@ -95,11 +102,11 @@ def test_the_smallest_budget_is_true():
 
 def test_a_budget_for_prediction():
     graph = residual()
-    net = graph.compile(batch=8)
+    net = graph.compile(batch=8, winograd=False)
     small = graph.compile(batch=8, budget=int(0.6 * beside(net)))
     assert small.micro_batch < 8 and beside(small) <= 0.6 * beside(net)
     x, _ = samples()
-    assert small.predict(x).tobytes() == net.predict(x).tobytes()
+    np.testing.assert_allclose(small.predict(x), net.predict(x), rtol=1e-5, atol=1e-6)
     with pytest.raises(mc.CompileError, match="the smallest budget that works. Use it, or a smaller batch"):
         graph.compile(batch=8, budget=64)
 
@@ -175,7 +182,7 @@ def test_shares_of_channels():
 
 def test_without_samples_it_is_measured_on_noise():
     graph = residual()
-    limit = int(0.3 * beside(graph.compile(batch=1, **HOW)))
+    limit = tight(graph, batch=1, **HOW)
     results = [graph.compile(batch=1, budget=limit, **HOW) for _ in range(2)]
     assert results[0].choice == results[1].choice
     assert "noise" in results[0].choice.measured and 0 < results[0].choice.contribution < 1
@@ -185,7 +192,7 @@ def test_without_samples_it_is_measured_on_noise():
 
 def test_weights_stay_where_only_a_part_trains():
     graph = residual()
-    limit = int(0.3 * beside(graph.compile(batch=1, **HOW)))
+    limit = tight(graph, batch=1, **HOW)
     net = graph.compile(batch=1, budget=limit, samples=samples(), **HOW)
     before = net.parameters()
     net.train_step(*samples(1))

@@ -61,8 +61,8 @@ def planned(monkeypatch) -> dict[str, Schedule]:
     found: dict[str, Schedule] = {}
     finish = Schedule.finish
 
-    def watched(self):
-        finish(self)
+    def watched(self, *policy):
+        finish(self, *policy)
         found[self.mode] = self
     monkeypatch.setattr(Schedule, "finish", watched)
     return found

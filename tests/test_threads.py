@@ -214,12 +214,12 @@ def tick():
 ticker = threading.Thread(target=tick)
 ticker.start()
 program = net._programs["predict"][0]
-run = program.run
-def watched(batch):
+execute = program.execute
+def watched(address, batch):
     before = count
-    run(batch)
+    execute(address, batch)
     during.append(count - before)
-program.run = watched
+program.execute = watched
 net.predict(x, out=out)
 running = False
 ticker.join()

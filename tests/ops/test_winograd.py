@@ -150,11 +150,21 @@ def test_frozen_weights_are_transformed_once(rng):
 def test_a_step_with_few_images_has_no_room_for_it():
     graph = graph_with(64, 8, 8, 64)
     how = {"train": "all", "loss": "mse", "optimizer": mc.SGD(lr=0.1)}
-    few, many = graph.compile(batch=1, **how), graph.compile(batch=64, **how)
+    few, many = graph.compile(batch=1, winograd=True, **how), graph.compile(batch=64, **how)
     assert "winograd.forward" not in kernels_of(few, "train") and "winograd.forward" in kernels_of(few)
     assert "winograd.forward" in kernels_of(many, "train")
     # and what it takes is less than the images
     assert many.memory.arena <= 2.5 * graph.compile(batch=64, **how, winograd=False).memory.arena
+
+
+def test_prediction_beside_training_takes_no_more_memory_for_it():
+    """A few small images, whose training step is smaller than the transformed weights."""
+    graph = graph_with(64, 8, 8, 64)
+    how = {"train": "all", "loss": "mse", "optimizer": mc.SGD(lr=0.1)}
+    few, alone = graph.compile(batch=1, **how), graph.compile(batch=1)
+    assert "winograd.forward" not in kernels_of(few) and "winograd.forward" not in kernels_of(few, "evaluate")
+    assert "winograd.forward" in kernels_of(alone)
+    assert few.memory.arena < graph.compile(batch=1, winograd=True, **how).memory.arena
 
 
 def test_training_gives_the_same_bits_with_any_number_of_threads(rng):
@@ -178,7 +188,7 @@ def test_trained_weights_are_transformed_anew(rng):
     graph = b.graph(b(mc.Linear(3), b(mc.Flatten(), y)))
     x, t = rng.normal(size=(4, 32, 6, 6)), np.array([0, 2, 1, 1])
     how = {"batch": 4, "dtype": "float64", "train": "all", "loss": "cross_entropy", "optimizer": mc.SGD(lr=0.1)}
-    net, other = graph.compile(**how), graph.compile(**how, winograd=False)
+    net, other = (graph.compile(**how, winograd=choice) for choice in (True, False))
     assert "winograd.forward" in kernels_of(net, "evaluate") and "winograd.forward" not in kernels_of(net, "train")
     before = net.predict(x)
     for _ in range(2):

@@ -77,7 +77,7 @@ BAD = [
     ("finetune", "small.mcnn --data data.npz --momentum 0.9", "--momentum belongs to sgd"),
     ("finetune", "small.mcnn --data data.npz --loss hinge", "hinge"),
     ("finetune", "small.mcnn --data data.npz --test large.npz", "samples have shape (9, 9)"),
-    ("warmup", "small.mcnn --train --batch 16000000", "Use a smaller batch"),
+    ("warmup", "small.mcnn --train --batch 16000000 --dtype float64", "Use a smaller batch"),
     ("warmup", "small.mcnn --batch 99999999", "batch is 99999999"),
     ("convert", "small.mcnn small.txt", "ends in .onnx or .mcnn"),
     ("convert", "small.mcnn small.mcnn", "is the model itself"),
