@@ -149,7 +149,8 @@ def lighten(rows: Sequence[Row], prepared: Sequence[Row], buffers: Sequence[Buff
     able = {id(one.buffer): one for one in rewriter.candidates
             if one.tier <= policy.tier and (policy.inputs or not rewriter.reads_input(one))}
     chosen: dict[int, Candidate] = {}
-    now, origin, made = list(rows), list(range(len(rows))), []
+    made: list[Buffer] = []
+    now, origin = list(rows), list(range(len(rows)))
     alive = set_lifetimes(now, prepared, [*buffers, *made])
     while able:
         bound, at = most_alive(alive)
