@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from .kernels import cache
 from .kernels.entry import ENTRIES, FLAGS, outside, start_of
 from .memory import Buffer
-from .plan import Row
+from .parts import Row
 from .waking import Pace
 
 # What the header of a program holds.

@@ -75,7 +75,8 @@ class BatchNorm2d(Layer):
         in_place = not batch_mode and not needs_x and s.free_to_overwrite(x)
         y = s.make(step.output, layout, x.buffer if in_place else None)
         weights = {role: s.weight(node, role) for role in ("scale", "bias", "mean", "var")}
-        fields: dict[str, Any] = {"pixels": pixels, "C": C, "together": pixels_together(pixels, C, s.lanes), "low": step.low, "high": step.high}
+        fields: dict[str, Any] = {"pixels": pixels, "C": C, "together": pixels_together(pixels, C, s.lanes), "low": step.low,
+                                  "high": step.high}
         saved = None
         if batch_mode:
             saved = s.saved(f"{step.output}.statistics", 3 * C * s.itemsize)

@@ -11,7 +11,8 @@ from ..layout import Layout, merge_loops, pad5
 if TYPE_CHECKING:
     from ..graph import Node
     from ..memory import Buffer
-    from ..plan import Schedule, Value
+    from ..parts import Value
+    from ..plan import Schedule
 
 Shape = tuple[int, ...]
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
     from ..memory import Buffer
-    from ..parts import Gradient
-    from ..plan import Schedule, Value
+    from ..parts import Gradient, Value
+    from ..plan import Schedule
 
 # As kernels/elementwise.py numbers them.
 ADD, SUB, MUL, DIV, MAX, MIN, POW, MOD, SQUARE, CUBE, ROOT, INVERSE_ROOT, INVERSE = range(13)

@@ -13,7 +13,8 @@ from .movement import unchanged
 if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
-    from ..plan import Schedule, Value
+    from ..parts import Value
+    from ..plan import Schedule
 
 
 def repeat(s: Schedule, step: Step, x: Value, layout: Layout, loops: tuple[Shape, ...]) -> None:

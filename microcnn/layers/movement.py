@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
     from ..memory import Buffer
-    from ..plan import Schedule, Value
+    from ..parts import Value
+    from ..plan import Schedule
 
 
 def own_axis(node: Node, axis: int, shape: Shape) -> int:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
     from ..memory import Buffer
-    from ..plan import Schedule, Value
+    from ..parts import Value
+    from ..plan import Schedule
 
 # Sums over pixels or rows are cut into at most so many chunks, each of at least so many numbers.
 CHUNKS, CHUNK = 16, 4096

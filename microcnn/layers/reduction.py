@@ -12,7 +12,8 @@ from .softmax import groups
 if TYPE_CHECKING:
     from ..fusion import Step
     from ..graph import Node
-    from ..plan import Schedule, Value
+    from ..parts import Value
+    from ..plan import Schedule
 
 # As kernels/reduction.py numbers them.
 SUM, MAX, MIN, PRODUCT, MAGNITUDES, SQUARES, LENGTH, LOG_SUM, LOG_SUM_EXP = range(9)
