@@ -8,10 +8,10 @@ from ..optim import SGD, Adam, AdamW, Optimizer
 from .columns import columns_row
 
 if TYPE_CHECKING:
+    from ..draft import Draft
     from ..graph import Node
     from ..memory import Buffer
     from ..parts import Parameter
-    from ..plan import Schedule
 
 # The chunks' sums of kernels/clip.py, 64 of 8 bytes.
 SCRATCH_BYTES = 512
@@ -37,7 +37,7 @@ def update_row(optimizer: Optimizer) -> tuple[str, tuple[str, ...], tuple[str, .
 class Updates:
     """The updates of one schedule. With clip_norm every gradient lives until the last one has been measured."""
 
-    def __init__(self, schedule: Schedule):
+    def __init__(self, schedule: Draft):
         self.schedule = schedule
         self.waiting: list[tuple[Node | None, Parameter, Buffer]] = []
         self.sums: Buffer | None = None
