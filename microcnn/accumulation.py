@@ -15,6 +15,12 @@ def target_share(loss: Loss, target: np.ndarray) -> float:
     return loss.target_weight(target) if isinstance(loss, CrossEntropyLoss) else float(len(target))
 
 
+def spans(samples: int, size: int) -> Iterator[tuple[int, int]]:
+    """(first sample, how many) of each part."""
+    for begin in range(0, samples, size):
+        yield begin, min(size, samples - begin)
+
+
 class Parts:
     """The parts of a batch. size: the samples of one; outputs: those that have a loss.
 
@@ -29,8 +35,7 @@ class Parts:
         """(first sample, how many) of each part; self.weights hold meanwhile what its samples count. held: as Net feeds it."""
         totals = {output: target_share(loss, held[f"target:{output}"]) for output, (loss, _) in self._losses.items()}
         own = held.get("sample_weight")
-        for begin in range(0, samples, self.size):
-            count = min(self.size, samples - begin)
+        for begin, count in spans(samples, self.size):
             for output, (loss, _) in self._losses.items():
                 share = target_share(loss, held[f"target:{output}"][begin:begin + count])
                 self.weights[output][:count] = (share / totals[output] if totals[output] else 0.0) \

@@ -7,7 +7,7 @@ run gives, but for rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,9 +60,10 @@ class Choice:
         if self.micro_batch < self.batch:
             lines.append(f"  the batch of {self.batch} goes through in parts of {self.micro_batch}, whose gradients add up")
         if self.recomputed:
-            lines.append(f"  backward makes {len(self.recomputed)} tensors again instead of keeping them")
+            count = f"{len(self.recomputed)} tensors" if len(self.recomputed) > 1 else "one tensor"
+            lines.append(f"  backward makes {count} again instead of keeping it in memory")
         if self.measured:
-            lines.append(f"  not everything can train: {100 * self.contribution:.0f}% of the Fisher information, measured on "
+            lines.append(f"  not everything can train: {100 * self.contribution:.2g}% of the Fisher information, measured on "
                          f"{self.measured}, is in what does:")
             lines.append("  " + ", ".join(self.train))
         elif len(lines) == 1:
@@ -93,6 +94,8 @@ def compiled(graph: Graph, budget: int | str | None = None, samples: Any = None,
              ) -> Net:
     """Graph.compile, within a budget where there is one. progress: told of the kernels that are compiled."""
     limit = parse_budget(budget)
+    if samples is not None:
+        check_samples(samples)
     if limit is None:
         return Net(graph, progress=progress, **how)
     only_net = {name: how.pop(name) for name in ("manual",) if name in how}
@@ -100,6 +103,18 @@ def compiled(graph: Graph, budget: int | str | None = None, samples: Any = None,
     net = Net(graph, progress=progress, **how, **only_net)
     net.choice = choice
     return net
+
+
+def check_samples(samples: Any) -> None:
+    """Raises CompileError for what is no pair (x, t) of as many samples, one or more."""
+    expected = "expected a pair (x, t) of arrays, or of dicts of arrays by name, with as many samples, one or more"
+    if not isinstance(samples, (tuple, list)) or len(samples) != 2:
+        raise CompileError(f"samples is a {type(samples).__name__}; {expected}")
+    arrays = [np.asarray(array) for each in samples for array in (each.values() if isinstance(each, dict) else [each])]
+    if len(arrays) < 2 or any(array.ndim == 0 or array.dtype.kind not in "fiub" for array in arrays) \
+            or len({len(array) for array in arrays}) > 1 or not len(arrays[0]):
+        shapes = ", ".join(str(array.shape) for array in arrays) or "nothing"
+        raise CompileError(f"samples holds arrays of shape {shapes}; {expected}")
 
 
 def choose(graph: Graph, limit: int, how: dict[str, Any], samples: Any = None, progress: Progress | None = None
@@ -115,19 +130,23 @@ def choose(graph: Graph, limit: int, how: dict[str, Any], samples: Any = None, p
     found = search.fitting(asked)
     if found is not None:
         return found.how, search.choice(found, asked)
-    if not asked:
-        raise search.refusal([asked])
+    if not asked or how.get("loss") is None:
+        raise search.refusal(search.least([asked]))
+    # the smallest part of any weight, whatever is in it
+    least = search.least([dict([item.part(SHARES[-1])[:2]]) for item in search.items(
+        {name: np.ones(search.seen.weights[name].shape[:1] or (1,)) for name in search.factors})], progress)
+    if least > limit:
+        raise search.refusal(least)
     from .fisher import fisher_information
     information, measured = fisher_information(graph, how, samples, progress)
     items = search.items(information)
     train = search.best(items, progress)
-    if train is None:
-        raise search.refusal([{selector: factor} for item in items for selector, factor, _ in [item.part(SHARES[-1])]])
-    found = search.fitting(train)
-    assert found is not None
+    found = search.fitting(train) if train else None
+    if train is None or found is None:
+        raise search.refusal(least)
     choice = search.choice(found, train)
     whole = sum(item.information[-1] for item in items)
-    choice.contribution = sum(search.information_of(item, train) for item in items) / whole if whole else 0.0
+    choice.contribution = float(sum(search.information_of(item, train) for item in items) / whole) if whole else 0.0
     choice.measured = measured
     return found.how, choice
 
@@ -199,7 +218,7 @@ class Search:
     def fitting(self, train: Trains, quick: bool = False) -> Found | None:
         """The first way in which these weights can train within the limit. quick: only those that take least memory."""
         for way in self.smallest_ways() if quick else self.ways():
-            found = self.plan(train, way, self.limit)
+            found = self.plan(train, way, 0 if quick else self.limit)
             if size_of_plan(found.planned) <= self.limit:
                 return found
         return None
@@ -209,9 +228,17 @@ class Search:
         return Choice(self.limit, size_of_plan(found.planned), train, self.how["batch"], found.planned.micro_batch,
                       found.planned.recomputed)
 
-    def refusal(self, trains: Iterable[Trains]) -> CompileError:
-        """What is said where nothing fits: the smallest budget with which one of these would train."""
-        least = min(size_of_plan(self.plan(train, way, 0).planned) for train in trains for way in self.smallest_ways())
+    def least(self, trains: Sequence[Trains], progress: Progress | None = None) -> int:
+        """The bytes of the smallest plan with which one of these trains."""
+        found = []
+        for number, train in enumerate(trains):
+            if progress is not None:
+                progress(number, len(trains), "looking for the smallest plan")
+            found += [size_of_plan(self.plan(train, way, 0).planned) for way in self.smallest_ways()]
+        return min(found)
+
+    def refusal(self, least: int) -> CompileError:
+        """What is said where nothing fits. least: the smallest budget that would do."""
         remedy = "Use it, or a smaller batch" if self.how["batch"] > 1 else "Use it"
         return CompileError(f"budget is {self.limit:,} bytes; this network at batch {self.how['batch']} needs {least:,} beside "
                             f"its parameters: the smallest budget that works. {remedy}"

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -80,13 +81,15 @@ def fold_batchnorm(graph: Graph) -> Graph:
     """
     folded = graph.copy()
     consumers = folded.consumers()
+    users = Counter(ref.name for node in folded.nodes for ref in node.weights.values())
     gone: dict[str, str] = {}
     nodes = []
     for node in folded.nodes:
         readers = consumers.get(node.outputs[0], [])
         bn = readers[0] if len(readers) == 1 and readers[0].op == "BatchNorm2d" else None
         if node.op in CONVOLUTIONS and bn is not None and node.outputs[0] not in folded.outputs \
-                and not any(ref.view for ref in bn.weights.values()):
+                and not any(ref.view for ref in bn.weights.values()) \
+                and all(users[ref.name] == 1 for one in (node, bn) for ref in one.weights.values()):
             scale, beta, mean, var = (folded.weights[bn.weights[role].name] for role in ("scale", "bias", "mean", "var"))
             ref = node.weights["weight"]
             stored = folded.weights[ref.name]

@@ -8,6 +8,7 @@ import numpy as np
 
 from .choices import fold_batchnorm
 from .graph import Graph
+from .integers import INTEGERS
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss
 from .net import Net
 from .optim import SGD
@@ -51,7 +52,8 @@ def _taken(net: Net, samples: Any) -> tuple[dict[str, np.ndarray], dict[str, np.
         count = min(SAMPLES, len(next(iter(x.values()))))
         return x, t, count, f"{count} samples"
     rng = np.random.default_rng(0)
-    x = {entry.name: rng.standard_normal((SAMPLES, *net.shapes[entry.name])).astype(net.dtype) for entry in net.graph.inputs}
+    x = {entry.name: rng.integers(0, 128, (SAMPLES, *net.shapes[entry.name])) if net.types[entry.name] in INTEGERS else
+         rng.standard_normal((SAMPLES, *net.shapes[entry.name])).astype(net.dtype) for entry in net.graph.inputs}
     t = {}
     for output, (loss, tensor) in net._losses.items():
         shape = net.shapes[tensor]

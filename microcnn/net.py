@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .accumulation import Parts, target_share
+from .accumulation import Parts, spans, target_share
 from .errors import CompileError, DataError, TrainingError
 from .feeding import check_data, check_metrics, several, target_array, weight_array
 from .graph import Graph
@@ -111,15 +111,21 @@ class Net(Predicting):
         self._run("train", samples, self._opening)
         for begin, count in parts.of(held, samples):
             self._point(held, begin)
-            for output, weights in parts.weights.items():
-                control[self._slots[f"weight:{output}"]] = entry.start_of(weights)
+            self._point_weights(parts)
             control[entry.FIRST] = begin
-            self._run("train", count)
+            try:
+                self._run("train", count)
+            finally:
+                control[entry.FIRST] = 0
             loss += self._control_numbers[entry.LOSS]
             if control[entry.FLAGS]:
                 break
-        control[entry.FIRST] = 0
         return loss
+
+    def _point_weights(self, parts: Parts) -> None:
+        """Let every loss count its samples as parts has it."""
+        for output, weights in parts.weights.items():
+            self._control[self._slots[f"weight:{output}"]] = self._entry.start_of(weights)
 
     def _train(self, samples: int, held: Arrays, program: str = "train") -> None:
         step = self._steps[0] + 1
@@ -222,16 +228,19 @@ class Net(Predicting):
             self._control[self._slots["top_k"]] = top_k or 0
             self._control[self._slots["confusion"]] = 0 if matrix is None else self._entry.start_of(matrix)
             self._control_numbers[self._slots["in_top_k"]] = 0.0
-            for begin in range(0, samples, self.micro_batch):
-                count = min(self.micro_batch, samples - begin)
+            # several losses have a mean each, whose shares of the samples differ
+            parts = Parts(self.micro_batch, self._losses) if len(self._losses) > 1 else None
+            for begin, count in spans(samples, self.micro_batch) if parts is None else parts.of(held, samples):
                 self._point(held, begin)
+                if parts is not None:
+                    self._point_weights(parts)
                 self._control_numbers[self._slots["correct"]] = 0.0
                 self._run(program, count)
                 if self._control[self._entry.FLAGS]:
                     self._refuse(held)
-                share = self._share(held, begin, count)
+                share = self._share(held, begin, count) if parts is None else 1.0
                 total += self._control_numbers[self._entry.LOSS] * share
-                weight += share
+                weight = weight + share if parts is None else 1.0
                 correct += self._control_numbers[self._slots["correct"]]
                 labels += self._labels(held, begin, count)
             among = self._control_numbers[self._slots["in_top_k"]]
@@ -245,9 +254,7 @@ class Net(Predicting):
         return result
 
     def _share(self, held: Arrays, begin: int, count: int) -> float:
-        """What the mean over these samples counts: its denominator, where there is one loss."""
-        if len(self._losses) != 1:
-            return float(count)
+        """What the mean over these samples counts: the denominator of the one loss."""
         (name, (loss, _)), = self._losses.items()
         return target_share(loss, held[f"target:{name}"][begin:begin + count])
 

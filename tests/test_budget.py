@@ -207,3 +207,23 @@ def test_choose_gives_arguments_of_a_plan():
     plan = Planned(graph, batch=6, winograd=False, **HOW)
     how, choice = choose(graph, size_of_plan(plan) // 2, {**HOW, "batch": 6}, samples())
     assert size_of_plan(Planned(graph, **how)) == choice.bytes <= size_of_plan(plan) // 2
+
+
+@pytest.mark.parametrize("given", [5, (samples()[0],), (samples()[0], None), (samples()[0], 3), ("a", "b"), ({}, {}),
+                                   (samples()[0][:0], samples()[1][:0]), (samples()[0], samples()[1][:3])])
+def test_samples_that_are_none(given):
+    """Said at once, also where the budget is so large that they are not looked at."""
+    with pytest.raises(mc.CompileError, match=r"samples .*; expected a pair \(x, t\)"):
+        residual().compile(batch=1, budget="1GB", samples=given, **HOW)
+
+
+def test_integer_inputs_are_measured_on_integers():
+    graph = residual()
+    graph.inputs[0].dtype = "uint8"
+    net = graph.compile(batch=1, budget=tight(residual(), batch=1, **HOW), **HOW)
+    assert "noise" in net.choice.measured
+
+
+def test_without_a_loss_it_is_refused():
+    with pytest.raises(mc.CompileError, match="the smallest budget that works"):
+        residual().compile(batch=4, train="all", budget=64, samples=samples())

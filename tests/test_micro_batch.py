@@ -147,3 +147,40 @@ def test_loss_gradients_need_a_step_in_parts():
     net = residual().compile(batch=4, optimizer=mc.SGD(lr=0.1), **HOW)
     with pytest.raises(mc.CompileError, match="loss_gradients needs micro_batch"):
         net.loss_gradients(*samples(0, 4))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_evaluation_of_several_losses(micro_batch):
+    """Each loss's mean is over its own targets, of which the parts hold different numbers; and so over several batches."""
+    b = mc.GraphBuilder(seed=2)
+    x = b(mc.Flatten(), b(mc.GlobalAvgPool2d(), b(mc.Conv2d(6, 3), b.input("x", (3, 12, 12)))))
+    graph = b.graph(b(mc.Linear(4, name="p"), x), b(mc.Linear(4, name="q"), x))
+    one, other = graph.outputs
+    x, _ = samples(0)
+    t = {one: np.array([0, -1, -1, 2, -1, -1, 3]), other: np.array([1, 2, 3, -1, 0, 0, 1])}
+    how = {**HOW, "loss": mc.CrossEntropyLoss(ignore_index=-1), "optimizer": mc.SGD(lr=0.1)}
+    nets = [graph.compile(**size, **how) for size in (dict(batch=7), dict(batch=7, micro_batch=micro_batch), dict(batch=2))]
+    whole, *rest = [net.evaluate(x, t)["loss"] for net in nets]
+    assert whole == pytest.approx(nets[0].train_step(x, t), rel=1e-10)
+    assert rest == pytest.approx([whole, whole], rel=1e-10)
+
+
+def test_a_part_that_fails_leaves_no_trace(monkeypatch):
+    """The third part ends the step; dropout's masks are as before afterwards."""
+    net, fresh = (plain().compile(batch=6, micro_batch=2, optimizer=mc.SGD(lr=0.1), **HOW) for _ in range(2))
+    x, t = samples(0, 6)
+    debug, runs = net._run_debug, []
+
+    def failing(program, count):
+        runs.append(count)
+        if len(runs) == 4:              # behind what opens the step, and two parts
+            raise mc.TrainingError("a layer makes an infinity")
+        debug(program, count)
+    monkeypatch.setattr(net, "_run_debug", failing)
+    net.debug = True
+    with pytest.raises(mc.TrainingError, match="an infinity"):
+        net.train_step(x, t)
+    net.debug = False
+    assert same(net.parameters(), fresh.parameters())
+    assert net.forward(x).tobytes() == fresh.forward(x).tobytes()
+    assert net.train_step(x, t) == fresh.train_step(x, t)

@@ -11,7 +11,7 @@ from typing import Any
 
 import microcnn as mc
 from microcnn.errors import CompileError
-from microcnn.partial import layer_count
+from microcnn.partial import layer_count, resolve_train, trainable_weights
 from microcnn.planned import Planned
 from microcnn.program import RowInfo, row_infos
 
@@ -87,6 +87,10 @@ def what_if(graph: Any, batches: Sequence[int] = (1, 8, 32), measure: Sequence[t
     tick         called with the share that is done, 0..1, and what is being done
     Other arguments as in microcnn.tools.profiler.profile. Raises CompileError as that does.
     """
+    if not trainable_weights(graph):
+        raise CompileError("the model has no weight that can be trained, so there is nothing to leave out")
+    for train, _ in measure:
+        resolve_train(graph, [train])
     if loss == "auto":
         loss = default_loss(graph.shapes(input_shapes), graph.outputs)
     how: dict[str, Any] = {"loss": loss, "optimizer": optimizer or mc.SGD(lr=0.01, momentum=0.9), "bn": bn, "dtype": dtype,
@@ -102,9 +106,15 @@ def what_if(graph: Any, batches: Sequence[int] = (1, 8, 32), measure: Sequence[t
         found = profile(graph, batch=batch, train=train and [train], seconds=seconds,
                         tick=lambda share: tick and tick((done + share) / steps, label), **given)
         done += 1
+        if found.conditions["interrupted"]:         # a table of figures that were cut short says nothing
+            raise KeyboardInterrupt
         return found.runs[0]
     costs = {size: Costs(timed("all", size, f"all, batch {size}"), timed(None, size, f"prediction, batch {size}"))
              for size in sizes}
+    # Python and the executor take as long for any batch; what is more, others had of the machine
+    beside = max(0.0, min(cost.beside for cost in costs.values()))
+    for cost in costs.values():
+        cost.beside = beside
     for line in lines:
         try:
             _predict(line, graph, how, costs[line.batch])

@@ -135,3 +135,14 @@ def test_batch_statistics_of_fewer_samples(rng):
         close(one, other, 1e-12, "batch of 2 in buffers for 5")
     for name, array in few.parameters().items():
         close(many.parameters()[name], array, 1e-12, name)
+
+
+def test_a_weight_of_two_convolutions_is_not_folded(rng):
+    """Each batch norm would want it scaled in its own way."""
+    graph = built((4, 6, 6), mc.Conv2d(4, 3, padding=1, name="one"), mc.BatchNorm2d(), mc.ReLU(),
+                  mc.Conv2d(4, 3, padding=1, name="two"), mc.BatchNorm2d())
+    nodes = {node.name: node for node in graph.nodes}
+    nodes["two"].weights["weight"] = nodes["one"].weights["weight"]
+    x = rng.standard_normal((2, 4, 6, 6)).astype(np.float32)
+    frozen, folded = (graph.compile(batch=2, bn=bn).predict(x) for bn in ("frozen", "fold"))
+    np.testing.assert_allclose(folded, frozen, rtol=1e-5, atol=1e-5)

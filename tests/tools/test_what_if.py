@@ -8,7 +8,7 @@ import microcnn as mc
 from microcnn.planned import Planned
 from microcnn.program import RowInfo
 from microcnn.tools import what_if
-from microcnn.tools.profile_data import RowCost, Run
+from microcnn.tools.profile_data import Profile, RowCost, Run
 
 from ..tiny import convolutional
 from .command_line import run
@@ -54,9 +54,19 @@ def test_a_time_is_that_of_the_rows():
 
 
 def test_a_cut_that_the_model_does_not_have_is_said():
-    lines = what_if.what_if(convolutional(), (1,), [("fc.*", 1)], seconds=0.02)
-    assert "matches no weight" in lines[-1].refused and not lines[0].refused
-    assert what_if.table(lines)[1][-1][2] == "refused"
+    with pytest.raises(mc.CompileError, match="matches no weight"):
+        what_if.what_if(convolutional(), (1,), [("fc.*", 1)], seconds=0.02)
+    still = mc.Sequential([mc.ReLU(), mc.Flatten()], input_shape=(1, 4, 4)).graph()
+    with pytest.raises(mc.CompileError, match="no weight that can be trained"):
+        what_if.what_if(still)
+
+
+def test_an_interrupted_measurement_ends_it(monkeypatch):
+    def cut_short(*_, **__):
+        return Profile([Run({"interrupted": True}, 1.0, [])])
+    monkeypatch.setattr(what_if, "profile", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        what_if.what_if(convolutional(), (1,))
 
 
 def test_the_command(capsys, tmp_path, model):

@@ -20,7 +20,7 @@ FILES = {"json": "the figures as JSON", "csv": "a line for each layer as CSV",
          "trace": "a trace for Perfetto or chrome://tracing", "html": "a report to look at, one file that needs no network"}
 
 # Options that only measuring takes, and what they are where they are not given.
-MEASURING: dict[str, Any] = {"train": None, "batch": [1], "threads": [None], "seconds": 1.0, "repeats": None, "cold": False,
+MEASURING: dict[str, Any] = {"train": None, "batch": None, "threads": [None], "seconds": 1.0, "repeats": None, "cold": False,
                              "sort": None, "csv": None, "trace": None, "html": None, "loss": "auto", "bn": "frozen",
                              "shape": [], "dtype": "float32", "what_if": False, "measure": []}
 # Options that the table of --what-if has no use for, and the share of a time beyond which it says that it was guessed.
@@ -34,7 +34,7 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", nargs="?", const="all", metavar="WHAT", type=options.parts,
                         help="measure training steps instead of prediction, WHAT (all where nothing follows) being "
                         f"{options.TRAIN}")
-    parser.add_argument("--batch", metavar="N,...", type=options.several(options.whole()), default=[1],
+    parser.add_argument("--batch", metavar="N,...", type=options.several(options.whole()), default=None,
                         help="samples at a time; several values are measured one after the other (1)")
     parser.add_argument("--threads", metavar="N,...", type=options.several(options.whole()), default=[None],
                         help="how many threads compute (all processors)")
@@ -79,7 +79,7 @@ def run_profile(args: argparse.Namespace, terminal: Terminal) -> int:
     shapes = input_shapes(graph, args.shape)
     runs: list[Any] = []
     interrupted = False
-    combinations = [(batch, threads) for threads in args.threads for batch in args.batch]
+    combinations = [(batch, threads) for threads in args.threads for batch in args.batch or [1]]
     for batch, threads in combinations:
         label = f"batch {batch}" + (f", {threads} thread{'s' if threads > 1 else ''}" if threads else "")
         with terminal.progress(100, label) as bar:
@@ -165,7 +165,7 @@ def _what_if(args: argparse.Namespace, terminal: Terminal) -> int:
     _check_files(args, [args.model])
     options.set_threads(args.threads[0])
     graph = load_model(args.model, args.shape)
-    batches = args.batch if args.batch != MEASURING["batch"] else (1, 8, 32)
+    batches = args.batch or (1, 8, 32)
     with terminal.progress(1000, "measuring") as bar:
         lines = what_if(graph, batches, args.measure, loss=args.loss, bn=args.bn, dtype=args.dtype,
                         input_shapes=input_shapes(graph, args.shape), seconds=args.seconds,
