@@ -22,13 +22,12 @@ AGAIN = {"batchnorm.forward_batch": ("batchnorm.forward_saved", ("eps",))}
 @dataclass(eq=False)
 class Candidate:
     """A tensor that forward is done with before backward wants it. makers: the rows that write it, in order; gone, back: the
-    last row of forward and the first of backward that touch it; last: the last of all."""
+    last row of forward and the first of backward that touch it."""
 
     buffer: Buffer
     makers: list[int]
     gone: int
     back: int
-    last: int
     tier: int
 
 
@@ -76,7 +75,7 @@ class Rewriter:
                 if mode in ">=" and other is not buffer and other.kind != "scratch":
                     return None             # it makes something else, too, which is still wanted
             tier = max(tier, 0 if row.kernel in FREE else 1 if row.kernel.startswith(CHEAP) else 2)
-        return Candidate(buffer, makers, early[-1], late[0], late[-1], tier)
+        return Candidate(buffer, makers, early[-1], late[0], tier)
 
     def rewritten(self, chosen: dict[int, Candidate]) -> tuple[list[Row], list[int], list[Buffer]]:
         """(rows, for each the number of the old row that it is or serves, new buffers) with what was chosen made again.
@@ -151,7 +150,7 @@ def lighten(rows: Sequence[Row], prepared: Sequence[Row], buffers: Sequence[Buff
     chosen: dict[int, Candidate] = {}
     made: list[Buffer] = []
     now, origin = list(rows), list(range(len(rows)))
-    alive = set_lifetimes(now, prepared, [*buffers, *made])
+    alive = set_lifetimes(now, prepared, buffers)
     while able:
         bound, at = most_alive(alive)
         if policy.limit is not None and bound <= policy.limit:
@@ -176,5 +175,4 @@ def lighten(rows: Sequence[Row], prepared: Sequence[Row], buffers: Sequence[Buff
             chosen, (now, origin, made), alive = trial, found, trial_alive
         else:
             alive = set_lifetimes(now, prepared, [*buffers, *made])
-    alive = set_lifetimes(now, prepared, [*buffers, *made])
     return now, alive, [one.buffer.name for one in chosen.values()]

@@ -54,3 +54,17 @@ def corpus():
 def rng():
     """A random generator, the same for every test."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The schedules of the networks that a test compiles, by mode."""
+    found = {}
+    from microcnn.plan import Schedule
+    finish = Schedule.finish
+
+    def watched(self, *policy):
+        finish(self, *policy)
+        found[self.mode] = self
+    monkeypatch.setattr(Schedule, "finish", watched)
+    return found

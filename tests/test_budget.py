@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
-from microcnn.budget import Item, choose, size_of_plan
+from microcnn.budget import Item, Search, choose, size_of_plan
 from microcnn.fisher import fisher_information
 from microcnn.partial import resolve_train
 from microcnn.planned import Planned
@@ -157,17 +157,14 @@ def test_what_contributes_most_trains():
     x = b(mc.Flatten(), x)
     y = b(mc.Add(), b(mc.Linear(64, name="loud"), x), b(mc.Linear(64, name="faint"), x))
     graph = b.graph(b(mc.Linear(4, name="head"), b(mc.ReLU(), y)))
-    scaled = graph.copy()
     for role, ref in next(node for node in graph.nodes if node.name == "loud").weights.items():
         if role == "weight":
             loud = ref.name
     faint = loud.replace("loud", "faint")
     information = {name: np.ones(graph.weights[name].shape[0]) for name in resolve_train(graph, "all")[0]}
     information[loud] *= 1000
-    search_how = {**HOW, "batch": 1}
-    from microcnn import budget
-    search = budget.Search(scaled, size_of_plan(Planned(graph, batch=1, winograd=False, train=[loud], **{
-        name: value for name, value in HOW.items() if name != "train"})), search_how)
+    search = Search(graph, size_of_plan(Planned(graph, batch=1, winograd=False, train=[loud], **{
+        name: value for name, value in HOW.items() if name != "train"})), {**HOW, "batch": 1})
     train = search.best(search.items(information))
     assert train and any(selector.startswith(loud) for selector in train)
     assert not any(selector == faint for selector in train)

@@ -20,19 +20,6 @@ from microcnn.planned import Planned
 from .tiny import compiled, convolutional, images
 
 
-@pytest.fixture
-def planned(monkeypatch) -> dict[str, Schedule]:
-    """The schedules of the networks that a test compiles, by mode."""
-    found: dict[str, Schedule] = {}
-    finish = Schedule.finish
-
-    def watched(self, *policy):
-        finish(self, *policy)
-        found[self.mode] = self
-    monkeypatch.setattr(Schedule, "finish", watched)
-    return found
-
-
 @pytest.fixture(scope="module")
 def net():
     """A network with every kind of memory, trained for a step so that all code is loaded."""

@@ -7,7 +7,7 @@ import pytest
 import microcnn as mc
 from microcnn.planned import Planned
 
-from .test_memory import check_plan, planned  # noqa: F401  (a fixture)
+from .test_memory import check_plan
 from .test_recompute import plain, residual
 from .tiny import same
 
@@ -68,7 +68,7 @@ def test_augmentation_is_that_of_the_whole_batch():
         assert whole.train_step(*samples(step)) == pytest.approx(parts.train_step(*samples(step)), rel=1e-10)
 
 
-def test_less_memory_and_a_sound_plan(planned):  # noqa: F811
+def test_less_memory_and_a_sound_plan(planned):
     how = {**HOW, "dtype": "float32", "optimizer": mc.SGD(lr=0.1)}
     whole = Planned(residual(), batch=32, **how).memory
     parts = residual().compile(batch=32, micro_batch=4, **how)

@@ -9,7 +9,6 @@ import pytest
 import microcnn as mc
 from microcnn.graph import Graph, Input, Node, WeightRef
 from microcnn.partial import resolve_train
-from microcnn.plan import Schedule
 from tests import oracles
 from tests.ops import walk
 from tests.ops.table import close, poison, same_bits, threads
@@ -53,19 +52,6 @@ def expected(graph: Graph, chosen: dict[str, int | None], steps: int, batch: int
             now.weights[name][:count] = update(graph.weights[name][:count], seen[name], 0.1 * factor, **options)
         now.weights.update(running)
     return now.weights
-
-
-@pytest.fixture
-def planned(monkeypatch) -> dict[str, Schedule]:
-    """The schedules of the network that a test compiles, by mode."""
-    found: dict[str, Schedule] = {}
-    finish = Schedule.finish
-
-    def watched(self, *policy):
-        finish(self, *policy)
-        found[self.mode] = self
-    monkeypatch.setattr(Schedule, "finish", watched)
-    return found
 
 
 def kernels(net: mc.Net, phase: str = "backward") -> set[tuple[str, str]]:

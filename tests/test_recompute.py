@@ -13,7 +13,7 @@ from microcnn.plan import Schedule
 from microcnn.planned import Planned
 
 from .ops.table import built, poison
-from .test_memory import check_plan, planned  # noqa: F401  (a fixture)
+from .test_memory import check_plan
 from .tiny import same
 
 HOW = {"train": "all", "loss": "cross_entropy", "optimizer": mc.SGD(lr=0.05, momentum=0.9)}
@@ -74,7 +74,7 @@ def test_recompute_takes_less(bn):
     assert again.recomputed and set(again.recomputed) <= {tensor for node in graph.nodes for tensor in node.outputs} | {"x"}
 
 
-def test_the_plan_is_sound(planned):  # noqa: F811
+def test_the_plan_is_sound(planned):
     net = residual().compile(batch=6, bn="batch", recompute=True, **HOW)
     check_plan(net, planned)
     assert [row.kernel for row in planned["train"].rows].count("batchnorm.forward_saved") > 0

@@ -106,12 +106,13 @@ def run_finetune(args: argparse.Namespace, terminal: Terminal) -> int:
                            augment=args.augment, budget=args.budget, samples=few_samples(args, training),
                            micro_batch=args.micro_batch, recompute=args.recompute or None)
 
-    terminal.say(f"{args.model}: training {what_trains(args.train)} on {len(training):,} samples, validating on "
+    trains = what_trains(args.train) if net.choice is None or not net.choice.measured else "what fits the budget"
+    terminal.say(f"{args.model}: training {trains} on {len(training):,} samples, validating on "
                  f"{len(validation):,}")
     if net.choice is not None:
         terminal.say(str(net.choice))
     terminal.heading("Memory, known before the first step")
-    show_memory(terminal, {f"{what_trains(args.train)}, batch {net.batch}": net.memory})
+    show_memory(terminal, {f"{trains}, batch {net.batch}": net.memory})
     if args.cache_features:
         size = file_bytes(net.tail(), {"train": len(training), "evaluate": len(validation)})
         terminal.say(f"on the disk: {bytes_text(size)} of features of {len(training) + len(validation):,} samples")
