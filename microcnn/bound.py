@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import team, threads
+from .arena import FLAGS, LEAST_WORK, RATE, SEED, THREADS, aligned_bytes, start_of
 from .errors import CompileError, DataError, TrainingError
 from .feeding import describe
 from .graph import Graph, size_of
@@ -44,11 +45,11 @@ class Bound(Planned):
         self._marks: list[np.ndarray] | None = None  # where runs are timed, what the clock said
         self._prepared: str | None = None            # the program whose prepared rows still hold
         self._arena = self._allocate(self.memory.arena)
-        self._base = self._entry.start_of(self._arena)
+        self._base = start_of(self._arena)
         # as memoryviews, whose items are Python's own numbers and quicker to come by than numpy's
         self._control: Any = self._arena[:self._control_bytes].view(np.int64).data
         self._control_numbers: Any = self._arena[:self._control_bytes].view(np.float64).data
-        self._control[self._entry.SEED] = seed
+        self._control[SEED] = seed
         self.lr = self.optimizer.lr if self.optimizer else 0.0
         self._load_parameters()
         self._build_programs(self._planned, progress)
@@ -65,19 +66,17 @@ class Bound(Planned):
             raise CompileError(f"batch {self.batch} needs an arena of {size:,} bytes; this machine has {total:,}. Use a "
                                "smaller batch")
         try:
-            return self._entry.aligned_bytes(size)
+            return aligned_bytes(size)
         except MemoryError:
             raise CompileError(f"batch {self.batch} needs an arena of {size:,} bytes, which cannot be had; use a smaller "
                                "batch") from None
 
     def _build_programs(self, schedules: dict[str, Schedule], progress: Callable[[int, int, str], None] | None) -> None:
         """Compile or load the kernels, then the tables."""
-        from .kernels.team import block, start_threads
         from .program import compile_kernels
-        start_threads()
-        self._team = block() is not None
         rows = [row for schedule in schedules.values() for row in schedule.prepared + schedule.rows]
         compile_kernels(rows, self.dtype.name, progress)
+        self._team = not threads.numbas
         self._programs: dict[str, tuple[Program, Program | None]] = {}
         # what a step in parts runs once: before its parts, and behind them
         self._opening: Program | None = None
@@ -144,12 +143,12 @@ class Bound(Planned):
         program, prepared = self._programs[name]
         if part is not None:
             program = part
-        control, entry, count, pace = self._control, self._entry, threads.apply(), None
-        control[entry.THREADS] = count
-        control[entry.FLAGS] = 0
+        control, count, pace = self._control, threads.apply(), None
+        control[THREADS] = count
+        control[FLAGS] = 0
         if count > 1:
             pace = program.paces.get(samples) or program.pace(samples)
-            control[entry.LEAST_WORK] = pace.least_work
+            control[LEAST_WORK] = pace.least_work
             if pace.wants_threads:
                 team.ready(count)
         if self._prepared != name:
@@ -209,14 +208,14 @@ class Bound(Planned):
 
     @property
     def lr(self) -> float:
-        return self._control_numbers[self._entry.RATE]
+        return self._control_numbers[RATE]
 
     @lr.setter
     def lr(self, value: float) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) \
                 or not 0 <= value <= sys.float_info.max:
             raise CompileError(f"lr is {value!r}; expected a finite number, 0 or more")
-        self._control_numbers[self._entry.RATE] = value
+        self._control_numbers[RATE] = value
 
     def to_graph(self) -> Graph:
         """The graph with the weights as they are now."""

@@ -114,18 +114,18 @@ def _needed(prepared: list[Row], rows: list[Row]) -> list[Row]:
 
 def _held(row: Row) -> dict[str, Buffer]:
     """A row's buffers by field."""
-    from .kernels.entry import ENTRIES
+    from .entries import ENTRIES
     return {name: row.fields[name] for name in ENTRIES[row.kernel].modes if row.fields[name] is not None}
 
 
 def _read(row: Row) -> set[Buffer]:
-    from .kernels.entry import ENTRIES
+    from .entries import ENTRIES
     modes = ENTRIES[row.kernel].modes
     return {buffer for name, buffer in _held(row).items() if modes[name] in "<="}
 
 
 def _written(row: Row) -> set[Buffer]:
-    from .kernels.entry import ENTRIES
+    from .entries import ENTRIES
     modes = ENTRIES[row.kernel].modes
     return {buffer for name, buffer in _held(row).items() if modes[name] in ">="}
 

@@ -9,7 +9,7 @@ from .parts import Row
 
 def held(row: Row) -> list[tuple[str, Buffer, str]]:
     """(field, buffer, mode) of every buffer that a row touches; mode: "<" read, ">" written, "=" both."""
-    from .kernels.entry import ENTRIES
+    from .entries import ENTRIES
     return [(name, row.fields[name], mode) for name, mode in ENTRIES[row.kernel].modes.items() if row.fields[name] is not None]
 
 

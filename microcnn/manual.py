@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import team, threads
+from .arena import FLAGS, LEAST_WORK, RATE, SEED, STEP, THREADS, start_of
 from .errors import DataError, TrainingError
 from .feeding import require_finite, several
 from .layout import Layout, pad5, strides_between
@@ -82,8 +83,8 @@ class Manual:
     def _build(self, schedule: Schedule, after_forward: int, after_backward: int) -> None:
         """Programs whose offsets count from whichever arena lies lower, so that none is negative."""
         from .program import Program, compile_kernels
-        net, entry = self.net, self.net._entry
-        here, there = entry.start_of(self._arena), net._base
+        net = self.net
+        here, there = start_of(self._arena), net._base
         base = min(here, there)
 
         def offset_of(buffer: Buffer) -> int:
@@ -98,18 +99,18 @@ class Manual:
             Program(part, net.dtype.name, base, offset_of) for part in parts)
 
     def _run(self, program: Any, samples: int, step: int) -> None:
-        net, entry = self.net, self.net._entry
-        self._control[entry.THREADS] = count = threads.apply()
+        net = self.net
+        self._control[THREADS] = count = threads.apply()
         pace = None
         if count > 1:
             pace = program.pace(samples)
-            self._control[entry.LEAST_WORK] = pace.least_work
+            self._control[LEAST_WORK] = pace.least_work
             if pace.wants_threads:
                 team.ready(count)
-        self._control[entry.FLAGS] = 0
-        self._control[entry.SEED] = net._seed
-        self._control[entry.STEP] = step
-        self._control_numbers[entry.RATE] = net.lr
+        self._control[FLAGS] = 0
+        self._control[SEED] = net._seed
+        self._control[STEP] = step
+        self._control_numbers[RATE] = net.lr
         if net.debug:
             net._run_debug(program, samples)
         elif pace is None:
@@ -128,7 +129,7 @@ class Manual:
         results = net._written(net._results(None, samples))
         for kind, arrays in (("input", inputs), ("output", results)):
             for name, array in arrays.items():
-                self._control[net._slots[f"{kind}:{name}"]] = net._entry.start_of(array)
+                self._control[net._slots[f"{kind}:{name}"]] = start_of(array)
         self._forwards += 1
         self._samples = 0
         if self._prepare.infos:
@@ -158,10 +159,10 @@ class Manual:
             arrays[name] = np.ascontiguousarray(array, net.dtype)
             require_finite(arrays[name], f'dy of output "{name}"')
         for name in self._dy_outputs:
-            self._control[net._slots[f"dy:{name}"]] = net._entry.start_of(arrays[name])
+            self._control[net._slots[f"dy:{name}"]] = start_of(arrays[name])
         results = {entry.name: np.zeros((self._samples, *net.shapes[entry.name]), net.dtype) for entry in net.graph.inputs}
         for name in self._dx_inputs:
-            self._control[net._slots[f"dx:{name}"]] = net._entry.start_of(results[name])
+            self._control[net._slots[f"dx:{name}"]] = start_of(results[name])
         samples, self._samples = self._samples, 0
         self._run(self._backward, samples, self._forwards)
         self._has_gradients = True
@@ -183,7 +184,7 @@ class Manual:
         net = self.net
         net._steps[0] += 1
         self._run(self._update, net.batch, net._steps[0])
-        if self._control[net._entry.FLAGS]:
+        if self._control[FLAGS]:
             net._steps[0] -= 1
             raise TrainingError("a gradient holds NaN or infinite numbers; no weight was changed. Use a smaller learning rate "
                                 f"than {net.lr:g}, or look at debug = True")

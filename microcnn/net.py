@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .accumulation import Parts, spans, target_share
+from .arena import BAD_GRADIENT, FIRST, FLAGS, LOSS, STEP, start_of
 from .errors import CompileError, DataError, TrainingError
 from .feeding import check_data, check_metrics, several, target_array, weight_array
 from .graph import Graph
@@ -66,19 +67,19 @@ class Net(Predicting):
                 and self._parts is None and type(t) is np.ndarray and t.dtype == np.int64 and t.shape == (samples,) \
                 and t.flags.c_contiguous:
             with self._lock if self._team else self._guard():      # the shortest way, as in predict
-                start_of, control = self._entry.start_of, self._control
+                control = self._control
                 control[single.weight_slot] = 0
                 control[single.x_slot] = start_of(x)
                 control[single.t_slot] = start_of(t)
                 if self._target_kinds:
                     self._set_target_kind(single.output, 0)
                 self._train(samples, {single.x_key: x, single.t_key: t})
-                return self._control_numbers[self._entry.LOSS]
+                return self._control_numbers[LOSS]
         samples, held = self._feed(x, t, sample_weight)
         with self._guard():
             self._point(held)
             self._train(samples, held)
-            return self._control_numbers[self._entry.LOSS]
+            return self._control_numbers[LOSS]
 
     def loss_gradients(self, x: Any, t: Any, sample_weight: Any = None) -> Arrays:
         """{weight: gradient of the mean loss, in ONNX's layout} of up to `batch` samples, as train_step takes them.
@@ -92,44 +93,44 @@ class Net(Predicting):
                                f"for the next; compile(batch={max(2, self.batch)}, micro_batch={max(1, self.batch // 2)}, ...)")
         samples, held = self._feed(x, t, sample_weight)
         with self._guard():
-            self._control[self._entry.STEP] = self._steps[0] + 1
+            self._control[STEP] = self._steps[0] + 1
             self._run_parts(self._parts, samples, held)
-            if self._control[self._entry.FLAGS]:
+            if self._control[FLAGS]:
                 self._refuse(held)
             return {name: self._gradient(name, self._gradients.get(name), self._arena) for name in self._factors}
 
     def _train_parts(self, parts: Parts, samples: int, held: Arrays) -> None:
         """The gradients of all parts of a batch, then the updates; none where a part's loss is not finite."""
         loss = self._run_parts(parts, samples, held)
-        if not self._control[self._entry.FLAGS]:
+        if not self._control[FLAGS]:
             self._run("train", samples, self._closing)
-        self._control_numbers[self._entry.LOSS] = loss
+        self._control_numbers[LOSS] = loss
 
     def _run_parts(self, parts: Parts, samples: int, held: Arrays) -> float:
         """The gradients of all parts of a batch, added up, as far as their losses are finite; returns the loss."""
-        control, entry, loss = self._control, self._entry, 0.0
+        control, loss = self._control, 0.0
         self._run("train", samples, self._opening)
         for begin, count in parts.of(held, samples):
             self._point(held, begin)
             self._point_weights(parts)
-            control[entry.FIRST] = begin
+            control[FIRST] = begin
             try:
                 self._run("train", count)
             finally:
-                control[entry.FIRST] = 0
-            loss += self._control_numbers[entry.LOSS]
-            if control[entry.FLAGS]:
+                control[FIRST] = 0
+            loss += self._control_numbers[LOSS]
+            if control[FLAGS]:
                 break
         return loss
 
     def _point_weights(self, parts: Parts) -> None:
         """Let every loss count its samples as parts has it."""
         for output, weights in parts.weights.items():
-            self._control[self._slots[f"weight:{output}"]] = self._entry.start_of(weights)
+            self._control[self._slots[f"weight:{output}"]] = start_of(weights)
 
     def _train(self, samples: int, held: Arrays, program: str = "train") -> None:
         step = self._steps[0] + 1
-        self._steps[0] = self._control[self._entry.STEP] = step
+        self._steps[0] = self._control[STEP] = step
         try:
             if self._parts is None:
                 self._run(program, samples)
@@ -139,7 +140,7 @@ class Net(Predicting):
             self._steps[0] = step - 1
             check_data(held, self._losses, self.shapes)
             raise
-        if self._control[self._entry.FLAGS]:
+        if self._control[FLAGS]:
             self._steps[0] = step - 1
             self._refuse(held)
         if self._prepared == "predict" or self._prepared == "evaluate":
@@ -179,11 +180,11 @@ class Net(Predicting):
         """The addresses into the control block."""
         for name, array in held.items():
             if name != "sample_weight":
-                self._control[self._slots[name]] = self._entry.start_of(array) + begin * array.strides[0]
+                self._control[self._slots[name]] = start_of(array) + begin * array.strides[0]
         own = held.get("sample_weight")
         for name in self._losses:
             self._control[self._slots[f"weight:{name}"]] = \
-                0 if own is None else self._entry.start_of(own) + begin * own.strides[0]
+                0 if own is None else start_of(own) + begin * own.strides[0]
         for name, (loss, _) in self._losses.items():
             if isinstance(loss, CrossEntropyLoss):
                 self._set_target_kind(name, int(held[f"target:{name}"].dtype.kind == "f"))
@@ -200,11 +201,10 @@ class Net(Predicting):
     def _refuse(self, held: Arrays) -> None:
         """Say why a program stopped. Nothing was changed."""
         check_data(held, self._losses, self.shapes)
-        from .kernels.clip import BAD_GRADIENT
-        if self._control[self._entry.FLAGS] == BAD_GRADIENT:
+        if self._control[FLAGS] == BAD_GRADIENT:
             raise TrainingError(f"a gradient holds NaN or infinite numbers at step {self._steps[0] + 1}; no weight was "
                                 f"changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
-        raise TrainingError(f"the loss is {self._control_numbers[self._entry.LOSS]} at step {self._steps[0] + 1}; nothing "
+        raise TrainingError(f"the loss is {self._control_numbers[LOSS]} at step {self._steps[0] + 1}; nothing "
                             f"was changed. Use a smaller learning rate than {self.lr:g}, or look at debug = True")
 
     def evaluate(self, x: Any, t: Any, top_k: int | None = None, confusion: bool = False) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class Net(Predicting):
         total = weight = correct = labels = 0.0
         with self._guard():
             self._control[self._slots["top_k"]] = top_k or 0
-            self._control[self._slots["confusion"]] = 0 if matrix is None else self._entry.start_of(matrix)
+            self._control[self._slots["confusion"]] = 0 if matrix is None else start_of(matrix)
             self._control_numbers[self._slots["in_top_k"]] = 0.0
             # several losses have a mean each, whose shares of the samples differ
             parts = Parts(self.micro_batch, self._losses) if len(self._losses) > 1 else None
@@ -236,10 +236,10 @@ class Net(Predicting):
                     self._point_weights(parts)
                 self._control_numbers[self._slots["correct"]] = 0.0
                 self._run(program, count)
-                if self._control[self._entry.FLAGS]:
+                if self._control[FLAGS]:
                     self._refuse(held)
                 share = self._share(held, begin, count) if parts is None else 1.0
-                total += self._control_numbers[self._entry.LOSS] * share
+                total += self._control_numbers[LOSS] * share
                 weight = weight + share if parts is None else 1.0
                 correct += self._control_numbers[self._slots["correct"]]
                 labels += self._labels(held, begin, count)

@@ -105,7 +105,7 @@ class Schedule(Draft):
 
     def finish(self, policy: Policy | None = None) -> None:
         """What the rows, which are now complete, can leave out, and lifetimes. policy: what backward may make again."""
-        from .kernels.entry import ENTRIES
+        from .entries import ENTRIES
         for row in self.rows:
             if set(row.fields) != set(ENTRIES[row.kernel].fields):
                 raise AssertionError(f"{row.kernel}: fields {sorted(set(row.fields) ^ set(ENTRIES[row.kernel].fields))}")

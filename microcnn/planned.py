@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import layers, threads
+from .arena import FIRST_POINTER
 from .choices import fold_batchnorm, resolve_augment, resolve_losses
 from .errors import CompileError
 from .graph import Graph, size_of
@@ -49,9 +50,7 @@ class Planned:
         self.recomputed: list[str] = []
         self._losses = resolve_losses(self.graph, loss, self.shapes)
         threads.prepare_environment()
-        from .kernels import entry
         from .parts import Policy, Store, Training
-        self._entry = entry
         self._slots = self._assign_slots()
         self._training: Training = Training(self._factors, dict(self._losses), self.optimizer,
                                             resolve_augment(augment, self._losses, self.shapes, self._factors, self.optimizer),
@@ -73,15 +72,15 @@ class Planned:
         names += [f"target:{name}" for name in self.graph.outputs]
         names += [f"weight:{name}" for name in self.graph.outputs] + ["correct", "top_k", "in_top_k", "confusion"]
         names += [f"dy:{name}" for name in self.graph.outputs] + [f"dx:{entry.name}" for entry in self.graph.inputs]
-        return {name: self._entry.FIRST_POINTER + i for i, name in enumerate(names)}
+        return {name: FIRST_POINTER + i for i, name in enumerate(names)}
 
     def schedule(self, mode: str) -> Schedule:
         """A schedule over this network's parameters, without rows yet."""
-        from .kernels import simd
+        from .entries import lanes_of
         from .plan import Schedule
         batch = self.batch if mode == "manual" else self.micro_batch
         winograd = self._forward_winograd if mode in PREDICTING else self.winograd
-        return Schedule(self.graph, self.shapes, self._store, mode, batch, simd.lanes_of(self.dtype), self.dtype.itemsize,
+        return Schedule(self.graph, self.shapes, self._store, mode, batch, lanes_of(self.dtype), self.dtype.itemsize,
                         self.bn, self._training, self._slots, winograd, accumulates=self.micro_batch < self.batch)
 
     def _schedules(self) -> dict[str, Schedule]:

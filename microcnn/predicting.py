@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arena import start_of
 from .bound import Bound
 from .errors import DataError
 from .feeding import Single, describe, input_array, several
@@ -59,7 +60,7 @@ class Predicting(Bound):
             y = np.empty(self._usual_result if samples == self.micro_batch else (samples, *single.y_shape), self.dtype)
             if not single.plain:
                 x = x.astype(self.dtype, copy=False)
-            start_of, control = self._entry.start_of, self._control
+            control = self._control
             with self._lock if self._team else self._guard():
                 control[single.x_slot] = start_of(x)
                 control[single.y_slot] = start_of(y)
@@ -128,7 +129,7 @@ class Predicting(Bound):
                 for name, array in results.items()}
 
     def _predict(self, inputs: Arrays, results: Arrays, samples: int) -> None:
-        start_of, control = self._entry.start_of, self._control
+        control = self._control
         places = [(self._slots[f"input:{name}"], start_of(array), array.strides[0]) for name, array in inputs.items()]
         places += [(self._slots[f"output:{name}"], start_of(array), array.strides[0]) for name, array in results.items()]
         for begin in range(0, samples, self.micro_batch):

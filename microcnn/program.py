@@ -1,4 +1,4 @@
-"""A schedule made executable: a table of integers, the addresses of kernels, and the compiled loop that walks them."""
+"""A schedule made executable: a table of integers, the addresses of kernels, and what walks them."""
 from __future__ import annotations
 
 import ctypes
@@ -7,96 +7,21 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 
 import numpy as np
-from llvmlite import ir
-from numba import cfunc, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .kernels import cache
-from .kernels.entry import ENTRIES, FLAGS, outside, start_of
+from .arena import ARENA, COUNT, FLAGS, KERNELS, MARKS, ROWS, start_of
+from .entries import ENTRIES, function
 from .memory import Buffer
 from .parts import Row
 from .waking import Pace
 
-# What the header of a program holds.
-ARENA, KERNELS, ROWS, COUNT, MARKS = range(5)
 
-
-@intrinsic
-def _call(typing_context, address, arena, row, batch):
-    """Call the entry at an address."""
-    def codegen(context, builder, sig, args):
-        function = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, cgutils.voidptr_t, ir.IntType(64)])
-        builder.call(builder.inttoptr(args[0], function.as_pointer()),
-                     [builder.inttoptr(args[1], cgutils.voidptr_t), builder.inttoptr(args[2], cgutils.voidptr_t), args[3]])
-        return context.get_dummy_value()
-    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def _nanoseconds(typing_context):
-    """clock_gettime(CLOCK_MONOTONIC)"""
-    def codegen(context, builder, sig, args):
-        word = ir.IntType(64)
-        timespec = cgutils.alloca_once(builder, ir.ArrayType(word, 2))
-        clock = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.IntType(32), [ir.IntType(32), timespec.type]), "clock_gettime")
-        builder.call(clock, [ir.Constant(ir.IntType(32), 1), timespec])
-        value = builder.load(timespec)
-        return builder.add(builder.mul(builder.extract_value(value, 0), word(10**9)), builder.extract_value(value, 1))
-    return types.int64(), codegen
-
-
-@njit(error_model="numpy")
-def _walk(header, batch, timed):
-    """Call every row's kernel, until one sets FLAGS; with `timed` note the clock after each."""
-    arena = header[ARENA]
-    count = header[COUNT]
-    kernels = outside(header[KERNELS], count, np.int64)
-    rows = outside(header[ROWS], count, np.int64)
-    marks = outside(header[MARKS], count + 1, np.int64)
-    flags = outside(arena, FLAGS + 1, np.int64)
-    if timed:
-        marks[0] = _nanoseconds()
-    for i in range(count):
-        _call(kernels[i], arena, rows[i], batch)
-        if timed:
-            marks[i + 1] = _nanoseconds()
-        if flags[FLAGS] != 0:
-            break
-
-
-def _execute(header, batch):
-    _walk(outside(header, MARKS + 1, np.int64), batch, False)
-
-
-def _execute_timed(header, batch):
-    _walk(outside(header, MARKS + 1, np.int64), batch, True)
-
-
-def _read_clock(marks, count):
-    noted = outside(marks, count, np.int64)
-    for i in range(count):
-        noted[i] = _nanoseconds()
-
-
-_executors: dict[str, tuple[object, Callable]] = {}
-
-
-def executor(name: str) -> Callable[[int, int], None]:
+def executor(name: str) -> Callable[..., None]:
     """The compiled loop, "plain" or "timed", called with the address of a program's header and the number of samples;
     or "clock", with the address of so many numbers to which it writes one reading of the clock after the other.
 
-    Called through ctypes, which lets go of the GIL: other Python threads go on while a step runs.
+    It lets go of the GIL: other Python threads go on while a step runs.
     """
-    if name not in _executors:
-        function = {"plain": _execute, "timed": _execute_timed, "clock": _read_clock}[name]
-        signature = types.void(types.int64, types.int64)
-        compiled = cache.compiled(lambda: cfunc(signature, cache=True, error_model="numpy")(function))
-        prototype = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
-        # another thread may have been first: its code is in use and has to stay
-        _executors.setdefault(name, (compiled, prototype(compiled.address)))
-    return _executors[name][1]
+    return function(f"executor.{name}", 2)
 
 
 @dataclass(frozen=True, slots=True)

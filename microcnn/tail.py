@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arena import FLAGS, LOSS, aligned_bytes, start_of
 from .errors import CompileError, DataError
 from .feeding import check_data
 from .frontier import Part, cut
@@ -84,16 +85,16 @@ class Tail:
 
     def _stage(self, mode: str, border: list[Buffer]) -> None:
         """Arrays outside the arena for a batch of features: what programs read and write in place of the callers' arrays."""
-        net, entry = self.net, self.net._entry
+        net = self.net
         self._staged[mode] = []
         for buffer in border:
-            raw = entry.aligned_bytes(buffer.bytes)
-            buffer.offset = entry.start_of(raw) - net._base       # may be negative, which the rows that copy do not mind
+            raw = aligned_bytes(buffer.bytes)
+            buffer.offset = start_of(raw) - net._base       # may be negative, which the rows that copy do not mind
             self._staged[mode].append(raw.view(net.dtype).reshape(net.batch, -1))
 
     def _describe(self, mode: str, part: Part) -> None:
         """What the features depend on: the rows, with buffers as numbers, and the weights and constants that they read."""
-        from .kernels.entry import ENTRIES
+        from .entries import ENTRIES
         store = self.net._store
         lasting = {parameter.buffer for parameter in store.parameters.values()} | {buffer for buffer, _ in
                                                                                    store.constants.values()}
@@ -144,11 +145,9 @@ class Tail:
 
     def digest(self, mode: str) -> bytes:
         """A hash of all that features depend on but the samples: layers, weights, the form of the computation, the code."""
-        from numba.core.registry import cpu_target
-
-        from .kernels.cache import fingerprint
+        from .store import fingerprint, processor
         found = blake2b(self._described[mode], digest_size=32)
-        found.update(f"{fingerprint()} {cpu_target.target_context.codegen().magic_tuple()}".encode())
+        found.update(f"{fingerprint()} {processor()}".encode())
         with self.net._lock:
             for buffer in self._lasting[mode]:
                 found.update(self.net._arena[buffer.offset:buffer.offset + buffer.bytes].data)
@@ -166,9 +165,9 @@ class Tail:
         self._check(samples)
         with net._guard():
             for name, array in inputs.items():
-                net._control[net._slots[f"input:{name}"]] = net._entry.start_of(array)
+                net._control[net._slots[f"input:{name}"]] = start_of(array)
             net._run(f"{mode} features", samples)
-            if net._control[net._entry.FLAGS]:
+            if net._control[FLAGS]:
                 check_data({f"input:{name}": array for name, array in inputs.items()}, {}, net.shapes)
         return self.staged(mode, samples)
 
@@ -199,7 +198,7 @@ class Tail:
             samples = self._load(features, "train")
             net._point(held)
             net._train(samples, held, "train tail")
-            loss: float = net._control_numbers[net._entry.LOSS]
+            loss: float = net._control_numbers[LOSS]
             return loss
 
     def evaluate(self, features: Features, t: Any, top_k: int | None = None, confusion: bool = False) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The threads that take part in parallel loops: started when first wanted, asleep while there is nothing to do."""
+"""The threads that take part in parallel loops: started when first wanted, asleep while there is nothing to do.
+
+How a loop is handed over stands in kernels/team.py.
+"""
 from __future__ import annotations
 
 import atexit
@@ -6,6 +9,8 @@ import os
 import threading
 from typing import Any
 
+from . import block, threads
+from .entries import function
 from .threads import LOOKS, MOST
 
 # Seconds that the end of the process waits for a thread to notice.
@@ -39,12 +44,11 @@ def ready(count: int) -> None:
 def _start(count: int) -> None:
     """Start what is missing of the threads; if the system has no more of them, there are fewer."""
     global _look, _most
-    from .kernels import team
-    if team.block() is None:            # numba's own threads run the loops
+    if threads.numbas:
         return
     with _lock:
         if _look is None:
-            _look = team.looker()
+            _look = function("team.look", 3)
             atexit.register(_end)
         while len(_threads) < count - 1:
             place, gate = len(_threads) + 1, threading.Lock()
@@ -64,20 +68,16 @@ def _start(count: int) -> None:
 
 def _work(place: int, gate: Any) -> None:
     """What one of the threads does."""
-    from .kernels import team
-    block = team.block()
-    address = block.ctypes.data
-    while not block[team.STOP]:
-        _look(address, place, LOOKS)
+    while not block.WORDS[block.STOP]:
+        _look(block.ADDRESS, place, LOOKS)
         _asleep[place] = 1
-        if not block[team.STOP]:
+        if not block.WORDS[block.STOP]:
             gate.acquire()
 
 
 def _end() -> None:
     """The threads leave compiled code before the process takes its memory away."""
-    from .kernels import team
-    team.block()[team.STOP] = 1
+    block.WORDS[block.STOP] = 1
     ready(len(_threads) + 1)
     for thread in _threads:
         if thread.ident is not None:

@@ -1,6 +1,7 @@
-"""How many threads kernels use: a wish that is applied in whichever Python thread runs a step."""
+"""How many threads kernels use: a wish, which a step makes hold before it runs."""
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -8,19 +9,21 @@ import threading
 import weakref
 from typing import Any, TypeAlias
 
+from .block import MOST, SPLIT, WORDS
 from .errors import CompileError
 
 # How often idle threads look for work before they sleep, ours (team.py) and GNU OpenMP's: a few milliseconds' worth, for one
 # look takes a nanosecond or two on Arm and up to fifty on x86.
 LOOKS = 300_000 if platform.machine() in ("x86_64", "AMD64", "i686") else 1_000_000
 
-# The most threads that kernels use.
-MOST = 64
-
 Lock: TypeAlias = Any     # threading.RLock, which is a function to type checkers
 
+# Whether numba's own threads run parallel loops: where its internals are not what we know, which kernels/compiler.py finds out.
+numbas = False
+
 _wish: int | None = None
-_applied = threading.local()
+_applied = 0                    # what holds: in the block of our threads, or, for numba's, in each Python thread
+_applied_here = threading.local()
 _forked = False
 _layer: str | None = None       # numba's threading layer, once it has started
 _process_lock = threading.RLock()
@@ -29,9 +32,10 @@ locked: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    # a child that starts OpenMP after its parent did dies or hangs: it runs the serial branches only
+    # a child that starts OpenMP after its parent did dies or hangs, and our threads do not exist there: it runs the serial
+    # branches only, unless nothing has run yet
     global _forked, _process_lock
-    _forked = "numba" in sys.modules
+    _forked = _forked or "numba" in sys.modules or f"{__package__}.program" in sys.modules
     _process_lock = threading.RLock()
     for holder in locked:
         holder._lock = threading.RLock()
@@ -43,7 +47,7 @@ os.register_at_fork(after_in_child=_after_fork)
 def set_num_threads(count: int) -> None:
     """Use that many threads from now on, in every network of this process.
 
-    Before numba is loaded any number can be asked for; afterwards at most as many as it was started with.
+    Where numba's own threads run the loops there are at most as many as it was started with.
     Raises CompileError for anything else.
     """
     global _wish
@@ -53,7 +57,7 @@ def set_num_threads(count: int) -> None:
         most = _given_threads() or 0
         if max(most, usable_cpus()) < count:
             os.environ["NUMBA_NUM_THREADS"] = str(count)
-    else:
+    elif numbas:
         import numba
         if count > numba.config.NUMBA_NUM_THREADS:
             raise CompileError(f"set_num_threads: count is {count}, but numba was started with "
@@ -76,14 +80,13 @@ def get_num_threads() -> int:
     """How many threads kernels may use."""
     if _forked:
         return 1
-    if _wish is not None:
-        return _wish
-    if "numba" in sys.modules:
-        import numba
-        return numba.config.NUMBA_NUM_THREADS
-    if given := _given_threads():
-        return given
-    return usable_cpus()
+    return _usual() if _wish is None else _wish
+
+
+@functools.cache
+def _usual() -> int:
+    """How many, where nobody asked for a number: what NUMBA_NUM_THREADS says, or one for each processor."""
+    return _given_threads() or usable_cpus()
 
 
 def usable_cpus() -> int:
@@ -101,12 +104,17 @@ def prepare_environment() -> None:
 
 
 def apply() -> int:
-    """Make the wish hold in the calling thread; returns the number of threads that its kernels use."""
+    """Make the wish hold; returns the number of threads that kernels use."""
+    global _applied
     count = get_num_threads()
-    if count > 1 and getattr(_applied, "count", None) != count:
-        import numba
-        numba.set_num_threads(min(count, MOST))
-        _applied.count = count
+    if numbas:
+        if getattr(_applied_here, "count", None) != count:
+            import numba
+            numba.set_num_threads(min(count, MOST, numba.config.NUMBA_NUM_THREADS))
+            _applied_here.count = count
+    elif count != _applied:
+        WORDS[SPLIT] = min(count, MOST)
+        _applied = count
     return count
 
 
@@ -116,7 +124,7 @@ def pool_lock(own: Lock) -> Lock:
     Elsewhere that is the network's lock once more, which costs next to nothing.
     """
     global _layer
-    if get_num_threads() == 1:
+    if not numbas or get_num_threads() == 1:
         return own
     if _layer is None:
         import numba

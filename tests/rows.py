@@ -3,8 +3,8 @@ import ctypes
 
 import numpy as np
 
-from microcnn.kernels.entry import ENTRIES, LEAST_WORK, THREADS, aligned_bytes, start_of
-from microcnn.kernels.team import start_threads
+from microcnn.arena import LEAST_WORK, THREADS, aligned_bytes, start_of
+from microcnn.entries import ENTRIES
 
 from . import WORK
 
@@ -49,7 +49,6 @@ def run(name, batch, threads=1, dtype="float32", control=None, **fields):
     row = np.array([offsets[f] if f in offsets else -1 if fields[f] is None else
                     number_bits(fields[f]) if isinstance(fields[f], float) else int(fields[f])
                     for f in entry.fields], np.int64)
-    start_threads()
     function = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(entry.address(dtype))
     function(start_of(arena), start_of(row), batch)
     inside = np.zeros(arena.size, bool)

@@ -115,7 +115,7 @@ def test_a_warm_parallel_kernel_runs_in_a_fresh_process(warm):
 def test_a_warm_network_compiles_nothing(tmp_path_factory):
     code = """
 import microcnn as mc, numpy as np
-from microcnn.kernels.entry import ENTRIES
+from microcnn.entries import ENTRIES
 net = mc.Sequential([mc.Flatten(), mc.Linear(3)], (2, 2, 2)).graph().compile(
     batch=2, train="all", loss="mse", optimizer=mc.SGD(lr=0.1))
 x = np.ones((2, 2, 2, 2), np.float32)

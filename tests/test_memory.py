@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
-from microcnn.kernels.entry import ENTRIES
+from microcnn.entries import ENTRIES
 from microcnn.memory import ALIGNMENT, most_live
 from microcnn.plan import Schedule
 from microcnn.planned import Planned

@@ -1,6 +1,7 @@
 """Facts about the machine, the versions and the settings that every measurement depends on."""
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import time
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import microcnn as mc
+from microcnn import threads
+from microcnn.entries import ENTRIES
 from microcnn.threads import usable_cpus
 
 
@@ -88,11 +91,9 @@ def cache_bytes() -> int | None:
 
 def threading_layer() -> str:
     """Whose threads run parallel loops: "microcnn", or numba's layer once something parallel has run in this process."""
-    import numba
-
-    from microcnn.kernels.team import block
-    if block() is not None:
+    if not threads.numbas:
         return "microcnn"
+    import numba
     try:
         return str(numba.threading_layer())
     except ValueError:
@@ -101,22 +102,16 @@ def threading_layer() -> str:
 
 def code_target() -> dict[str, Any]:
     """What numba compiles for: CPU, instruction set, vector width and tile shapes (rows x vectors)."""
-    from numba.core.registry import cpu_target
-
-    from microcnn.kernels import simd
-    tiles = {vectors: getattr(simd, f"MR{vectors}", 0) for vectors in (4, 3, 2, 1)}
-    return {"target_cpu": cpu_target.target_context.codegen().magic_tuple()[1],
-            "instruction_set": simd.INSTRUCTION_SET, "vector_bytes": simd.VECTOR_BYTES,
-            "registers": simd.REGISTERS, "tiles": [[rows, vectors] for vectors, rows in tiles.items() if rows]}
+    target = ENTRIES.target
+    tiles = {vectors: target.get(f"MR{vectors}", 0) for vectors in (4, 3, 2, 1)}
+    return {"target_cpu": target["CPU"], "instruction_set": target["INSTRUCTION_SET"], "vector_bytes": target["VECTOR_BYTES"],
+            "registers": target["REGISTERS"], "tiles": [[rows, vectors] for vectors, rows in tiles.items() if rows]}
 
 
 def versions() -> dict[str, str]:
     """The versions of everything that compiled code and its speed depend on."""
-    import llvmlite
-    import numba
-    import numpy
-    return {"microcnn": mc.__version__, "python": platform.python_version(), "numba": numba.__version__,
-            "llvmlite": llvmlite.__version__, "numpy": numpy.__version__}
+    return {"microcnn": mc.__version__, "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy")}}
 
 
 def conditions_of_machine() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What this machine can do: multiply-adds in registers, and copying. Compiled through the same door as the kernels."""
+"""What this machine can do: multiply-adds in registers, and copying. """
 from __future__ import annotations
 
 import ctypes
@@ -9,53 +9,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, types
 
-from microcnn.kernels import cache, simd
-from microcnn.kernels.entry import aligned_bytes, start_of
-from microcnn.kernels.vector import vector_fma, vector_load, vector_store
+from microcnn.arena import aligned_bytes, start_of
+from microcnn.entries import ENTRIES, lanes_of
 
-# As many chains as two units with a latency of six keep busy; with the two factors they fit into sixteen registers.
+# The chains of multiply-adds in kernels/peak.py.
 CHAINS = 12
 COPY_BYTES = 64 * 2**20
-
-
-def _multiply_add(pointer: Any, count: int, lanes: int) -> None:
-    """count steps, each one multiply-add on twelve independent vectors; in memory are the two factors, then the twelve."""
-    data = carray(pointer, (14 * lanes,))
-    factor, addend = vector_load(data, 0), vector_load(data, lanes)
-    a, b, c = vector_load(data, 2 * lanes), vector_load(data, 3 * lanes), vector_load(data, 4 * lanes)
-    d, e, f = vector_load(data, 5 * lanes), vector_load(data, 6 * lanes), vector_load(data, 7 * lanes)
-    g, h, i = vector_load(data, 8 * lanes), vector_load(data, 9 * lanes), vector_load(data, 10 * lanes)
-    j, k, m = vector_load(data, 11 * lanes), vector_load(data, 12 * lanes), vector_load(data, 13 * lanes)
-    for _ in range(count):
-        a, b, c = vector_fma(a, factor, addend), vector_fma(b, factor, addend), vector_fma(c, factor, addend)
-        d, e, f = vector_fma(d, factor, addend), vector_fma(e, factor, addend), vector_fma(f, factor, addend)
-        g, h, i = vector_fma(g, factor, addend), vector_fma(h, factor, addend), vector_fma(i, factor, addend)
-        j, k, m = vector_fma(j, factor, addend), vector_fma(k, factor, addend), vector_fma(m, factor, addend)
-    vector_store(a, data, 2 * lanes)
-    vector_store(b, data, 3 * lanes)
-    vector_store(c, data, 4 * lanes)
-    vector_store(d, data, 5 * lanes)
-    vector_store(e, data, 6 * lanes)
-    vector_store(f, data, 7 * lanes)
-    vector_store(g, data, 8 * lanes)
-    vector_store(h, data, 9 * lanes)
-    vector_store(i, data, 10 * lanes)
-    vector_store(j, data, 11 * lanes)
-    vector_store(k, data, 12 * lanes)
-    vector_store(m, data, 13 * lanes)
 
 
 class Peak:
     """Measures multiply-adds a second on so many threads at once, in float32 or float64. dtype: a name."""
 
     def __init__(self, threads: int, dtype: str = "float32"):
-        real = {"float32": types.float32, "float64": types.float64}[dtype]
-        signature = types.void(types.CPointer(real), types.int64, types.int64)
-        self._code = cache.compiled(lambda: cfunc(signature, cache=True, error_model="numpy")(_multiply_add), dtype)
-        self._call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(self._code.address)
-        self.threads, self.lanes = threads, simd.lanes_of(np.dtype(dtype))
+        address = ENTRIES["peak.multiply_add"].address(dtype)
+        self._call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
+        self.threads, self.lanes = threads, lanes_of(dtype)
         self._data = [self._operands(dtype, number) for number in range(threads)]
         self._count = 1
         while min(self._timed() for _ in range(5)) < 1e-3:      # one that a neighbour held up says nothing
@@ -70,7 +39,8 @@ class Peak:
 
     def _timed(self) -> float:
         """Seconds that all threads take for their steps. ctypes lets go of the interpreter: they run side by side."""
-        return _at_once([functools.partial(self._call, start_of(data), self._count, self.lanes) for data in self._data])
+        row = np.array([0, self._count])
+        return _at_once([functools.partial(self._call, start_of(data), start_of(row), 1) for data in self._data])
 
     def gflops(self) -> float:
         """GFLOP/s, a multiply-add as two, over about a millisecond."""

@@ -114,7 +114,7 @@ def profile(model: Any, x: Any = None, t: Any = None, *, batch: int = 1, train: 
 
 def clock_nanoseconds() -> float:
     """What one reading of the clock takes in the timed executor: the median of many."""
-    from microcnn.kernels.entry import start_of
+    from microcnn.arena import start_of
     from microcnn.program import executor
     marks = np.zeros(CLOCK_READINGS, np.int64)
     executor("clock")(start_of(marks), len(marks))
@@ -354,9 +354,8 @@ def _conditions(net: Any, steps: bool, measured: int) -> dict[str, Any]:
 
 def _start(infos: Sequence[Any], dtype: str) -> str:
     """"cold" where this process had to compile a kernel that ran, "warm" where all came from the cache."""
-    from microcnn.kernels.entry import ENTRIES
-    made = [ENTRIES[info.kernel]._compiled[dtype] for info in infos]
-    return "warm" if all(code.cache_hits for code in made) else "cold"
+    from microcnn.entries import code
+    return "cold" if any(code(info.kernel, dtype).compiled for info in infos) else "warm"
 
 
 def _name(thing: Any) -> Any:

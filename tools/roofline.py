@@ -26,8 +26,8 @@ MOST = 32
 
 def kept_file() -> Path:
     """Where the figures are kept: beside the folders of compiled kernels. Raises CacheError."""
-    from microcnn.kernels import cache
-    return Path(cache.folder()).parent / "machine.json"
+    from microcnn import store
+    return Path(store.folder()).parent / "machine.json"
 
 
 def kept(threads: int, dtype: str = "float32") -> Machine | None:

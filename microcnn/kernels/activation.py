@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .special import vector_expm1

@@ -5,9 +5,10 @@ What happens to a sample is a function of a key, the step and its place in the b
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from ..arena import FIRST, SEED, STEP
+from .compiler import helper, kernel
 from .dropout import dropout_key
-from .entry import FIRST, SEED, STEP, entry, fields_of, number, slot, threads_for, view
+from .entry import entry, fields_of, number, slot, threads_for, view
 from .simd import lanes
 from .uniform import vector_uniform
 from .vector import vector_add, vector_fma, vector_load_first, vector_of, vector_store_first, vector_sub

@@ -6,7 +6,7 @@ so that windows may overlap and no two jobs write the same place.
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
 from .vector import vector_add, vector_div, vector_mul, vector_of, vector_read, vector_write

@@ -4,7 +4,7 @@ A group is the C numbers along the middle. With inner = 1 its numbers are neighb
 otherwise they lie `inner` apart, the groups are neighbours, and a vector holds one number of each of some. A unit is what
 one vector takes: so many groups, or the one group that it runs along.
 """
-from .cache import helper
+from .compiler import helper
 from .simd import lanes
 from .vector import vector_of, vector_take
 

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 
 from .batchnorm_statistics import BIAS, FACTOR, FIRST, MEAN, block_rows, repeat, repeat_statistics, scratch_size, statistics
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import (

@@ -20,7 +20,7 @@ from .batchnorm_statistics import (
     sums_of,
     sweep_rows,
 )
-from .cache import helper, inlined, kernel
+from .compiler import helper, inlined, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import (

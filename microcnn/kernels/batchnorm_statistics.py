@@ -7,7 +7,7 @@ own part of scratch and are merged in order, then those of the pixels of a row.
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .layout import copy_run
 from .simd import lanes
 from .vector import (

@@ -2,16 +2,14 @@
 import numba
 import numpy as np
 
-from .cache import helper, kernel
-from .entry import FLAGS, entry, fields_of, number, threads_for, view, view_as
+from ..arena import BAD_GRADIENT, FLAGS
+from .compiler import helper, kernel
+from .entry import entry, fields_of, number, threads_for, view, view_as
 from .simd import lanes
 from .vector import vector_fma, vector_of, vector_read, vector_sum
 
 CHUNK = 8192
 CHUNKS = 64
-
-# Why a program stopped before a weight was touched: what slot FLAGS says, beside loss.py's reasons.
-BAD_GRADIENT = 3
 
 
 @helper

@@ -9,7 +9,7 @@ each part copied into a panel first: the sums of the parts wait in y.
 import numba
 import numpy as np
 
-from .cache import helper, inlined, kernel
+from .compiler import helper, inlined, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_panels, copy_run, vectors_of, zero_run
 from .linear import transpose_matrix

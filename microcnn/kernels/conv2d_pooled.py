@@ -6,7 +6,7 @@ which both see the same weights. The band of the input has its channels in plane
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .conv2d import copy_band
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import zero_run

@@ -7,7 +7,7 @@ taps, over bands of the image that hold their zeros.
 import numba
 import numpy as np
 
-from .cache import helper, inlined, kernel
+from .compiler import helper, inlined, kernel
 from .conv2d import copy_band, fill_table
 from .entry import entry, fields_of, threads_for, view, view_as
 from .layout import zero_run

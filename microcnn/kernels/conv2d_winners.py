@@ -7,7 +7,7 @@ channel's dW, and the dW of several channels stay in registers while all pixels 
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .conv2d import copy_band, fill_table
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import copy_run, zero_run

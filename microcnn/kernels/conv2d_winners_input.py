@@ -7,7 +7,7 @@ sum is added to a padded image in the first-level cache.
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .conv2d import fill_table
 from .conv2d_scatter import put_image
 from .conv2d_winners import passed_on

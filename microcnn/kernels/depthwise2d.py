@@ -6,7 +6,7 @@ every pixel has all its taps and images of any size run alike. Most 3 x 3 window
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .conv2d import copy_band
 from .entry import entry, fields_of, number, threads_for, view
 from .layout import zero_run

@@ -6,7 +6,7 @@ padding: a row outside the image is a line of zeros in scratch, a column outside
 import numba
 import numpy as np
 
-from .cache import helper, inlined, kernel
+from .compiler import helper, inlined, kernel
 from .depthwise2d import add_to, finish
 from .entry import entry, fields_of, number, numbers_between, threads_for, view
 from .fetch import fetch

@@ -7,7 +7,7 @@ a line of zeros in scratch, a column outside is a register of zeros.
 import numba
 import numpy as np
 
-from .cache import helper, inlined, kernel
+from .compiler import helper, inlined, kernel
 from .depthwise2d import finish
 from .depthwise3x3 import line_of, take_inside
 from .entry import entry, fields_of, number, numbers_between, threads_for, view

@@ -2,8 +2,9 @@
 import numba
 import numpy as np
 
-from .cache import helper, kernel
-from .entry import FIRST, SEED, STEP, entry, fields_of, number, slot, threads_for, view
+from ..arena import FIRST, SEED, STEP
+from .compiler import helper, kernel
+from .entry import entry, fields_of, number, slot, threads_for, view
 from .simd import lanes
 from .uniform import vector_uniform
 from .vector import (

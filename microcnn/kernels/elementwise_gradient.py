@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .elementwise import (
     ADD,
     CUBE,

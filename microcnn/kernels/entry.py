@@ -1,60 +1,25 @@
 """Entries: what a row of a program is, and how a kernel reads it.
 
 A program is a table of rows, each a call of one entry `function(arena, row, batch)`. A row holds byte offsets into the
-arena, and plain numbers; the arena begins with the control block, whose slots change from step to step.
+arena, and plain numbers; the arena begins with the control block, whose slots change from step to step (arena.py).
 """
-import ctypes
-
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np import numpy_support
 
-from . import cache
-from .cache import helper, view_helper
-
-
-class Entry:
-    """A kernel as the executor calls it: its fields, and its machine code once a program needed it.
-
-    Fields are byte offsets into the arena, marked by what the kernel does with the buffer, `<` read, `>` written,
-    `=` both; or plain integers. A float travels as the bits of a float64 (`number`).
-    """
-
-    def __init__(self, name, function, fields):
-        self.name, self.function = name, function
-        self.fields = [field.rstrip("<>=") for field in fields]
-        self.modes = {field.rstrip("<>="): field[-1] for field in fields if field[-1] in "<>="}
-        self.record = numpy_support.from_dtype(np.dtype([(field, np.int64) for field in self.fields]))
-        self._compiled = {}
-
-    def address(self, dtype):
-        """The address of the code for a dtype, compiled or loaded on first use and kept alive here."""
-        if dtype not in self._compiled:
-            with cache._lock:     # another thread may have been first: its code is in use and has to stay
-                if dtype not in self._compiled:
-                    real = {"float32": types.float32, "float64": types.float64}[dtype]
-                    signature = types.void(types.CPointer(real), types.CPointer(self.record), types.int64)
-                    self._compiled[dtype] = cache.compiled(
-                        lambda: cfunc(signature, cache=True, error_model="numpy")(self.function), dtype)
-        return self._compiled[dtype].address
-
-    def is_compiled(self, dtype):
-        return dtype in self._compiled
-
-
-ENTRIES = {}
+from ..arena import LEAST_WORK, THREADS
+from .compiler import ENTRY_FUNCTIONS, helper, view_helper
 
 
 def entry(fields):
-    """Decorator: registers an entry `file.function` whose row has these fields."""
+    """Decorator: registers an entry `file.function` whose row has these fields (entries.Entry says how they are marked)."""
     def register(function):
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
-        if name in ENTRIES:
+        if name in ENTRY_FUNCTIONS:
             raise ValueError(f"two entries are called {name}")
-        ENTRIES[name] = Entry(name, function, fields.split())
+        ENTRY_FUNCTIONS[name] = function, fields
         return function
     return register
 
@@ -133,10 +98,6 @@ def numbers_between(typing_context, first, second):
     return signature, codegen
 
 
-# The head of every arena: 64-bit slots that change from step to step, without touching the rows.
-THREADS, LEAST_WORK, SEED, STEP, RATE, LOSS, FLAGS, FIRST, FIRST_POINTER = range(9)
-
-
 @helper
 def slot(arena, index):
     """An integer of the arena's control block."""
@@ -153,24 +114,3 @@ def slot_number(arena, index):
 def threads_for(arena, work):
     """How many threads a kernel with this much work, in elementary operations, may use: 1 runs its serial branch."""
     return slot(arena, THREADS) if work >= slot(arena, LEAST_WORK) else 1
-
-
-def start_of(array):
-    """The address of a numpy array's first byte."""
-    # a fifth of the time that array.ctypes.data or __array_interface__ take, and no dict made on the way
-    return _word_at(id(array) + object.__basicsize__).value
-
-
-_word_at = ctypes.c_size_t.from_address
-_probe = np.zeros(1)
-if start_of(_probe) != _probe.ctypes.data:     # another Python or numpy, whose arrays begin with something else
-    def start_of(array):    # noqa: F811
-        """The address of a numpy array's first byte."""
-        return array.ctypes.data
-
-
-def aligned_bytes(size, alignment=64):
-    """A zeroed uint8 array whose first byte is aligned; numpy alone aligns to 16."""
-    raw = np.zeros(size + alignment, np.uint8)
-    begin = -start_of(raw) % alignment
-    return raw[begin:begin + size]

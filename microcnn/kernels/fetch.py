@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .cache import helper
+from .compiler import helper
 from .simd import is_real_array, pointer_to
 
 LINE_BYTES = 64

@@ -7,7 +7,7 @@ the target's fastest one and, where there is one, that along which the source is
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, outside, slot, threads_for, view
 from .simd import MR4, lanes
 from .transpose import interleave_three, transpose_square

@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper, inlined, kernel
+from .compiler import helper, inlined, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .fetch import fetch
 from .layout import copy_panels, vectors_of

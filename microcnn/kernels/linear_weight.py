@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper, inlined, kernel
+from .compiler import helper, inlined, kernel
 from .entry import entry, fields_of, threads_for, view
 from .layout import zero_run
 from .rows import rows_strided

@@ -7,8 +7,9 @@ in order.
 import numba
 import numpy as np
 
-from .cache import helper, kernel
-from .entry import FLAGS, LOSS, entry, fields_of, number, outside, slot, threads_for, view, view_as
+from ..arena import FLAGS, LOSS
+from .compiler import helper, kernel
+from .entry import entry, fields_of, number, outside, slot, threads_for, view, view_as
 from .simd import lanes
 from .vector import (
     vector_add,

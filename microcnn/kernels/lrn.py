@@ -7,7 +7,7 @@ import numba
 import numpy as np
 
 from .batchnorm_statistics import chunk_count
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .powers import vector_pow
 from .simd import lanes

@@ -6,7 +6,7 @@ along it, which makes one kernel of the product and of both its gradients.
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .elementwise import next_place, place_of, row_at, rows_of
 from .elementwise_gradient import kept_axes, repeated_axes
 from .entry import entry, fields_of, threads_for, view

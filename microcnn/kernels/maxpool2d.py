@@ -9,7 +9,7 @@ between the bounds, which is where a gradient passes, the winner is the same. Th
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, number, outside, threads_for, view, view_as
 from .simd import lanes
 from .vector import (

@@ -1,7 +1,7 @@
 """What evaluation counts beside the loss: predictions among the k best, and which class was taken for which."""
 import numpy as np
 
-from .cache import helper
+from .compiler import helper
 from .entry import entry, fields_of, outside, slot, view
 from .loss import _add_to_slot, _first_at, _maximum
 

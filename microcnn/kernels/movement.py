@@ -6,7 +6,7 @@ and 0 in the source, which repeats it.
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .layout import BLOCK, SIDE, move_block, move_line
 from .simd import lanes

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from .batchnorm_statistics import statistics_chunk
-from .cache import helper, kernel, view_helper
+from .compiler import helper, kernel, view_helper
 from .entry import entry, fields_of, number, threads_for, view
 from .simd import lanes
 from .vector import (

@@ -5,7 +5,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from .axis import job_count, job_shape, unit_at
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, threads_for, view
 from .reduction import MAX, MIN, across_lanes, total_of
 from .simd import is_real_array, lanes, lanes_of, vector_type

@@ -6,8 +6,9 @@ number follows from the sizes only.
 import numba
 import numpy as np
 
-from .cache import helper, kernel
-from .entry import LOSS, entry, fields_of, number, outside, slot, threads_for, view, view_as
+from ..arena import LOSS
+from .compiler import helper, kernel
+from .entry import entry, fields_of, number, outside, slot, threads_for, view, view_as
 from .loss import CHUNKS, PART, _add_to_slot, _address, _total
 from .simd import lanes
 from .vector import (

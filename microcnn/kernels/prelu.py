@@ -3,7 +3,7 @@ import numba
 import numpy as np
 
 from .axis import beside, run_at
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, threads_for, view
 from .simd import lanes
 from .vector import (

@@ -4,7 +4,7 @@ import numpy as np
 from numba.extending import intrinsic
 
 from .axis import job_count, job_shape, unit_at
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .powers import vector_ln
 from .simd import lanes

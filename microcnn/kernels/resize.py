@@ -6,7 +6,7 @@ times input position index[t]. Its transpose is the table of the gradient.
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
 from .simd import lanes
 from .vector import vector_add, vector_fma, vector_mul, vector_of, vector_take, vector_write

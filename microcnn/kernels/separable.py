@@ -5,7 +5,7 @@ Both sums are those of depthwise3x3.py and linear.py, to the last bit.
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .depthwise3x3 import fetch_band, forward_band
 from .entry import entry, fields_of, number, numbers_between, threads_for, view
 from .fetch import fetch

@@ -28,6 +28,7 @@ def _instruction_set():
     return "neon" if triple.startswith(("aarch64", "arm64")) else "sse"
 
 
+CPU = cpu_target.target_context.codegen().magic_tuple()[1]
 INSTRUCTION_SET = _instruction_set()
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "neon": 16, "sse": 16}[INSTRUCTION_SET]
 REGISTERS = {"avx512": 32, "avx2": 16, "neon": 32, "sse": 16}[INSTRUCTION_SET]

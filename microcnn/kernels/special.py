@@ -3,7 +3,7 @@ import math
 
 from llvmlite import ir
 
-from .cache import helper
+from .compiler import helper
 from .simd import lanewise_call, multiply_add
 from .vector import (
     lanewise,

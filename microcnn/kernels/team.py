@@ -6,29 +6,34 @@ while a program runs. Who starts a loop publishes it, takes pieces of it itself,
 begun; what nobody else claims it does alone. Handing over costs about as long as a line of memory takes from one core to the
 other. Which thread computes a piece changes nothing in what is computed.
 """
-import ctypes
-
-import llvmlite.binding
-import numba
-import numpy as np
 from llvmlite import ir
-from numba import cfunc, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..threads import MOST
-from . import cache
-from .cache import SPACE, helper
+from ..block import (
+    ARGUMENT_COUNT,
+    ARGUMENTS,
+    CLAIMS,
+    DATA,
+    DONE,
+    FUNCTION,
+    GENERATION,
+    LINE,
+    MOST,
+    OWNER,
+    SIZE_COUNT,
+    SIZES,
+    SPACE,
+    SPACES,
+    STEPS,
+    STOP,
+    TEAM,
+)
+from .compiler import function, helper
 from .simd import I32, I64, INSTRUCTION_SET
 
-# Words of the control block, each in a line of the cache of its own: the number of the loop (its pieces in the low byte), who
-# works with the team, pieces that were ever done, whether the threads shall end, the loop itself, and from CLAIMS on for each
-# piece the loop that it was last claimed for.
-LINE = 8
-GENERATION, OWNER, DONE, STOP, JOB, CLAIMS = range(0, 6 * LINE, LINE)
-FUNCTION, ARGUMENTS, SIZES, STEPS, DATA, SIZE_COUNT, ARGUMENT_COUNT = range(JOB, JOB + 7)
-SPACES = CLAIMS + MOST * LINE
-WORDS = SPACES + MOST * SPACE
+# The low bits of the number of the loop say in how many pieces it is.
 PIECE_BITS = 8
 # A thread looks at what the owner writes only so often: each time the owner has to get that line back.
 FAR = 256
@@ -99,7 +104,7 @@ def _let_others(typing_context):
 
 
 @intrinsic
-def _call(typing_context, function, arguments, sizes, steps, data):
+def _call(typing_context, part, arguments, sizes, steps, data):
     """Call a part of a parallel loop as numba compiles it."""
     def codegen(context, builder, sig, args):
         kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
@@ -110,9 +115,9 @@ def _call(typing_context, function, arguments, sizes, steps, data):
 
 @intrinsic
 def _control(typing_context):
-    """The address of the control block, which this process gave the name cache.TEAM."""
+    """The address of the block of words (block.py)."""
     def codegen(context, builder, sig, args):
-        block = cgutils.add_global_variable(builder.module, ir.IntType(8), cache.TEAM)
+        block = cgutils.add_global_variable(builder.module, ir.IntType(8), TEAM)
         block.linkage = "external"
         return builder.ptrtoint(block, I64)
     return types.int64(), codegen
@@ -127,14 +132,14 @@ def _own_space(typing_context):
 
 
 @helper
-def _run_piece(piece, function, arguments, sizes, steps, data, size_count, argument_count, space):
+def _run_piece(piece, part, arguments, sizes, steps, data, size_count, argument_count, space):
     """numba's call of one piece: the first size is 1, and every argument is moved on by the piece's number."""
     for i in range(argument_count):
         _store(space, i, _load(arguments, i) + _load(steps, i) * piece)
     _store(space, argument_count, 1)
     for i in range(1, size_count):
         _store(space, argument_count + i, _load(sizes, i))
-    _call(function, space, space + 8 * argument_count, steps, data)
+    _call(part, space, space + 8 * argument_count, steps, data)
 
 
 @helper
@@ -154,8 +159,9 @@ def _pieces(control, generation, place):
             _count(control, DONE)
 
 
-def _parallel_for(function, arguments, sizes, steps, data, inner_sizes, argument_count, threads):
-    """What numba asks its threading layer for: function for each of sizes[0] pieces, by up to `threads` threads.
+@function(8)
+def parallel_for(part, arguments, sizes, steps, data, inner_sizes, argument_count, threads):
+    """What numba asks its threading layer for: the part, a function, for each of sizes[0] pieces, by up to `threads` threads.
 
     All but the counts are addresses: of the function, of the arguments' addresses, of sizes and of steps.
     """
@@ -165,9 +171,9 @@ def _parallel_for(function, arguments, sizes, steps, data, inner_sizes, argument
         # alone, or another Python thread works with the team
         space = _own_space()
         for piece in range(pieces):
-            _run_piece(piece, function, arguments, sizes, steps, data, inner_sizes + 1, argument_count, space)
+            _run_piece(piece, part, arguments, sizes, steps, data, inner_sizes + 1, argument_count, space)
         return
-    _store(control, FUNCTION, function)
+    _store(control, FUNCTION, part)
     _store(control, ARGUMENTS, arguments)
     _store(control, SIZES, sizes)
     _store(control, STEPS, steps)
@@ -190,7 +196,8 @@ def _parallel_for(function, arguments, sizes, steps, data, inner_sizes, argument
     _store(control, OWNER, 0)
 
 
-def _look(control, place, looks):
+@function(3)
+def look(control, place, looks):
     """Take part in loops until there was none for so many looks, or the threads shall end; place: from 1 on.
 
     A loop that runs when it comes is taken part in, too, and while one runs that this thread has a place in it stays.
@@ -208,38 +215,3 @@ def _look(control, place, looks):
         elif not takes_part or left % FAR != 1 or _load(control, OWNER) == 0:
             left -= 1
         _pause()
-
-
-# The control block, and the compiled code that other compiled code calls, which has to stay.
-_block = None
-_started = []
-
-
-def start_threads():
-    """Give compiled code what it calls to run parallel loops; before any of it is loaded."""
-    global _block
-    with cache._lock:
-        if _started:
-            return
-        numba.set_num_threads(numba.get_num_threads())      # numba's own functions, which split a loop, get their names
-        if cache.LEAN:
-            words = np.zeros(WORDS + LINE, np.int64)
-            begin = -(words.ctypes.data // 8) % LINE
-            _block = words[begin:begin + WORDS]
-            llvmlite.binding.add_symbol(cache.TEAM, _block.ctypes.data)
-            loop = cache.compiled(lambda: cfunc(types.void(*[types.int64] * 8), cache=True, error_model="numpy")(_parallel_for))
-            llvmlite.binding.add_symbol(cache.PARALLEL_FOR, loop.address)
-            look = cache.compiled(lambda: cfunc(types.void(*[types.int64] * 3), cache=True, error_model="numpy")(_look))
-            _started.extend([loop, look])
-        else:
-            _started.append(None)
-
-
-def block():
-    """The control block, as words; None where numba's own threads run the loops."""
-    return _block
-
-
-def looker():
-    """The compiled _look, called with the control block's address, a place and how often to look; lets go of the GIL."""
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(_started[1].address)

@@ -8,7 +8,7 @@ import math
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
 from .powers import vector_trunc
 from .simd import lanes

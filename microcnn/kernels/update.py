@@ -2,8 +2,9 @@
 import numba
 import numpy as np
 
-from .cache import helper, kernel
-from .entry import RATE, STEP, entry, fields_of, number, slot, slot_number, threads_for, view, view_as
+from ..arena import RATE, STEP
+from .compiler import helper, kernel
+from .entry import entry, fields_of, number, slot, slot_number, threads_for, view, view_as
 from .simd import lanes
 from .vector import (
     vector_add,

@@ -2,7 +2,7 @@
 import numba
 import numpy as np
 
-from .cache import helper, kernel
+from .compiler import helper, kernel
 from .elementwise import extent, fetch, jobs_of, next_place, part_of, place_of, put, row_at, row_width, rows_of
 from .entry import entry, fields_of, threads_for, view
 from .vector import vector_of, vector_where_equal

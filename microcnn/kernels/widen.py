@@ -4,7 +4,7 @@ A convolution with few output channels leaves most lanes of a register empty. P 
 channels of a convolution with P times the stride, whose kernel is wide enough for all of them: pixel p sees it p strides
 further to the right, and zeros beside it.
 """
-from .cache import helper
+from .compiler import helper
 from .entry import entry, fields_of, view
 from .layout import copy_run, zero_run
 from .simd import lanes

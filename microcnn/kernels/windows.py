@@ -1,5 +1,5 @@
 """What pooling kernels ask about windows that slide over an image."""
-from .cache import helper
+from .compiler import helper
 from .simd import lanes
 from .vector import vector_of, vector_write
 

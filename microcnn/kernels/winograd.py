@@ -7,7 +7,7 @@ of the 16 points, whose rows are tiles. Rounding errors grow by a factor of two 
 import numba
 import numpy as np
 
-from .cache import helper, inlined, kernel
+from .compiler import helper, inlined, kernel
 from .depthwise2d import finish
 from .entry import entry, fields_of, number, threads_for, view
 from .layout import vectors_of

@@ -59,22 +59,19 @@ def inner_loops(target: str, *entries: str, **changed: int) -> dict[str, list[Lo
 
 def unoptimised(entry: str) -> str:
     """The LLVM code of an entry and of all that it calls."""
-    from numba import cfunc, types
+    from numba.core.compiler_lock import global_compiler_lock
 
-    from microcnn.kernels import cache
-    from microcnn.kernels.entry import ENTRIES
-    made = ENTRIES[entry]
-    signature = types.void(types.CPointer(types.float32), types.CPointer(made.record), types.int64)
-    with cache.compiling(), cache._parts_as_code():
-        return cfunc(signature, error_model="numpy")(made.function).inspect_llvm()
+    from microcnn.kernels import compiler
+    with global_compiler_lock:
+        return str(compiler.linked(entry, "float32")._final_module)
 
 
 def assembly(text: str, target: str) -> str:
     """LLVM code optimised and written out for a target."""
     import llvmlite.binding as llvm
     triple, cpu, features = TARGETS[target]
-    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3, reloc="static",
-                                                                    codemodel="large")
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3, reloc="pic",
+                                                                    codemodel="small")
     text = re.sub(r'target triple = ".*"', f'target triple = "{triple}"', text)
     text = re.sub(r'target datalayout = ".*"', f'target datalayout = "{machine.target_data}"', text)
     module = llvm.parse_assembly(text)
@@ -92,8 +89,8 @@ BRANCH = re.compile(r"^\s+(?:b|b\.\w+|cbn?z|tbn?z|j\w+)\s.*?(\.L\w+)$")
 def loops_of(text: str) -> list[tuple[list[str], str]]:
     """(instructions, the register that a function keeps its frame in) of every innermost loop."""
     found = []
-    for function in re.split(r"^\s+\.cfi_startproc$", text, flags=re.M)[1:]:
-        lines = function.partition(".cfi_endproc")[0].splitlines()
+    for function in re.split(r"^\s+\.type\s+\S+,@function$", text, flags=re.M)[1:]:
+        lines = function.partition(".Lfunc_end")[0].splitlines()
         labels = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"(\.L\w+):", line))}
         spans = {}
         for i, line in enumerate(lines):
@@ -133,8 +130,6 @@ def main(arguments: list[str]) -> None:
     target, *rest = arguments
     with patch.object(JITCPUCodegen, "magic_tuple", lambda self: TARGETS[target]):
         import microcnn.kernels as kernels
-    # the code is read, not run: what it calls needs an address, and no more
-    llvm.add_symbol(kernels.cache.PARALLEL_FOR, 1)
     changes = dict(pair.split("=") for pair in rest if "=" in pair)
     for name, value in changes.items():
         for module in vars(kernels).values():

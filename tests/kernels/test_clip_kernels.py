@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from microcnn.kernels import entry
+from microcnn import arena
 from microcnn.kernels.clip import BAD_GRADIENT
 from tests.rows import run
 
@@ -22,7 +22,7 @@ def squares(gradient, threads=1, index=1):
 def factor(sums, limit, dtype="float32"):
     out = np.full(1, np.nan)
     slots = run("clip.factor", 5, dtype=dtype, sums=sums, factor=out, count=sums.size, limit=float(limit))
-    return out[0], slots[entry.FLAGS]
+    return out[0], slots[arena.FLAGS]
 
 
 @DTYPES

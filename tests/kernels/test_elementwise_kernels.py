@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from microcnn.kernels import entry
+from microcnn import arena
 from tests.rows import run
 
 EVERYTHING = {"low": -math.inf, "high": math.inf}
@@ -178,7 +178,7 @@ def plain_uniform(seed, step, layer, index):
 def test_dropout(size, batch, dtype):
     seed, step, layer, p = 123456789, 7, 3, 0.4
     x = np.random.default_rng(0).normal(size=size * batch).astype(dtype)
-    control = {entry.SEED: seed, entry.STEP: step}
+    control = {arena.SEED: seed, arena.STEP: step}
     keep = np.array([plain_uniform(seed, step, layer, i) >= p for i in range(x.size)])
     expected = np.where(keep, x / (1 - p), 0)
     y = np.full_like(x, np.nan)
@@ -205,7 +205,7 @@ def test_dropout_masks_are_independent():
     size, masks = 40_000, []
     for seed, step, layer in [(1, 1, 0), (2, 1, 0), (1, 2, 0), (1, 1, 1)]:
         y = np.full(size, np.nan, np.float32)
-        run("dropout.forward", 1, control={entry.SEED: seed, entry.STEP: step},
+        run("dropout.forward", 1, control={arena.SEED: seed, arena.STEP: step},
             x=np.ones(size, np.float32), y=y, size=size, p=0.3, layer=layer)
         masks.append(y != 0)
         # five standard deviations of the mean

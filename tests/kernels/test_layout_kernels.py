@@ -4,11 +4,11 @@ import itertools
 import numpy as np
 import pytest
 
-from microcnn.kernels import entry
+from microcnn import arena
 
 from ..rows import run
 
-SLOT = entry.FIRST_POINTER + 1
+SLOT = arena.FIRST_POINTER + 1
 
 
 def _fields(shape, perm):

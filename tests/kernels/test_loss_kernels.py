@@ -4,10 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from microcnn.kernels import entry
+from microcnn import arena
 from tests.rows import run
 
-TARGET, WEIGHT, CORRECT = entry.FIRST_POINTER, entry.FIRST_POINTER + 1, entry.FIRST_POINTER + 2
+TARGET, WEIGHT, CORRECT = arena.FIRST_POINTER, arena.FIRST_POINTER + 1, arena.FIRST_POINTER + 2
 TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 # batch, outer per sample, C, inner
@@ -23,14 +23,14 @@ def cross_entropy(x, target, batch, rows, C, inner=1, *, probabilities=0, weight
                   ignore_index=-100, label_smoothing=0.0, counting=True, threads=1, dx=None, before=0.0):
     """The loss, the gradient and the number of right predictions, as the kernel computes them."""
     dx = np.full_like(x, np.nan) if dx is None else dx
-    control = {TARGET: target, entry.LOSS: before, CORRECT: 0.0}
+    control = {TARGET: target, arena.LOSS: before, CORRECT: 0.0}
     if weight is not None:
         control[WEIGHT] = weight
     slots = run("loss.cross_entropy", batch, threads=threads, dtype=x.dtype.name, control=control, x=x, dx=dx,
                 scratch=np.full(64, np.nan), class_weight=class_weight, target_slot=TARGET, weight_slot=WEIGHT,
                 correct_slot=CORRECT if counting else -1, rows=rows, C=C, inner=inner, probabilities=probabilities,
                 gradient=gradient, ignore_index=ignore_index, label_smoothing=label_smoothing)
-    return number(slots, entry.LOSS) - before, dx, number(slots, CORRECT)
+    return number(slots, arena.LOSS) - before, dx, number(slots, CORRECT)
 
 
 def plain_cross_entropy(x, target, batch, outer, C, inner, probabilities, weight, class_weight, ignore_index,
@@ -158,7 +158,7 @@ def test_an_address_of_zero_means_no_weights_and_slot_minus_one_counts_nothing()
     slots = run("loss.cross_entropy", 3, control={TARGET: target}, x=x, dx=None, scratch=np.full(64, np.nan),
                 class_weight=None, target_slot=TARGET, weight_slot=-1, correct_slot=-1, rows=1, C=5, inner=1,
                 probabilities=0, gradient=0, ignore_index=-100, label_smoothing=0.0)
-    assert number(slots, entry.LOSS) == loss
+    assert number(slots, arena.LOSS) == loss
 
 
 def mse(x, target, batch, size, weight=None, gradient=1, threads=1, dx=None):
@@ -166,7 +166,7 @@ def mse(x, target, batch, size, weight=None, gradient=1, threads=1, dx=None):
     control = {TARGET: target} if weight is None else {TARGET: target, WEIGHT: weight}
     slots = run("loss.mse", batch, threads=threads, dtype=x.dtype.name, control=control, x=x, dx=dx,
                 scratch=np.full(64, np.nan), target_slot=TARGET, weight_slot=WEIGHT, size=size, gradient=gradient)
-    return number(slots, entry.LOSS), dx
+    return number(slots, arena.LOSS), dx
 
 
 @DTYPES
@@ -190,8 +190,8 @@ def test_mse(batch, size, weighted, dtype):
 
 
 def test_reset():
-    slots = run("loss.reset", 1, control={entry.LOSS: 3.5, entry.RATE: 0.25})
-    assert (number(slots, entry.LOSS), number(slots, entry.RATE)) == (0.0, 0.25)
+    slots = run("loss.reset", 1, control={arena.LOSS: 3.5, arena.RATE: 0.25})
+    assert (number(slots, arena.LOSS), number(slots, arena.RATE)) == (0.0, 0.25)
 
 
 @pytest.mark.parametrize("C, inner", [(10, 1), (10, 10), (1000, 1)])

@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 
-from microcnn.kernels import entry
+from microcnn import arena
 from tests.rows import run
 
-TARGET, K, FOUND, CONFUSION = range(entry.FIRST_POINTER, entry.FIRST_POINTER + 4)
+TARGET, K, FOUND, CONFUSION = range(arena.FIRST_POINTER, arena.FIRST_POINTER + 4)
 
 
 def classes(x, target, batch, rows, C, k, inner=1, ignored=-100, probabilities=0, confusion=True):

@@ -4,11 +4,11 @@ import math
 import numpy as np
 import pytest
 
-from microcnn.kernels import entry
+from microcnn import arena
 from microcnn.kernels.pointwise_loss import HUBER, L1, LOGITS, SMOOTH_L1
 from tests.rows import run
 
-TARGET, WEIGHT = entry.FIRST_POINTER, entry.FIRST_POINTER + 1
+TARGET, WEIGHT = arena.FIRST_POINTER, arena.FIRST_POINTER + 1
 TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 # kind, bound, with a weight of targets of 1 for each number
@@ -20,13 +20,13 @@ CASES = {"l1": (L1, 0.0, False), "smooth": (SMOOTH_L1, 1.0, False), "smooth-narr
 def mean(x, target, batch, size, kind, bound, *, weight=None, pos_weight=None, gradient=1, threads=1, dx=None, before=2.0):
     """The loss and the gradient, as the kernel computes them."""
     dx = np.full_like(x, np.nan) if dx is None else dx
-    control = {TARGET: target, entry.LOSS: before}
+    control = {TARGET: target, arena.LOSS: before}
     if weight is not None:
         control[WEIGHT] = weight
     slots = run("pointwise_loss.mean", batch, threads=threads, dtype=x.dtype.name, control=control, x=x, dx=dx,
                 scratch=np.full(16, np.nan), pos_weight=pos_weight, target_slot=TARGET, weight_slot=WEIGHT, size=size,
                 kind=kind, bound=float(bound), gradient=gradient)
-    return slots[entry.LOSS:entry.LOSS + 1].view(np.float64)[0] - before, dx
+    return slots[arena.LOSS:arena.LOSS + 1].view(np.float64)[0] - before, dx
 
 
 def one(x, t, kind, bound):

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from microcnn.kernels import entry
+from microcnn import arena
 from tests.rows import run
 
 RATE = 0.1
@@ -39,7 +39,7 @@ def sgd_steps(weight, gradients, factor=1.0, threads=1, momentum=0.0, dampening=
     weight = weight.copy()
     velocity = np.full_like(weight, np.nan) if momentum else None
     for step, gradient in enumerate(gradients, 1):
-        run("update.sgd", 7, threads=threads, dtype=weight.dtype.name, control={entry.RATE: RATE, entry.STEP: step},
+        run("update.sgd", 7, threads=threads, dtype=weight.dtype.name, control={arena.RATE: RATE, arena.STEP: step},
             weight=weight, gradient=gradient, velocity=velocity, size=weight.size, momentum=momentum,
             dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, factor=factor,
             clip=clip_of(scale))
@@ -51,7 +51,7 @@ def adam_steps(weight, gradients, factor=1.0, threads=1, beta1=0.9, beta2=0.999,
     weight = weight.copy()
     first, second = np.zeros_like(weight), np.zeros_like(weight)
     for step, gradient in enumerate(gradients, 1):
-        run("update.adam", 7, threads=threads, dtype=weight.dtype.name, control={entry.RATE: RATE, entry.STEP: step},
+        run("update.adam", 7, threads=threads, dtype=weight.dtype.name, control={arena.RATE: RATE, arena.STEP: step},
             weight=weight, gradient=gradient, first=first, second=second, size=weight.size, beta1=beta1, beta2=beta2,
             eps=eps, weight_decay=weight_decay, decoupled=decoupled, factor=factor, clip=clip_of(scale))
     return weight
@@ -118,7 +118,7 @@ def test_adam(options, size, dtype):
 def test_the_first_step_ignores_what_stood_in_velocity():
     weight, gradients = data(20, "float32", 1)
     velocity = np.full_like(weight, np.nan)
-    run("update.sgd", 1, control={entry.RATE: RATE, entry.STEP: 1}, weight=weight.copy(), gradient=gradients[0],
+    run("update.sgd", 1, control={arena.RATE: RATE, arena.STEP: 1}, weight=weight.copy(), gradient=gradients[0],
         velocity=velocity, size=20, momentum=0.9, dampening=0.5, weight_decay=0.0, nesterov=0, factor=1.0, clip=None)
     np.testing.assert_array_equal(velocity, gradients[0])
 
@@ -191,9 +191,9 @@ def test_averages_without_a_gradient_end_at_zero(dtype):
     velocity, first, second = (np.full(40, 1.05 * tiny, dtype) for _ in range(3))
     velocity[3] = first[3] = second[3] = np.nan
     first[5] = velocity[5] = -1.05 * tiny
-    run("update.sgd", 1, 1, dtype, {entry.RATE: 0.1, entry.STEP: 2}, weight=weight, gradient=gradient, velocity=velocity,
+    run("update.sgd", 1, 1, dtype, {arena.RATE: 0.1, arena.STEP: 2}, weight=weight, gradient=gradient, velocity=velocity,
         size=40, momentum=0.9, dampening=0.0, weight_decay=0.0, nesterov=0, factor=1.0, clip=None)
-    run("update.adam", 1, 1, dtype, {entry.RATE: 0.1, entry.STEP: 2}, weight=weight, gradient=gradient, first=first,
+    run("update.adam", 1, 1, dtype, {arena.RATE: 0.1, arena.STEP: 2}, weight=weight, gradient=gradient, first=first,
         second=second, size=40, beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, decoupled=0, factor=1.0, clip=None)
     for average in (velocity, first, second):
         assert np.isnan(average[3]) and not np.delete(average, 3).any()

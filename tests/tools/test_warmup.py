@@ -16,7 +16,7 @@ def test_warmup(capsys, model):
 def test_warmup_in_two_processes(tmp_path, model):
     """A cold cache: both compile, and everything is stored where the next process looks."""
     code = f"""
-from microcnn.kernels.entry import ENTRIES
+from microcnn.entries import ENTRIES
 from microcnn.tools.cli import main
 assert main(["warmup", {str(model)!r}, "--processes", "2"]) == 0
 print(sorted(made.cache_hits for entry in ENTRIES.values() for made in entry._compiled.values()))

@@ -125,7 +125,7 @@ def lines_of(graph: Graph, how: dict[str, Any]) -> tuple[list[Line], list[int]]:
 
     how: as Net takes it. A line is one layer's; `merged` brings those of the same shape together.
     """
-    from microcnn.kernels.entry import ENTRIES
+    from microcnn.entries import ENTRIES
     planned, program = Planned(graph, **how), "train" if how.get("optimizer") else "predict"
     nodes, shapes, macs = {node.name: node for node in graph.nodes}, graph.shapes(), macs_of(graph)
     lines: dict[tuple[str, str], Line] = {}

@@ -92,8 +92,8 @@ def _optional() -> dict[str, str | None]:
 
 def _cache() -> dict[str, Any]:
     """The folder of compiled kernels."""
-    from microcnn.kernels import cache
-    folder = cache.folder()
+    from microcnn import store
+    folder = store.folder()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     probe = folder / f"probe-{os.getpid()}"
     try:

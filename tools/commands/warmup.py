@@ -34,7 +34,7 @@ def add_warmup(parser: argparse.ArgumentParser) -> None:
 def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
     """Compile with a bar, then run once."""
     import microcnn as mc
-    from microcnn.kernels import cache
+    from microcnn import store
     options.set_threads(args.threads)
     graph = load_model(args.model, args.shape)
     shapes = input_shapes(graph, args.shape)
@@ -53,5 +53,5 @@ def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
     if args.train is not None:
         net.train_step(x, t)
         net.evaluate(x, t)
-    terminal.say(f"{count} kernels are ready, after {time.perf_counter() - began:.1f} s, in {cache.folder()}")
+    terminal.say(f"{count} kernels are ready, after {time.perf_counter() - began:.1f} s, in {store.folder()}")
     return 0
