@@ -9,8 +9,10 @@ import contextlib
 import ctypes
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,7 @@ class Entries(Mapping[str, Entry]):
     @functools.cached_property
     def _table(self) -> dict[str, Any]:
         found = store.facts(TABLE)
-        if found is None:
+        if not isinstance(found, dict) or set(found) != {"target", "entries"}:
             from .kernels import compiler, simd
             found = {"target": {name: value for name, value in vars(simd).items()
                                 if name.isupper() and isinstance(value, (int, str))},
@@ -134,12 +136,28 @@ def _load(name: str, dtype: str) -> Code | None:
     file = file_of(name, dtype)
     if not store.whole(file):
         return None
-    library = ctypes.CDLL(str(store.place(file)))
+    library = _opened(store.place(file))
     names = ctypes.string_at(_symbol(library, "imports")).decode()
     if names:
         wanted = [address_of(imported) for imported in names.split(",")]
         (ctypes.c_uint64 * len(wanted)).in_dll(library, "import_table")[:] = wanted
     return Code(_symbol(library, "entry"), False, library)
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        # a disk from which no programs may be run: a file in memory is none
+        with contextlib.suppress(OSError, AttributeError):
+            held = os.memfd_create(path.name)
+            try:
+                os.write(held, path.read_bytes())
+                return ctypes.CDLL(f"/proc/self/fd/{held}")
+            finally:
+                os.close(held)
+        raise CacheError(f"compiled code cannot be loaded: {error}; set NUMBA_CACHE_DIR to a folder from which programs may be "
+                         "run") from error
 
 
 def _symbol(library: ctypes.CDLL, name: str) -> int:

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from microcnn.linker import shared_library
-from microcnn.relocations import MACHINES
+from microcnn.linker.relocations import MACHINES
 
 from .linking import ASSEMBLED, EXPORTS, HERE, LARGE, MODULE, TRIPLES, Parsed, emit, run
 

@@ -14,9 +14,8 @@ mc.set_num_threads(max(threads, 2))
 import numba, numpy as np
 from numba import cfunc, types
 from numba.extending import intrinsic
-from microcnn import team
-from microcnn.kernels import team as compiled
-compiled.start_threads()
+from microcnn import block, team
+from microcnn.entries import code
 Words = types.CPointer(types.int64)
 
 @intrinsic
@@ -34,7 +33,7 @@ def piece(arguments, sizes, steps, data):
         total += np.sqrt(i + place[0])
     place[0] += 1 if first == 1 and second == 7 and total > 0 else 1000
 
-loop = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(compiled._started[0].address)
+loop = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(code("team.parallel_for").address)
 
 def work(made):
     counts, sizes, steps = np.zeros(threads * 8, np.int64), np.array([threads, 7]), np.array([64])
@@ -120,25 +119,13 @@ def double(x):
         y[i] = 2 * x[i]
     return y
 before = total(np.ones(1000))
-""" + STEPS + """
-net.train_step(x, t)
+from microcnn.kernels import compiler
+compiler.compiled("update.sgd", "float32")
 after = total(np.arange(1000.0)), double(np.arange(4.0)).tolist()
 llvm = "".join(double.inspect_llvm().values())
 print(before, *after, "numba_parallel_for" in llvm, "microcnn_parallel_for" in llvm)
 """
     assert fresh(code, NUMBA_THREADING_LAYER="workqueue") == "1000.0 499500.0 [0.0, 2.0, 4.0, 6.0] True False"
-
-
-def test_without_our_threads_numbas_run_the_loops(tmp_path):
-    # as with a numba whose internals are not what we know
-    code = "import microcnn.kernels.cache as cache\ncache.LEAN = False\n" + STEPS.replace("16, 3", "4, 3") + """
-loss = net.train_step(x, t)
-assert team._threads == [] and np.isfinite(loss)
-y = net.predict(x)
-mc.set_num_threads(1)
-print(net.predict(x).tobytes() == y.tobytes())
-"""
-    assert fresh(code, NUMBA_CACHE_DIR=str(tmp_path), timeout=600) == "True"
 
 
 def test_code_that_another_thread_compiles_meanwhile_is_numbas(tmp_path):
@@ -177,8 +164,7 @@ while not team._asleep[1] and __import__("time").monotonic() < begin + 20:
 timer = threading.Timer(0.01, team.ready, (2,))
 timer.start()
 loop(piece.address, arguments.ctypes.data, sizes.ctypes.data, steps.ctypes.data, 0, 1, 1, threads)
-place = compiled.SPACES + compiled.SPACE
-print(counts[::8].tolist() == [1] * threads, compiled.block()[place] != 0)
+print(counts[::8].tolist() == [1] * threads, block.WORDS[block.SPACES + block.SPACE] != 0)
 """
     assert fresh(code, "16", "1", "1", "1") == "True True"
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
+from microcnn.entries import Code
 from microcnn.layers import conv2d
 from microcnn.program import executor
 from microcnn.tools import loading, profiler
@@ -200,12 +201,11 @@ def test_ctrl_c_keeps_what_was_measured(net):
 def test_whether_kernels_were_compiled(net):
     """In this process the first of a test's kernels may come from either; one that says it was compiled decides."""
     rows = net.rows("train")
-    code = {name: SimpleNamespace(cache_hits=1) for name in {row.kernel for row in rows}}
-    entries = {name: SimpleNamespace(_compiled={"float32": one}) for name, one in code.items()}
+    code = {(row.kernel, "float32"): Code(1, False, None) for row in rows}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("microcnn.kernels.entry.ENTRIES", entries)
+        patch.setattr("microcnn.entries._loaded", code)
         assert profiler._start(rows, "float32") == "warm"
-        code[rows[-1].kernel].cache_hits = 0
+        code[rows[-1].kernel, "float32"] = Code(1, True, None)
         assert profiler._start(rows, "float32") == "cold"
     assert mc.profile(net, *batch(), repeats=2).conditions["start"] in ("cold", "warm")
 

@@ -1,7 +1,8 @@
-"""The cache of compiled kernels: where it lies, when it is stale, who may write it, and what happens where no one can."""
+"""The store of compiled kernels: where it lies, when it is stale, who may write it, and what happens where no one can."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -22,16 +23,17 @@ fcntl = pytest.importorskip("fcntl")
 # One step of SGD through its entry: a parallel kernel, helpers in other files, the smallest that has both.
 STEP = """
 import numpy as np
-from microcnn.kernels import cache, entry, update
+import sys
+from microcnn import arena, entries, store
 from tests.rows import run
 def step(dtype="float32", size=1000, threads=1):
     w, g = np.ones(size, dtype), np.ones(size, dtype)
-    run("update.sgd", 1, threads, dtype, {entry.RATE: 0.25, entry.STEP: 1}, weight=w, gradient=g, velocity=None, size=size,
+    run("update.sgd", 1, threads, dtype, {arena.RATE: 0.25, arena.STEP: 1}, weight=w, gradient=g, velocity=None, size=size,
         momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=0, factor=1.0, clip=None)
     assert (w == w[0]).all()
     return float(w[0])
 def hits(dtype="float32"):
-    return entry.ENTRIES["update.sgd"]._compiled[dtype].cache_hits
+    return int(not entries.code("update.sgd", dtype).compiled)
 """
 
 # Root may write everywhere; without its capabilities it obeys the permission bits like everyone.
@@ -99,33 +101,34 @@ def only(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder of compiled code, as a process does that compiles."""
+    """Hold the lock of all that lies in a folder of compiled code, as processes do that compile it."""
     with open(folder / "lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
-def test_a_warm_parallel_kernel_runs_in_a_fresh_process(warm):
-    # without numba's threads started first this dies: Symbol not found: allocate_sched
-    code = STEP + "print(step(size=200_000, threads=2), hits())"
-    assert fresh(code, warm) == "0.75 1"
-    assert fresh("from microcnn.program import executor\nexecutor('plain')\n" + code, warm) == "0.75 1"
+def test_a_warm_parallel_kernel_runs_in_a_fresh_process(warm, copied):
+    code = STEP + "print(step(size=200_000, threads=2), hits(), {'numba', 'llvmlite', 'microcnn.kernels'} & set(sys.modules))"
+    assert fresh(code, warm) == "0.75 1 set()"
+    executor = "from microcnn.program import executor\nexecutor('plain')\n"
+    fresh(executor, copied)
+    assert fresh(executor + code, copied) == "0.75 1 set()"
 
 
 def test_a_warm_network_compiles_nothing(tmp_path_factory):
     code = """
-import microcnn as mc, numpy as np
-from microcnn.entries import ENTRIES
+import sys, microcnn as mc, numpy as np
+from microcnn import entries
 net = mc.Sequential([mc.Flatten(), mc.Linear(3)], (2, 2, 2)).graph().compile(
     batch=2, train="all", loss="mse", optimizer=mc.SGD(lr=0.1))
 x = np.ones((2, 2, 2, 2), np.float32)
 print(net.train_step(x, np.zeros((2, 3))), net.predict(x).tolist(),
-      all(c.cache_hits for e in ENTRIES.values() for c in e._compiled.values()))
+      any(code.compiled for code in entries._loaded.values()), "numba" in sys.modules)
 """
     folder = tmp_path_factory.mktemp("network")
     first, second = fresh(code, folder), fresh(code, folder)
-    assert first.endswith("False") and second.endswith("True")
-    assert first.rpartition(" ")[0] == second.rpartition(" ")[0]
+    assert first.endswith("True True") and second.endswith("False False")
+    assert first.removesuffix("True True") == second.removesuffix("False False")
 
 
 def test_a_changed_helper_in_another_file_is_seen(tmp_path):
@@ -135,7 +138,7 @@ def test_a_changed_helper_in_another_file_is_seen(tmp_path):
     (tree / "tests").mkdir()
     for name in ("__init__.py", "rows.py"):
         shutil.copy(ROOT / "tests" / name, tree / "tests" / name)
-    code = STEP + f"assert cache.__file__.startswith({str(tree)!r}), cache.__file__\nprint(step(), hits())"
+    code = STEP + f"assert store.__file__.startswith({str(tree)!r}), store.__file__\nprint(step(), hits())"
     others = {"PYTHONPATH": str(tree)}
     cache = tmp_path / "cache"
     assert fresh(code, cache, tree, **others) == "0.75 0"
@@ -150,28 +153,20 @@ def test_a_changed_helper_in_another_file_is_seen(tmp_path):
 
 
 def test_two_cold_processes_at_once(tmp_path):
-    # numba writes the index first, the code later: a pause between them lets the other process in, were there no lock
-    code = """
-import time
-from numba.core.caching import IndexDataCacheFile
-save = IndexDataCacheFile._save_index
-def slowly(self, overloads):
-    save(self, overloads)
-    time.sleep(0.3)
-IndexDataCacheFile._save_index = slowly
-""" + STEP
-    fresh("import microcnn.kernels", tmp_path)
+    code = STEP + "print(step('float32'), step('float64'), hits('float32'), hits('float64'))"
+    fresh("from microcnn.entries import ENTRIES\nlen(ENTRIES)", tmp_path)
     with locked(only(tmp_path)):
-        single = start(code + "print(step('float32'), step('float64'))", tmp_path)
-        double = start(code + "print(step('float64'), step('float32'))", tmp_path)
+        first, second = start(code, tmp_path), start(code, tmp_path)
         deadline = time.monotonic() + 60
-        while waiting_for_lock(single.pid) + waiting_for_lock(double.pid) < 2 and time.monotonic() < deadline:
+        while waiting_for_lock(first.pid) + waiting_for_lock(second.pid) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert single.poll() is None and double.poll() is None
-        assert not list(only(tmp_path).rglob("*.nbi")), "compiled without the lock"
-    assert finish(single) == finish(double) == "0.75 0.75"
-    third = fresh(STEP + "print(step('float32'), step('float64'), hits('float32'), hits('float64'))", tmp_path)
-    assert third == "0.75 0.75 1 1"
+        assert first.poll() is None and second.poll() is None
+        assert not list(only(tmp_path).rglob("*.so")), "compiled without the lock"
+    found = [finish(process).split() for process in (first, second)]
+    assert [values[:2] for values in found] == [["0.75", "0.75"]] * 2
+    # whoever comes second finds what the first has made
+    assert [sum(int(values[place]) for values in found) for place in (2, 3)] == [1, 1]
+    assert fresh(code, tmp_path) == "0.75 0.75 1 1"
 
 
 def waiting_for_lock(pid: int) -> bool:
@@ -182,33 +177,45 @@ def waiting_for_lock(pid: int) -> bool:
         return False
 
 
-def test_a_process_waits_until_the_other_has_compiled(copied):
+def test_what_is_warm_waits_for_nobody(warm, copied):
     with locked(only(copied)):
-        waiting = start(STEP + "print(step())", copied)
-        with pytest.raises(subprocess.TimeoutExpired):
-            waiting.wait(4)
-    assert finish(waiting) == "0.75"
+        assert fresh(STEP + "print(step(), hits())", copied) == "0.75 1"
 
 
-def test_every_cache_path_lies_in_our_folder(warm):
-    code = STEP + """
-step()
-inside = cache.folder()
-paths = [c._cache.cache_path for e in entry.ENTRIES.values() for c in e._compiled.values()]
-assert paths
-assert all(inside in __import__("pathlib").Path(path).parents for path in paths), paths
-import numba
-print(inside.parent.parent, numba.config.CACHE_DIR)
+def test_two_processes_compile_two_kernels_side_by_side(copied):
+    # held: what the other process wants to compile, then something else
+    other = STEP + "print(step('float64'), hits('float64'))"
+    for held, waits in (("float64/update.sgd.so", True), ("float64/update.adam.so", False)):
+        code = f"""
+from microcnn import store
+with store.compiling({held!r}):
+    print("held", flush=True)
+    input()
 """
-    assert fresh(code, warm) == f"{warm} {warm}"
-    assert {path.suffix for path in warm.rglob("*") if path.is_file()} == {".nbi", ".nbc", ""}
+        holder = subprocess.Popen([sys.executable, "-c", code], env=environment(copied), cwd=ROOT, stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, text=True)
+        assert holder.stdout.readline() == "held\n"
+        process = start(other, copied)
+        if waits:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(4)
+            holder.communicate("\n")
+            assert finish(process) == "0.75 0"
+            for path in copied.rglob("float64/*.so"):
+                path.unlink()
+        else:
+            assert finish(process) == "0.75 0"
+            holder.communicate("\n")
+
+
+def test_everything_lies_in_our_folder(warm):
+    assert fresh(STEP + "step()\nprint(store.folder().parent.parent)", warm) == str(warm)
     # what an entry calls is part of its code: nothing else is stored, but for what the threads share
-    assert {path.name.partition("-")[0] for path in warm.rglob("*.nb[ic]")} <= {
-        "update.sgd", "program._execute", "team._parallel_for", "team._look"}
-    assert [path.name for path in warm.rglob("*") if path.is_file() and not path.suffix] == ["lock"]
+    assert {path.name for path in warm.rglob("*") if path.is_file()} == {
+        "update.sgd.so", "team.parallel_for.so", "entries.json", "lock"}
 
 
-WHERE = "from microcnn.kernels import cache; print(cache.folder())"
+WHERE = "from microcnn import store; print(store.folder())"
 
 
 def test_which_folder(tmp_path):
@@ -216,16 +223,16 @@ def test_which_folder(tmp_path):
     assert Path(fresh(WHERE, tmp_path / "given")).parent == tmp_path / "given" / "microcnn"
     assert Path(fresh(WHERE, None, XDG_CACHE_HOME=str(user))).parent == user / "microcnn"
     assert Path(fresh(WHERE, None, XDG_CACHE_HOME=None, HOME=str(home))).parent == home / ".cache" / "microcnn"
-    relative = fresh("import os\n" + WHERE + "\nos.chdir('/')\nprint(cache.folder())", Path("here"), tmp_path).split()
+    relative = fresh("import os\n" + WHERE + "\nos.chdir('/')\nprint(store.folder())", Path("here"), tmp_path).split()
     assert {Path(one).parent for one in relative} == {tmp_path / "here" / "microcnn"}
 
 
 def test_no_folder_can_be_written(open_folder):
     # not even made: the temporary folder is private, works, and goes when the process ends
     open_folder.chmod(0o555)
-    code = ORDINARY + STEP + "import os, stat\nprint(step(), cache.folder(), oct(stat.S_IMODE(" \
-        "os.stat(cache.folder().parent).st_mode)))\nif os.fork() == 0:\n    raise SystemExit\nos.wait()\n" \
-        "assert cache.folder().is_dir(), 'a forked child took it away'"
+    code = ORDINARY + STEP + "import os, stat\nprint(step(), store.folder(), oct(stat.S_IMODE(" \
+        "os.stat(store.folder().parent).st_mode)))\nif os.fork() == 0:\n    raise SystemExit\nos.wait()\n" \
+        "assert store.folder().is_dir(), 'a forked child took it away'"
     value, folder, mode = fresh(code, open_folder, XDG_CACHE_HOME=str(open_folder), HOME=str(open_folder)).split()
     assert value == "0.75" and mode == "0o700"
     assert Path(folder).parent.parent == Path(tempfile.gettempdir())
@@ -240,7 +247,7 @@ import tempfile
 tempfile.tempdir = "/proc"
 import microcnn as mc
 try:
-    import microcnn.kernels
+    mc.Sequential([mc.Flatten(), mc.Linear(3)], (2, 2, 2)).graph().compile()
 except mc.CacheError as error:
     print(error)
 """
@@ -253,7 +260,7 @@ def test_a_read_only_folder_that_is_warm_is_used(warm, open_folder):
     before = sorted(path for path in (open_folder / "disk").rglob("*"))
     for path in [open_folder / "disk", *before]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    code = ORDINARY + STEP + "print(step(), hits(), step('float64'), hits('float64'), cache.folder())"
+    code = ORDINARY + STEP + "print(step(), hits(), step('float64'), hits('float64'), store.folder())"
     # no home either: the step is there, what is missing (float64) is compiled beside it
     value, hit, other, missed, folder = fresh(code, open_folder / "disk", HOME="/nonexistent").split()
     assert (value, hit, other, missed) == ("0.75", "1", "0.75", "0")
@@ -280,8 +287,9 @@ def test_the_two_newest_folders_stay(tmp_path):
 
 
 def test_a_full_disk(tmp_path):
-    # files may not grow beyond 8 KB: numba stores the index, but not the code
+    # files may not grow beyond 8 KB: the code is larger
     code = STEP + """
+len(entries.ENTRIES)
 import resource, signal
 import microcnn as mc
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -298,10 +306,11 @@ print(step())
                        "or set NUMBA_CACHE_DIR to another folder")
     assert value == "0.75"
     assert fresh(STEP + "print(step(), hits())", tmp_path) == "0.75 1"
-    assert not list(tmp_path.rglob("*.tmp.*"))
+    assert not list(tmp_path.rglob("*.new"))
 
 
-@pytest.mark.parametrize("suffix, content", [(".nbc", b""), (".nbc", None), (".nbi", b"\0" * 500)])
+@pytest.mark.parametrize("suffix, content", [
+    (".so", b""), (".so", None), (".so", b"\0" * 5000), (".json", None), (".json", b"[]")])
 def test_a_damaged_file_is_compiled_anew(copied, suffix, content):
     # what a loss of power leaves: an empty file, half of one, zeros
     for path in copied.rglob(f"*{suffix}"):
@@ -310,45 +319,47 @@ def test_a_damaged_file_is_compiled_anew(copied, suffix, content):
     assert fresh(STEP + "print(step(), hits())", copied) == "0.75 1"
 
 
-def test_what_another_process_compiled_is_taken_over(copied, tmp_path):
-    code = STEP + f"cache.adopt({str(copied)!r})\nprint(step(), hits(), step('float64'), hits('float64'))"
-    assert fresh(code, tmp_path / "own") == "0.75 1 0.75 0"
-    assert not list(copied.rglob("*.nbi")) and not list((tmp_path / "own").rglob("*.moving"))
-    # what is here stays: the copy knows nothing of float64
-    shutil.copytree(tmp_path / "own", tmp_path / "second")
-    offered = sorted((tmp_path / "second").rglob("*.nbi"))
-    assert fresh(STEP + f"cache.adopt({str(tmp_path / 'second')!r})\nprint(step(), hits())", tmp_path / "own") == "0.75 1"
-    assert len(offered) >= 2 and sorted((tmp_path / "second").rglob("*.nbi")) == offered
-
-
 def test_the_fingerprint_is_of_all_that_is_compiled(monkeypatch, tmp_path):
-    from microcnn.kernels import cache
-    kept = cache.fingerprint()
+    from microcnn import store
+    kept = store.fingerprint()
     tree = tmp_path / "microcnn"
     shutil.copytree(Path(microcnn.__file__).parent, tree, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(cache, "PACKAGE", tree)
-    assert cache.fingerprint() == kept
-    for name in ("program.py", "kernels/simd.py"):
+    monkeypatch.setattr(store, "PACKAGE", tree)
+    assert store.fingerprint() == kept
+    for name in ("arena.py", "block.py", "kernels/simd.py", "linker/relocations.py"):
         original = (tree / name).read_bytes()
         (tree / name).write_bytes(original + b"\n")
-        assert cache.fingerprint() != kept
+        assert store.fingerprint() != kept
         (tree / name).write_bytes(original)
-    monkeypatch.setattr("numba.__version__", "9.9")
-    assert cache.fingerprint() != kept
+    import numba
+    assert json.dumps(numba.__version__).encode() in store._version("numba")
+    version = store._version
+    for changed in ("numba", "llvmlite"):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_version", lambda name, changed=changed: b"9.9" if name == changed else version(name))
+            assert store.fingerprint() != kept
+
+
+def test_another_processor_has_code_of_its_own(warm, copied):
+    step = STEP + "print(step(), hits())"
+    assert fresh(step, copied, NUMBA_OPT="1") == "0.75 0"
+    assert fresh(step, copied, NUMBA_OPT="1") == fresh(step, copied) == "0.75 1"
+    assert len(list(only(copied).rglob("update.sgd.so"))) == 2
 
 
 def test_ctrl_c_while_a_kernel_compiles(tmp_path):
     # LLVM calls back into Python, where a KeyboardInterrupt would be printed and forgotten
     assert fresh('''
 import signal
-from microcnn.kernels import cache
+from microcnn.kernels import compiler
 finished = []
-def make():
+def made(name, dtype):
     signal.raise_signal(signal.SIGINT)
     finished.append(1)
-    raise EOFError if len(finished) == 1 else ValueError
+    raise ValueError
+compiler.linked = made
 try:
-    cache.compiled(make)
+    compiler.compiled("update.sgd", "float32")
 except KeyboardInterrupt:
     print(len(finished), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-''', tmp_path) == "2 True"
+''', tmp_path) == "1 True"
