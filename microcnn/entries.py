@@ -139,8 +139,10 @@ def _load(name: str, dtype: str) -> Code | None:
     library = _opened(store.place(file))
     names = ctypes.string_at(_symbol(library, "imports")).decode()
     if names:
-        wanted = [address_of(imported) for imported in names.split(",")]
-        (ctypes.c_uint64 * len(wanted)).in_dll(library, "import_table")[:] = wanted
+        wanted = names.split(",")
+        table = (ctypes.c_uint64 * len(wanted)).in_dll(library, "import_table")
+        for place, imported in enumerate(wanted):
+            table[place] = address_of(imported)
     return Code(_symbol(library, "entry"), False, library)
 
 

@@ -1,8 +1,9 @@
 """How long a process takes from its start to its first result: python -m microcnn.tools.bench startup MODEL ...
 
-Everything is measured in fresh processes, interleaved, and the median is told. What numba itself takes, its import and a
-function of its own from its cache, stands beside it: on a busy or a slow machine both grow. Of warmup the processor's time is
-told too, which neighbours on the machine disturb less.
+Everything is measured in fresh processes, interleaved, and the median is told, with the most memory that the process held.
+What numba itself takes, its import and a function of its own from its cache, stands beside it: on a busy or a slow machine both
+grow. Of warmup the processor's time is told too, which neighbours on the machine disturb less. With --train a process that
+takes a step of training, all weights, is measured as well.
 """
 from __future__ import annotations
 
@@ -27,22 +28,31 @@ from ..loading import check_suffix, check_writable, load_model
 from ..machine import conditions_of_machine
 from ..terminal import Terminal, bytes_text, time_text
 
-# What a child runs; each prints the microseconds it measured, or the time when it was done by time.monotonic, which is one
-# clock for all processes.
+# Samples of a step of training.
+BATCH = 32
+
+# What a child runs. All but the first end with DONE.
 IMPORT = """
-import time, numpy
+import json, time, numpy
 began = time.perf_counter()
 import microcnn
-print((time.perf_counter() - began) * 1e6)
+print(json.dumps({"us": (time.perf_counter() - began) * 1e6}))
+"""
+# time.monotonic is one clock for all processes; VmHWM is the most memory that this one held.
+DONE = """
+done = time.monotonic()
+import json
+with open("/proc/self/status") as status:
+    most = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+print(json.dumps({"done": done, "bytes": most}))
 """
 NUMBA = """
 import sys, time
-sys.path.insert(0, {folder!r})
+sys.path.insert(0, FOLDER)
 import numpy, numba
 import yardstick
 yardstick.total(numpy.ones(8, numpy.float32))
-print(time.monotonic())
-"""
+""" + DONE
 # In a file of its own, because numba caches no function that was typed in.
 YARDSTICK = """
 import numba
@@ -54,30 +64,41 @@ def total(x):
         result += x[i]
     return result
 """
-PREDICT = """
+LOAD = """
 import time
 import numpy
 import microcnn as mc
-from pathlib import Path
-path = Path({path!r})
-net = (mc.load if path.suffix == ".mcnn" else mc.load_onnx)(path).compile()
-shapes = [net.shapes[entry.name] for entry in net.graph.inputs]
-x = {{entry.name: numpy.zeros((1, *shape), numpy.float32) for entry, shape in zip(net.graph.inputs, shapes)}}
-net.predict(x if len(x) > 1 else next(iter(x.values())))
-print(time.monotonic())
+graph = (mc.load if PATH.endswith(".mcnn") else mc.load_onnx)(PATH)
 """
+PREDICT = LOAD + """
+net = graph.compile()
+shapes = {entry.name: net.shapes[entry.name] for entry in net.graph.inputs}
+x = {name: numpy.zeros((1, *shape), numpy.float32) for name, shape in shapes.items()}
+net.predict(x if len(x) > 1 else next(iter(x.values())))
+""" + DONE
+TRAIN = LOAD + """
+from microcnn.tools.samples import default_loss, example
+loss = default_loss(graph.shapes(), graph.outputs)
+net = graph.compile(batch=BATCH, train="all", loss=loss, optimizer=mc.SGD(lr=1e-6, momentum=0.9))
+x, t = example(net.graph, net.batch, net.loss, "float32", {entry.name: net.shapes[entry.name] for entry in net.graph.inputs})
+net.train_step(x, t)
+""" + DONE
 
 
-def child(code: str, cache: Path | None = None) -> tuple[float, float]:
-    """(when a fresh process began, by time.monotonic; the number that the code prints). Raises MicroCNNError."""
-    environment = dict(os.environ)
-    if cache is not None:
-        environment["NUMBA_CACHE_DIR"] = str(cache)
+def child(code: str, cache: Path) -> dict[str, float]:
+    """What the code prints in a fresh process, and in place of `done` the microseconds since the process began, as `us`.
+
+    Raises MicroCNNError.
+    """
     began = time.monotonic()
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", code], env={**os.environ, "NUMBA_CACHE_DIR": str(cache)}, capture_output=True,
+                         text=True)
     if ran.returncode:
         raise MicroCNNError(f"a measured process ended with {ran.returncode}: {ran.stderr.strip().splitlines()[-1:]}")
-    return began, float(ran.stdout.split()[-1])
+    found: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
+    if "done" in found:
+        found["us"] = (found.pop("done") - began) * 1e6
+    return found
 
 
 def warm_up(model: Path, cache: Path, train: bool) -> dict[str, float]:
@@ -101,42 +122,43 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def medians(repeats: int, **codes: tuple[str, Path, bool]) -> dict[str, float]:
-    """Median microseconds by name of (code, cache folder, whether the code prints the clock), one after the other, repeated.
+def medians(repeats: int, **codes: tuple[str, Path]) -> dict[str, float]:
+    """{name_us, name_bytes: median} of what (code, cache folder) of that name takes, one after the other, repeated.
 
-    The first run of each is not counted: files are read from the disk then, and what numba caches is compiled.
+    The first run of each is not counted: files are read from the disk then, and what was not warmed up is compiled.
     """
-    found: dict[str, list[float]] = {name: [] for name in codes}
+    found: dict[str, list[float]] = {}
     for repeat in range(repeats + 1):
-        for name, (code, cache, clock) in codes.items():
-            began, printed = child(code, cache)
-            if repeat:
-                found[name].append((printed - began) * 1e6 if clock else printed)
+        for name, (code, cache) in codes.items():
+            for what, number in child(code, cache).items():
+                if repeat:
+                    found.setdefault(f"{name}_{what}", []).append(number)
     return {name: statistics.median(numbers) for name, numbers in found.items()}
 
 
 def measure(models: Sequence[Path], train: bool, repeats: int, terminal: Terminal) -> dict[str, Any]:
     """All figures: `import_us`, `numba_us`, and of each model its warmup, its cache and its first results."""
-    result: dict[str, Any] = {"schema": "microcnn.startup/1", "conditions": conditions_of_machine(), "models": []}
+    result: dict[str, Any] = {"schema": "microcnn.startup/2", "conditions": conditions_of_machine(), "models": []}
     with tempfile.TemporaryDirectory(prefix="microcnn-startup-") as name, \
             terminal.progress(2 * len(models) + 1, "measuring") as bar:
         folder = Path(name)
         (folder / "yardstick.py").write_text(YARDSTICK, encoding="utf-8")
-        numba = (NUMBA.format(folder=str(folder)), folder / "numba", True)
+        numba = (NUMBA.replace("FOLDER", repr(str(folder))), folder / "numba")
         bar.show(0, "imports")
-        common = medians(repeats, import_us=(IMPORT, folder / "numba", False), numba_us=numba)
-        result |= common
+        result |= medians(repeats, **{"import": (IMPORT, folder / "numba"), "numba": numba})
         whole_cache = folder / "all"
         for number, model in enumerate(models):
             bar.show(2 * number + 1, f"warmup {model.name}")
             cache = folder / str(number)
             warmed = warm_up(model, cache, train)
-            native, codes = folder / f"{number}.mcnn", {"numba_us": numba}
+            native, codes = folder / f"{number}.mcnn", {"numba": numba}
             load_model(model).save(native)
             bar.show(2 * number + 2, f"first result of {model.name}")
-            codes["mcnn_us"] = (PREDICT.format(path=str(native)), cache, True)
+            codes["mcnn"] = (PREDICT.replace("PATH", repr(str(native))), cache)
             if model.suffix.lower() == ".onnx":
-                codes["onnx_us"] = (PREDICT.format(path=str(model)), cache, True)
+                codes["onnx"] = (PREDICT.replace("PATH", repr(str(model))), cache)
+            if train:
+                codes["train"] = (TRAIN.replace("PATH", repr(str(native))).replace("BATCH", str(BATCH)), cache)
             result["models"].append({"model": str(model), "train": train, **warmed, **medians(repeats, **codes)})
             merge(cache, whole_cache)
         result["cache_bytes"] = folder_bytes(whole_cache)
@@ -158,15 +180,20 @@ def show(result: dict[str, Any], terminal: Terminal) -> None:
     terminal.say(f"import microcnn, beyond numpy: {time_text(result['import_us'])}. From the start of a process to the first "
                  f"result of a function that numba has cached: {time_text(result['numba_us'])}")
 
+    kinds = {"mcnn": ".mcnn", "onnx": ".onnx", "train": f".mcnn, a step of {BATCH}"}
+    kinds = {kind: title for kind, title in kinds.items() if any(f"{kind}_us" in model for model in result["models"])}
     rows = []
     for model in result["models"]:
         path = Path(model["model"])
-        first = [f"{time_text(model[key])}  ({model[key] / model['numba_us']:.2f})" if key in model else "-"
-                 for key in ("mcnn_us", "onnx_us")]
+        first = [f"{time_text(model[f'{kind}_us'])} ({model[f'{kind}_us'] / model['numba_us']:.2f}), "
+                 f"{bytes_text(model[f'{kind}_bytes'])}" if f"{kind}_us" in model else "-" for kind in kinds]
         rows.append((f"{path.parent.name}/{path.name}", time_text(model["warmup_us"]), time_text(model["warmup_processor_us"]),
-                     bytes_text(model["cache_bytes"]), *first, time_text(model["numba_us"])))
-    terminal.table(("model", ">warmup", ">processor", ">cache", ">.mcnn, warm", ">.onnx, warm", ">numba alone"), rows,
-                   "From the start of a process to the first result (and how many times what numba alone takes)")
+                     bytes_text(model["cache_bytes"]), *first,
+                     f"{time_text(model['numba_us'])}, {bytes_text(model['numba_bytes'])}"))
+    titles = ("warmup", "processor", "cache", *kinds.values(), "numba alone")
+    terminal.table(("model", *(f">{title}" for title in titles)), rows,
+                   "From the start of a process to the first result, warm: time (and how many times what numba alone takes), "
+                   "and the most memory held")
     terminal.say(f"the cache of all together: {bytes_text(result['cache_bytes'])}")
 
 
@@ -175,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m microcnn.tools.bench startup", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help=".onnx or .mcnn")
-    parser.add_argument("--train", action="store_true", help="warm up for training too")
+    parser.add_argument("--train", action="store_true", help="training too")
     parser.add_argument("--repeats", type=whole(), default=5, metavar="N", help="processes for each median (5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args(arguments)

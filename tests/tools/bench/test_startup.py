@@ -16,12 +16,13 @@ def model(tmp_path):
 
 
 def test_startup_of_a_small_model(capsys, tmp_path, model):
-    assert startup.main([str(model), "--repeats", "1", "--json", str(tmp_path / "s.json")]) == 0
+    assert startup.main([str(model), "--train", "--repeats", "1", "--json", str(tmp_path / "s.json")]) == 0
     assert "beyond numpy" in capsys.readouterr().out
     found = json.loads((tmp_path / "s.json").read_text())
     measured, = found["models"]
     assert measured["model"] == str(model) and "onnx_us" not in measured
     assert min(found["import_us"], found["numba_us"], measured["mcnn_us"], measured["numba_us"]) > 0
+    assert measured["train_us"] > 0 and min(measured[f"{kind}_bytes"] for kind in ("mcnn", "train", "numba")) > 10_000_000
     assert measured["warmup_us"] > 0 and measured["warmup_processor_us"] > 0
     assert found["cache_bytes"] == measured["cache_bytes"] > 10_000
 
