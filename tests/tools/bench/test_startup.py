@@ -24,7 +24,8 @@ def test_startup_of_a_small_model(capsys, tmp_path, model):
     assert min(found["import_us"], found["numba_us"], measured["mcnn_us"], measured["numba_us"]) > 0
     assert measured["train_us"] > 0 and min(measured[f"{kind}_bytes"] for kind in ("mcnn", "train", "numba")) > 10_000_000
     assert measured["warmup_us"] > 0 and measured["warmup_processor_us"] > 0
-    assert found["cache_bytes"] == measured["cache_bytes"] > 10_000
+    # what a batch of another size needs comes later
+    assert found["cache_bytes"] >= measured["cache_bytes"] > 10_000
 
 
 def test_startup_of_nothing(tmp_path):
