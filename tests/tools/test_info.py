@@ -23,6 +23,33 @@ def test_info(capsys, model):
     assert [layer["op"] for layer in facts["layers"]] == [node.op for node in graph.nodes]
 
 
+def test_info_plans_what_finetune_would_take(capsys, model):
+    """The command's options and the library's arguments give one plan, with or without a budget."""
+    graph = mc.load(model)
+
+    def planned(*arguments):
+        code, out, err = run(capsys, "info", model, "--json", "--batch", "4", *arguments)
+        assert code == 0 and not err
+        return json.loads(out)
+
+    def compiled(**how):
+        return graph.compile(**{"batch": 4, "train": "all", "loss": "cross_entropy", "optimizer": mc.Adam(lr=0.1), **how})
+    assert planned()["memory"]["to_train"]["arena"] == compiled().memory.arena
+    assert planned("--optimizer", "sgd", "--micro-batch", "2")["memory"]["to_train"]["arena"] == \
+        compiled(optimizer=mc.SGD(lr=0.1, momentum=0.9), micro_batch=2).memory.arena
+    assert planned("--recompute")["memory"]["to_train"]["arena"] == compiled(recompute=True).memory.arena
+    whole = compiled().memory.beside_parameters
+    facts, net = planned("--budget", str(whole - 64)), compiled(budget=whole - 64)
+    assert facts["memory"]["to_train"]["arena"] == net.memory.arena and net.memory.beside_parameters < whole
+    assert facts["budget"]["bytes"] == net.choice.bytes and facts["budget"]["text"] == str(net.choice)
+    code, out, _ = run(capsys, "info", model, "--batch", "4", "--budget", str(whole - 64))
+    assert code == 0 and f"budget {whole - 64:,} bytes: the plan takes {net.choice.bytes:,}" in out
+    code, _, err = run(capsys, "info", model, "--budget", "1KB")
+    assert code == 2 and "the smallest budget that works" in err
+    code, _, err = run(capsys, "info", model, "--batch", "4", "--micro-batch", "5")
+    assert code == 2 and "micro_batch" in err
+
+
 def test_info_where_sizes_are_open(capsys, tmp_path):
     graph = mc.Graph([mc.graph.Input("x", (3, None, None))], ["y"],
                      [mc.graph.Node("Relu", "relu", ("x",), ("y",))], {})

@@ -106,7 +106,9 @@ def warm_up(model: Path, cache: Path, train: bool) -> dict[str, float]:
 
     Raises MicroCNNError.
     """
-    command = [sys.executable, "-m", "microcnn.tools.cli", "warmup", str(model), *(["--train", "--batch", str(BATCH)] if train else [])]
+    command = [sys.executable, "-m", "microcnn.tools.cli", "warmup", str(model)]
+    if train:
+        command += ["--train", "--batch", str(BATCH)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
     ran = subprocess.run(command, env={**os.environ, "NUMBA_CACHE_DIR": str(cache)}, capture_output=True, text=True)

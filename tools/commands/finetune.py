@@ -18,7 +18,6 @@ from ..terminal import Terminal, bytes_text, clock_text
 from . import options
 
 VALIDATION = 0.2   # of the data, where no test set is given
-OPTIMIZERS = ("sgd", "adam", "adamw")
 FEW = 64           # samples on which a budget's choice is measured
 
 
@@ -38,7 +37,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--epochs", metavar="N", type=options.whole(), default=5, help="(5)")
     group.add_argument("--batch", metavar="N", type=options.whole(), default=32, help="(32)")
     group.add_argument("--lr", metavar="RATE", type=options.real(above=0), default=1e-3, help="learning rate (0.001)")
-    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="(adam)")
+    options.add_optimizer(group)
     group.add_argument("--momentum", metavar="M", type=options.real(least=0), help="of sgd (0.9)")
     group.add_argument("--weight-decay", metavar="D", type=options.real(least=0),
                        help="(0; 0.01 for adamw)")
@@ -61,13 +60,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
                        "or for later runs in PATH, a file or a folder (off)")
     group.add_argument("--seed", metavar="N", type=options.whole(0), default=0,
                        help="of the order of the samples and of dropout (0)")
-    group.add_argument("--budget", metavar="SIZE",
-                       help="what training may take beside the parameters: 256KB, 8MB; where not everything fits, backward "
-                       "makes tensors again, batches go in parts, and at last only what contributes most trains (off)")
-    group.add_argument("--micro-batch", metavar="N", type=options.whole(),
-                       help="so many samples of a batch at a time; their gradients add up (all)")
-    group.add_argument("--recompute", action="store_true",
-                       help="less memory for a little more time: backward makes again what one pass over memory makes")
+    options.add_less_memory(group)
     options.add_loss(group)
     options.add_bn(group)
     options.add_normalisation(parser)

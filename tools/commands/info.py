@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="N", type=options.whole(), default=1, help="samples at a time (1)")
     parser.add_argument("--train", metavar="WHAT", type=options.parts_or_none, default="all",
                         help=f"what would train: none, {options.TRAIN} (all)")
+    options.add_optimizer(parser)
+    options.add_less_memory(parser)
     options.add_bn(parser)
     options.add_shape(parser)
     options.add_dtype(parser)
@@ -76,11 +79,10 @@ def run_info(args: argparse.Namespace, terminal: Terminal) -> int:
 
 def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, ...]] | None) -> dict[str, Any]:
     """All that info knows, as plain data but for `plans`: Planned by title."""
-    import microcnn as mc
     problems: list[str] = []
     try:
         sizes = graph.shapes(shapes)
-    except mc.CompileError as error:
+    except CompileError as error:
         if shapes:
             raise
         problems.append(options.as_options(str(error)))
@@ -93,9 +95,9 @@ def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, 
                     for name in graph.outputs],
         "parameters": graph.parameter_count(),
         "trainable": sum(graph.weights[name].size for name in trainable_weights(graph)),
-        "normalisation": {k: graph.meta[k] for k in ("scale", "mean", "std")
-                                                                 if k in graph.meta},
-        "trains": None, "layers": [], "macs": None, "memory": {}, "refused": [], "problems": problems, "plans": {}}
+        "normalisation": {k: graph.meta[k] for k in ("scale", "mean", "std") if k in graph.meta},
+        "trains": None, "budget": None, "layers": [], "macs": None, "memory": {}, "refused": [], "problems": problems,
+        "plans": {}}
     layer_facts: dict[str, Any] = {}
     if sizes:
         from microcnn.planned import Planned
@@ -109,13 +111,10 @@ def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, 
         try:
             if not facts["trainable"]:
                 raise CompileError("it has no weight that can be trained")
-            # what memory it takes does not depend on the loss, and momentum is what most people use
-            loss = default_loss(sizes, graph.outputs)
-            steps = Planned(graph, batch=args.batch, train=args.train, loss=loss, optimizer=mc.SGD(lr=0.01, momentum=0.9),
-                            bn=args.bn, dtype=args.dtype, input_shapes=shapes)
-            facts["plans"]["to train"], facts["trains"] = steps, steps.trained_numbers
+            steps, choice = plan_to_train(graph, args, shapes, default_loss(sizes, graph.outputs))
+            facts["plans"]["to train"], facts["trains"], facts["budget"] = steps, steps.trained_numbers, choice
         except MicroCNNError as error:
-            if args.train != "all":
+            if args.train != "all" or args.budget or args.micro_batch:
                 raise
             problems.append(f"cannot be trained as a whole: {error}")
     facts["memory"] = {key.replace(" ", "_"): plan_dict(planned) if args.memory else memory_dict(planned.memory)
@@ -131,6 +130,27 @@ def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, 
     if layer_facts:
         facts["macs"] = sum(int(known.get("macs", 0)) for known in layer_facts.values())
     return facts
+
+
+def plan_to_train(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, ...]] | None, loss: Any
+                  ) -> tuple[Planned, dict[str, Any] | None]:
+    """The plan of what the options ask for, and what a budget has chosen. Raises CompileError.
+
+    What memory it takes does not depend on the loss, nor on an optimizer's numbers.
+    """
+    import microcnn as mc
+    from microcnn.budget import choose
+    from microcnn.choices import parse_budget
+    from microcnn.planned import Planned
+    optimizer = {"sgd": mc.SGD(lr=0.01, momentum=0.9), "adam": mc.Adam(lr=0.01), "adamw": mc.AdamW(lr=0.01)}[args.optimizer]
+    how: dict[str, Any] = {"batch": args.batch, "train": args.train, "loss": loss, "optimizer": optimizer, "bn": args.bn,
+                           "dtype": args.dtype, "input_shapes": shapes, "micro_batch": args.micro_batch,
+                           "recompute": args.recompute or None}
+    limit = parse_budget(args.budget)
+    if limit is None:
+        return Planned(graph, **how), None
+    how, choice = choose(graph, limit, how)
+    return Planned(graph, **how), {**asdict(choice), "text": str(choice)}
 
 
 def shape_text(shape: Any) -> str:
@@ -156,6 +176,8 @@ def _show(facts: dict[str, Any], plans: dict[str, Planned], terminal: Terminal, 
         if facts["trains"] is not None:
             what = args.train if isinstance(args.train, str) else ",".join(args.train)
             terminal.say(f"--train {what}: {facts['trains']:,} of {facts['trainable']:,} parameters train")
+        if facts["budget"] is not None:
+            terminal.say(facts["budget"]["text"])
         show_memory(terminal, {plan_title(title, args): planned.memory for title, planned in plans.items()}, args.memory)
     for title, planned in plans.items() if args.memory else ():
         terminal.heading(plan_title(title, args))

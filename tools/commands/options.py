@@ -156,6 +156,22 @@ def add_bn(parser: argparse._ActionsContainer) -> None:
                         "convolution (frozen)")
 
 
+def add_optimizer(parser: argparse._ActionsContainer) -> None:
+    """Declare --optimizer."""
+    parser.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adam", help="(adam)")
+
+
+def add_less_memory(parser: argparse._ActionsContainer) -> None:
+    """Declare what makes training take less memory."""
+    parser.add_argument("--budget", metavar="SIZE",
+                        help="what training may take beside the parameters: 256KB, 8MB; where not everything fits, backward "
+                        "makes tensors again, batches go in parts, and at last only what contributes most trains (off)")
+    parser.add_argument("--micro-batch", metavar="N", type=whole(),
+                        help="so many samples of a batch at a time; their gradients add up (all)")
+    parser.add_argument("--recompute", action="store_true",
+                        help="less memory for a little more time: backward makes again what one pass over memory makes")
+
+
 def add_loss(parser: argparse._ActionsContainer) -> None:
     """Declare --loss; "auto" where it is not given."""
     parser.add_argument("--loss", metavar="NAME", default="auto",

@@ -21,7 +21,7 @@ def add_warmup(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", nargs="?", const="all", metavar="WHAT", type=options.parts,
                         help=f"for training too, WHAT (all where nothing follows) being {options.TRAIN}")
     parser.add_argument("--batch", metavar="N", type=options.whole(), default=1, help="(1)")
-    parser.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="adam", help="for training (adam)")
+    options.add_optimizer(parser)
     options.add_loss(parser)
     options.add_bn(parser)
     options.add_shape(parser)
