@@ -7,6 +7,7 @@ from .draft import Draft
 from .fusion import fuse
 from .graph import Node
 from .lifetimes import set_lifetimes
+from .masks import mask_clamps
 from .pairs import pair_rows
 from .parts import Policy
 from .recompute import lighten
@@ -115,6 +116,10 @@ class Schedule(Draft):
             self.steps = [(step, end - sum(number < end for number in paired.gone)) for step, end in self.steps]
             self.fused.update(paired.fused)
             self.buffers += paired.made
+            masked = mask_clamps(self.rows, self.buffers, self.batch)
+            self.rows = masked.rows
+            self.steps = [(step, masked.moved(end)) for step, end in self.steps]
+            self.buffers += masked.made
         if policy is not None:
             self.rows, self.buffers, self.again = lighten(self.rows, self.prepared, self.buffers, policy)
         else:

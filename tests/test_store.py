@@ -287,13 +287,13 @@ def test_the_two_newest_folders_stay(tmp_path):
 
 
 def test_a_full_disk(tmp_path):
-    # files may not grow beyond 8 KB: the code is larger
+    # files may not grow beyond 4 KB: the code is larger
     code = STEP + """
 len(entries.ENTRIES)
 import resource, signal
 import microcnn as mc
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 try:
     step()
 except mc.CacheError as error:
