@@ -2,7 +2,8 @@
 
 In this order: everything as asked for; backward makes again what one pass over memory makes; scratch for two threads only; a
 batch in parts, whose gradients add up; more made again; and at last fewer weights train. All but the last give what the plain
-run gives, but for rounding.
+run gives, but for rounding. Which weights train then is measured (microcnn.contribution); a head, the last layer before an
+output, comes first: as long as it does not know the task, what the layers before it learn is of little use.
 """
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from .partial import resolve_train
 from .parts import Policy
 from .planned import Planned
 
-# Shares of a weight's output channels that are tried where not all of them fit.
-SHARES = (1.0, 0.5, 0.25, 0.125)
+# Where not all output channels of a weight fit, so many parts of them are tried.
+PARTS = 8
 # From how many places on weights may train, so that nothing before them keeps an activation: so many are tried.
 DEPTHS = 8
 # Behind the weights that fit together, so many more are tried one by one.
@@ -42,8 +43,10 @@ class Choice:
     train         {selector: learning-rate factor}, as compile takes it
     micro_batch   samples that go through the network at a time, of batch
     recomputed    tensors that backward makes again
-    contribution  the share of the Fisher information that is in what trains, 1.0 where all trains that was asked for
-    measured      on what the information was measured, "" where nothing had to be left out
+    contribution  the share that what trains has in all that would contribute, 1.0 where all trains that was asked for; see
+                  microcnn.contribution
+    measured      on what that was measured, "" where nothing had to be left out
+    layers        what trains, layer by layer, for reading: "conv2 (weight[:8], bias)"
     """
 
     limit: int
@@ -54,18 +57,20 @@ class Choice:
     recomputed: list[str] = field(default_factory=list)
     contribution: float = 1.0
     measured: str = ""
+    layers: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"budget {self.limit:,} bytes: the plan takes {self.bytes:,} beside the parameters"]
         if self.micro_batch < self.batch:
             lines.append(f"  the batch of {self.batch} goes through in parts of {self.micro_batch}, whose gradients add up")
         if self.recomputed:
-            count = f"{len(self.recomputed)} tensors" if len(self.recomputed) > 1 else "one tensor"
-            lines.append(f"  backward makes {count} again instead of keeping it in memory")
+            count, them = (f"{len(self.recomputed)} tensors", "them") if len(self.recomputed) > 1 else ("one tensor", "it")
+            lines.append(f"  backward makes {count} again instead of keeping {them} in memory")
         if self.measured:
-            lines.append(f"  not everything can train: {100 * self.contribution:.2g}% of the Fisher information, measured on "
-                         f"{self.measured}, is in what does:")
-            lines.append("  " + ", ".join(self.train))
+            lines.append(f"  not everything can train: {100 * self.contribution:.3g}% of what would contribute, measured on "
+                         f"{self.measured}, does:")
+            lines.append("  " + ", ".join(self.layers))
+            lines.append("  less of the network bears a larger learning rate, often ten times and more")
         elif len(lines) == 1:
             lines.append("  everything fits as it is")
         return "\n".join(lines)
@@ -73,21 +78,32 @@ class Choice:
 
 @dataclass(frozen=True)
 class Item:
-    """A weight that may train. channels: its output channels, 0 where it can only train as a whole; information: of the first
-    0, 1, 2, ... of them; bytes: what its whole gradient and the optimizer's state of it take."""
+    """A weight that may train, as far as it was asked for.
+
+    selector      of all of it
+    channels      its output channels, 0 where it can only train as a whole
+    contribution  of the first 0, 1, 2, ... of them
+    bytes         what its gradient and the optimizer's state of it take
+    """
 
     name: str
+    selector: str
     factor: float
     channels: int
-    information: np.ndarray
+    contribution: np.ndarray
     bytes: int
 
-    def part(self, share: float) -> tuple[str, float, float]:
-        """(selector, factor, information) of a share of its channels."""
-        count = max(1, math.ceil(share * self.channels)) if self.channels else 0
-        if count in (0, self.channels):
-            return self.name, self.factor, float(self.information[-1])
-        return f"{self.name}[:{count}]", self.factor, float(self.information[count])
+    @property
+    def parts(self) -> int:
+        """In how many parts it is tried."""
+        return PARTS if self.channels else 1
+
+    def part(self, count: int) -> tuple[str, float, float]:
+        """(selector, factor, contribution) of the first `count` of its parts."""
+        first = math.ceil(count * self.channels / PARTS)
+        if first == self.channels:
+            return self.selector, self.factor, float(self.contribution[-1])
+        return f"{self.name}[:{first}]", self.factor, float(self.contribution[first])
 
 
 def compiled(graph: Graph, budget: int | str | None = None, samples: Any = None, progress: Progress | None = None, **how: Any
@@ -133,20 +149,20 @@ def choose(graph: Graph, limit: int, how: dict[str, Any], samples: Any = None, p
     if not asked or how.get("loss") is None:
         raise search.refusal(search.least([asked]))
     # the smallest part of any weight, whatever is in it
-    least = search.least([dict([item.part(SHARES[-1])[:2]]) for item in search.items(
+    least = search.least([dict([item.part(1)[:2]]) for item in search.items(
         {name: np.ones(search.seen.weights[name].shape[:1] or (1,)) for name in search.factors})], progress)
     if least > limit:
         raise search.refusal(least)
-    from .fisher import fisher_information
-    information, measured = fisher_information(graph, how, samples, progress)
-    items = search.items(information)
-    train = search.best(items, progress)
-    found = search.fitting(train) if train else None
-    if train is None or found is None:
+    from .contribution import contributions
+    contributing, measured = contributions(graph, how, samples, progress)
+    items = search.items(contributing)
+    best = search.best(items, progress)
+    found = search.fitting(best[1]) if best else None
+    if best is None or found is None:
         raise search.refusal(least)
-    choice = search.choice(found, train)
-    whole = sum(item.information[-1] for item in items)
-    choice.contribution = float(sum(search.information_of(item, train) for item in items) / whole) if whole else 0.0
+    choice = search.choice(found, best[1])
+    whole = sum(item.contribution[-1] for item in items)
+    choice.contribution = float(best[0] / whole) if whole else 0.0
     choice.measured = measured
     return found.how, choice
 
@@ -226,7 +242,7 @@ class Search:
     def choice(self, found: Found, train: Trains) -> Choice:
         """The plan that was found, as it is told."""
         return Choice(self.limit, size_of_plan(found.planned), train, self.how["batch"], found.planned.micro_batch,
-                      found.planned.recomputed)
+                      found.planned.recomputed, layers=by_layer(self.seen, train))
 
     def least(self, trains: Sequence[Trains], progress: Progress | None = None) -> int:
         """The bytes of the smallest plan with which one of these trains."""
@@ -244,17 +260,17 @@ class Search:
                             f"its parameters: the smallest budget that works. {remedy}"
                             + (", or train fewer weights" if self.asked else ""))
 
-    def items(self, information: dict[str, np.ndarray]) -> list[Item]:
-        """The weights that may train, in the graph's order. information: for each its number for each output channel."""
+    def items(self, contributing: dict[str, np.ndarray]) -> list[Item]:
+        """The weights that may train, in the graph's order. contributing: for each what each output channel contributes."""
         optimizer = resolve_optimizer(self.how.get("optimizer"))
         copies = 1 + (len(update_row(optimizer)[1]) if optimizer else 0)
         itemsize = np.dtype(self.how.get("dtype", "float32")).itemsize
         found = []
         for name, factor in self.factors.items():
-            each = information[name][:self.channels.get(name)]
-            size = self.seen.weights[name].size * copies * itemsize
+            each = contributing[name][:self.channels.get(name)]
+            size = self.seen.weights[name].size * len(each) // len(contributing[name]) * copies * itemsize
             sums = np.concatenate([[0.0], np.cumsum(each)])
-            found.append(Item(name, factor, len(each) if self._splits(name) else 0, sums, size))
+            found.append(Item(name, self._selector(name), factor, len(each) if self._splits(name) else 0, sums, size))
         return found
 
     def _splits(self, name: str) -> bool:
@@ -264,52 +280,60 @@ class Search:
         except CompileError:
             return False
 
-    @staticmethod
-    def information_of(item: Item, train: Trains) -> float:
-        """The information of an item that is in what trains."""
-        for share in SHARES:
-            selector, _, information = item.part(share)
-            if selector in train:
-                return information
-        return 0.0
+    def best(self, items: list[Item], progress: Progress | None = None) -> tuple[float, Trains] | None:
+        """(contribution, what trains) of one of the sets of weights that fit, one that contributes much; None where none fits.
 
-    def best(self, items: list[Item], progress: Progress | None = None) -> Trains | None:
-        """Of the sets of weights that fit, one with much information, None where none fits.
-
-        For each of some places, of what lies behind it the weights with the most information for their bytes are taken, as many
-        as fit, then of the next few what fits, if only in part. A place with less behind it than what was already found is
-        passed over.
+        For each of some places, of what lies behind it are taken the heads and then the weights that contribute most for their
+        bytes, as many as fit, then of the next few what fits, if only in part. A place with less behind it than what was
+        already found is passed over.
         """
         best: tuple[float, Trains] | None = None
+        heads = self.seen.head()
         places = sorted({round(place) for place in np.linspace(0, len(items) - 1, min(DEPTHS, len(items)))}, reverse=True)
         for number, place in enumerate(places):
             if progress is not None:
                 progress(number, len(places), "choosing what trains")
-            ranked = sorted(items[place:], key=lambda one: -one.information[-1] / one.bytes)
-            if best is not None and sum(item.information[-1] for item in ranked) <= best[0]:
+            behind = [item for index, item in enumerate(items) if index >= place or item.name in heads]
+            if best is not None and sum(item.contribution[-1] for item in behind) <= best[0]:
                 continue
-            total, train = self._most(ranked)
+            behind.sort(key=lambda one: (one.name not in heads, -one.contribution[-1] / one.bytes))
+            total, train = self._most(behind)
             if train and (best is None or total > best[0]):
                 best = total, train
-        return best[1] if best else None
+        return best
 
     def _most(self, ranked: list[Item]) -> tuple[float, Trains]:
-        """(information, what trains) of the first of some weights, as many as fit together, and of what fits beside them."""
-        def first(count: int) -> Trains:
-            return {selector: factor for selector, factor, _ in (item.part(1.0) for item in ranked[:count])}
-        fits, over = 0, len(ranked) + 1         # so many do, so many do not
+        """(contribution, what trains) of the first of some weights, as many as fit together, and of what fits beside them."""
+        def with_first(train: Trains, item: Item) -> Callable[[int], Trains]:
+            return lambda count: {**train, **dict([item.part(count)[:2]])}
+        together = self._largest(len(ranked), lambda count: dict(item.part(item.parts)[:2] for item in ranked[:count]))
+        train = dict(item.part(item.parts)[:2] for item in ranked[:together])
+        total = sum(float(item.contribution[-1]) for item in ranked[:together])
+        for item in ranked[together:together + BESIDE]:
+            beside = with_first(train, item)
+            if count := self._largest(item.parts, beside):
+                train, total = beside(count), total + item.part(count)[2]
+        return total, train
+
+    def _largest(self, most: int, trains: Callable[[int], Trains]) -> int:
+        """The largest count up to `most` with which what trains fits, 0 where none does."""
+        fits, over = 0, most + 1
         while over - fits > 1:
             middle = (fits + over) // 2
-            fits, over = (middle, over) if self.fitting(first(middle), quick=True) is not None else (fits, middle)
-        train, total = first(fits), sum(float(item.information[-1]) for item in ranked[:fits])
-        for item in ranked[fits:fits + BESIDE]:
-            for share in SHARES if item.channels else SHARES[:1]:
-                selector, factor, information = item.part(share)
-                if selector not in train and self.fitting({**train, selector: factor}, quick=True) is not None:
-                    train[selector] = factor
-                    total += information
-                    break
-        return total, train
+            fits, over = (middle, over) if self.fitting(trains(middle), quick=True) is not None else (fits, middle)
+        return fits
+
+
+def by_layer(graph: Graph, train: Trains) -> list[str]:
+    """What trains, layer by layer: "conv2 (weight[:8], bias)". Of fused names, joined by ";", the last is shown."""
+    slices = {name: selector[len(name):] for selector in train for name in graph.weights
+              if selector == name or selector.startswith(f"{name}[:")}
+    found = []
+    for node in graph.nodes:
+        roles = [f"{role}{slices[ref.name]}" for role, ref in node.weights.items() if ref.name in slices]
+        if roles:
+            found.append(f"{node.name.rpartition(';')[2]} ({', '.join(roles)})")
+    return found
 
 
 def size_of_plan(planned: Planned) -> int:

@@ -246,8 +246,8 @@ class Graph:
         dtype        "float32" or "float64"
         budget       the arena without the parameters may take at most this (bytes, or "256KB"): backward makes tensors again,
                      a batch goes through in parts, or not all weights train; net.choice says what and why
-        samples      (x, t): what is measured on which weights contribute most, where a budget lets not all of them train;
-                     a few dozen are enough, without them it is noise
+        samples      (x, t): what is measured on which weights contribute most, where a budget lets not all of them train
+                     (microcnn.contribution says how); a few dozen are enough, without them it is noise
         input_shapes sizes of one sample for the inputs whose sizes the model leaves open
         manual       plan forward/backward/update now rather than at first use
         seed         of dropout and augment

@@ -1,4 +1,4 @@
-"""A budget is kept to the byte; what is left out is what carries least, measured on samples; or the smallest one is named."""
+"""A budget is kept to the byte; what is left out is what contributes least; or the smallest budget is named."""
 from __future__ import annotations
 
 import re
@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import microcnn as mc
-from microcnn.budget import Item, Search, choose, size_of_plan
-from microcnn.fisher import fisher_information
+from microcnn.budget import Item, Search, by_layer, choose, size_of_plan
 from microcnn.partial import resolve_train
 from microcnn.planned import Planned
 
@@ -130,51 +129,67 @@ def test_batch_statistics_allow_no_parts():
     assert net.micro_batch == 6
 
 
-def test_fisher_information_is_that_of_each_sample():
-    """Against the manual programs, one sample at a time."""
-    graph = residual()
-    x, t = samples(5)
-    how = {**HOW, "dtype": "float64"}
-    found, measured = fisher_information(graph, how, (x, t))
-    assert measured == "5 samples"
-    net = graph.compile(batch=1, **how)
-    expected = {name: np.zeros(len(array)) for name, array in found.items()}
-    for i in range(5):
-        logits = net.forward(x[i:i + 1])
-        power = np.exp(logits - logits.max())
-        net.backward(power / power.sum() - np.eye(4)[t[i:i + 1]])
-        for name, gradient in net.gradients().items():
-            expected[name] += (gradient ** 2).reshape(len(gradient), -1).sum(1)
-    for name, each in expected.items():
-        np.testing.assert_allclose(found[name], each, rtol=1e-8, atol=1e-12)
-
-
-def test_what_contributes_most_trains():
-    """Of two weights of one size, one of which the loss hardly feels, the other is chosen."""
+def two_sides() -> mc.Graph:
+    """A loud and a faint layer of one size beside each other, and a head."""
     b = mc.GraphBuilder(seed=1)
     x = b.input("x", (3, 12, 12))
     x = b(mc.GlobalAvgPool2d(), x)
     x = b(mc.Flatten(), x)
     y = b(mc.Add(), b(mc.Linear(64, name="loud"), x), b(mc.Linear(64, name="faint"), x))
-    graph = b.graph(b(mc.Linear(4, name="head"), b(mc.ReLU(), y)))
-    for role, ref in next(node for node in graph.nodes if node.name == "loud").weights.items():
-        if role == "weight":
-            loud = ref.name
-    faint = loud.replace("loud", "faint")
-    information = {name: np.ones(graph.weights[name].shape[0]) for name in resolve_train(graph, "all")[0]}
-    information[loud] *= 1000
-    search = Search(graph, size_of_plan(Planned(graph, batch=1, winograd=False, train=[loud], **{
-        name: value for name, value in HOW.items() if name != "train"})), {**HOW, "batch": 1})
-    train = search.best(search.items(information))
-    assert train and any(selector.startswith(loud) for selector in train)
-    assert not any(selector == faint for selector in train)
+    return b.graph(b(mc.Linear(4, name="head"), b(mc.ReLU(), y)))
 
 
-def test_shares_of_channels():
-    item = Item("w", 0.5, 8, np.arange(9.0), 100)
-    assert [item.part(share) for share in (1.0, 0.5, 0.125)] == [("w", 0.5, 8.0), ("w[:4]", 0.5, 4.0), ("w[:1]", 0.5, 1.0)]
-    whole = Item("w", 1.0, 0, np.array([0.0, 7.0]), 100)
-    assert whole.part(0.25) == ("w", 1.0, 7.0)
+def search_of(graph: mc.Graph, room: list[str], **contributing: float) -> tuple[Search, list[Item]]:
+    """A search within what `room` takes to train; and its items, whose channels contribute 1 but in the layers named."""
+    each = {name: np.full(graph.weights[name].shape[0], contributing.get(name.partition(".")[0], 1.0))
+            for name in resolve_train(graph, "all")[0]}
+    limit = size_of_plan(Planned(graph, **{**HOW, "train": room}, batch=1, winograd=False))
+    search = Search(graph, limit, {**HOW, "batch": 1})
+    return search, search.items(each)
+
+
+def test_what_contributes_most_trains():
+    """Of two weights of one size, one of which contributes next to nothing, the other is chosen."""
+    search, items = search_of(two_sides(), ["head.*", "loud.*"], loud=1000.0)
+    total, train = search.best(items)
+    assert "loud.weight" in train and not any(selector.startswith("faint.weight") for selector in train)
+    whole = {item.name: item.contribution[-1] for item in items}
+    assert total == sum(whole[name] for name in train)      # of whole weights
+
+
+def test_a_head_comes_first():
+    """Whatever else there is: what lies before it is of little use to a task that it does not know."""
+    search, items = search_of(two_sides(), ["head.*", "loud.bias"], head=1e-9)
+    _, train = search.best(items)
+    assert {"head.weight", "head.bias"} <= set(train) and len(train) > 2
+
+
+def test_parts_of_channels():
+    item = Item("w", "w", 0.5, 16, np.arange(17.0), 100)
+    assert [item.part(count) for count in (8, 4, 3, 1)] == [("w", 0.5, 16.0), ("w[:8]", 0.5, 8.0), ("w[:6]", 0.5, 6.0),
+                                                            ("w[:2]", 0.5, 2.0)]
+    few = Item("w", "w[:3]", 0.5, 3, np.arange(4.0), 100)
+    assert [few.part(count)[0] for count in (8, 4, 1)] == ["w[:3]", "w[:2]", "w[:1]"]
+    whole = Item("w", "w", 1.0, 0, np.array([0.0, 7.0]), 100)
+    assert whole.parts == 1 and whole.part(1) == ("w", 1.0, 7.0)
+
+
+def test_no_more_channels_train_than_were_asked_for():
+    graph = two_sides()
+    how = {**HOW, "train": ["loud.weight[:24]", "faint.weight", "head.*"]}
+    limit = size_of_plan(Planned(graph, **{**how, "train": ["head.*", "loud.weight[:24]", "faint.weight[:8]"]}, batch=1,
+                                 winograd=False))
+    net = graph.compile(batch=1, budget=limit, samples=samples(), **how)
+    counts = {name: resolve_train(graph, net.choice.train)[1].get(name, 64) for name in net.trained}
+    assert net.choice.measured and counts.get("loud.weight", 0) <= 24 and sum(counts.values()) > 8
+
+
+def test_layers_are_named_once():
+    graph = two_sides()
+    assert by_layer(graph, {"head.weight": 1.0, "loud.weight[:8]": 1.0, "head.bias": 0.5}) == \
+        ["loud (weight[:8])", "head (weight, bias)"]
+    graph.nodes[-1].name = "model/relu;model/dense/MatMul"
+    assert by_layer(graph, {"head.bias": 1.0}) == ["model/dense/MatMul (bias)"]
 
 
 def test_without_samples_it_is_measured_on_noise():
@@ -184,7 +199,7 @@ def test_without_samples_it_is_measured_on_noise():
     assert results[0].choice == results[1].choice
     assert "noise" in results[0].choice.measured and 0 < results[0].choice.contribution < 1
     text = str(results[0].choice)
-    assert "not everything can train" in text and all(selector in text for selector in results[0].choice.train)
+    assert "not everything can train" in text and all(layer in text for layer in results[0].choice.layers)
 
 
 def test_weights_stay_where_only_a_part_trains():
