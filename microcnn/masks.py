@@ -38,7 +38,7 @@ def mask_clamps(rows: Sequence[Row], buffers: Sequence[Buffer], batch: int) -> M
             uses.setdefault(id(buffer), []).append((number, row, name, mode))
     last = {key: found[-1][0] for key, found in uses.items()}
     packed: dict[int, Row] = {}
-    read: dict[int, Buffer] = {}
+    read: dict[int, tuple[Buffer, int]] = {}       # the bits, and of how many numbers a sample
     for buffer in buffers:
         mine = uses.get(id(buffer), [])
         late = [use for use in mine if use[0] > begin]
@@ -55,10 +55,10 @@ def mask_clamps(rows: Sequence[Row], buffers: Sequence[Buffer], batch: int) -> M
         bits = Buffer(f"{buffer.name} as bits", 2 * -(-size * batch // BITS), "activation", buffer.layer)
         packed[writers[-1]] = Row("masks.pack", {"y": buffer, "mask": bits, "size": size, "low": low, "high": high},
                                   maker.layer, maker.op, maker.phase)
-        read |= {number: bits for number, _, _, _ in late}
-    found = Masked([], made=list({id(bits): bits for bits in read.values()}.values()))
+        read |= {number: (bits, size) for number, _, _, _ in late}
+    found = Masked([], made=list({id(bits): bits for bits, _ in read.values()}.values()))
     for number, row in enumerate(rows):
-        new = [row] if number not in read else _with_bits(row, read[number], _target(row, number, last))
+        new = [row] if number not in read else _with_bits(row, *read[number], _target(row, number, last))
         if number in packed:
             new.append(packed[number])
         found.rows += new
@@ -84,11 +84,11 @@ def _target(row: Row, number: int, last: dict[int, int]) -> Buffer | None:
     return fields["dy"] if last[id(fields["dy"])] == number else None
 
 
-def _with_bits(row: Row, bits: Buffer, target: Buffer | None) -> list[Row]:
+def _with_bits(row: Row, bits: Buffer, size: int, target: Buffer | None) -> list[Row]:
     """What takes the place of a row that asked the clamp's output."""
     fields = row.fields
     frozen = row.kernel == FROZEN
-    passed = {"mask": bits, "dy": fields["dy"], "dx": target, "size": _clamp(row)[0],
+    passed = {"mask": bits, "dy": fields["dy"], "dx": target, "size": size,
               "accumulate": 0 if frozen else fields["accumulate"]}
     first = replace(row, kernel="masks.backward", fields=passed)
     if not frozen:
