@@ -16,7 +16,7 @@ from .command_line import run, small_graph
 
 def planned(**how):
     return Planned(small_graph(), **{"batch": 16, "train": "all", "loss": "cross_entropy",
-                                     "optimizer": mc.SGD(lr=0.01, momentum=0.9), **how})
+                                     "optimizer": mc.Adam(lr=0.01), **how})
 
 
 def test_json_is_the_plan(capsys, model):
