@@ -27,8 +27,9 @@ LEAST_TILES = 8
 # weights leave the second-level cache, for each block of tiles reads them once.
 BLOCK_BYTES, LEAST_BLOCK, MOST_BLOCK = 192 * 1024, 24, 64
 LARGE_WEIGHTS, LARGE_BLOCK = 512 * 1024, 96
-# In a training step, where memory is short: how many chunks, and what weights and chunks may take, in sizes of the images.
-LIVE_CHUNKS, LIVE_ROOM = 4, 1.25
+# In a training step, where memory is short: how many chunks, and what weights and chunks may take, in sizes of the images, or
+# in bytes where images are small.
+LIVE_CHUNKS, LIVE_ROOM, LIVE_BYTES = 4, 1.25, 384 * 1024
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,12 @@ class Blocks:
 def live_room(s: Schedule, g: Geometry) -> int:
     """Bytes of scratch that a training step can spare."""
     images = s.batch * (g.H * g.W * g.C + g.OH * g.OW * g.K) * s.itemsize
-    return int(LIVE_ROOM * images) - packed_numbers(s, g) * s.itemsize
+    return max(int(LIVE_ROOM * images), LIVE_BYTES) - packed_numbers(s, g) * s.itemsize
 
 
 def winograd_pays(s: Schedule, g: Geometry) -> bool:
-    """Whether a convolution is quicker by tiles of 2 x 2 pixels; in training, where scratch is not much more than images."""
+    """Whether a convolution is quicker by tiles of 2 x 2 pixels; in training, where scratch is little, or not much more than
+    images."""
     if not s.winograd or g.G != 1 or (g.R, g.S, g.stride, g.dilation) != (3, 3, (1, 1), (1, 1)):
         return False
     together = LEAST_HELD if s.lanes * s.itemsize == HOLDING_BYTES else LEAST_TOGETHER
