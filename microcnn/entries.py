@@ -131,6 +131,11 @@ def _compile(name: str, dtype: str) -> Code:
     return Code(made.address, not made.cache_hits, made)
 
 
+def compiled_here() -> bool:
+    """Whether this process had to compile something."""
+    return any(code.compiled for code in _loaded.values())
+
+
 def _load(name: str, dtype: str) -> Code | None:
     """Code that lies in the store; None where none does."""
     file = file_of(name, dtype)

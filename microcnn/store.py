@@ -46,6 +46,7 @@ SEAL_BYTES = len(SEAL.format(0, 0))
 
 _lock = threading.RLock()
 _folder: Path | None = None
+_lost = False           # whether the folder goes with this process
 _depth = 0
 _lock_file: Any = None
 
@@ -138,6 +139,14 @@ def folder() -> Path:
         return _folder
 
 
+def lost() -> str:
+    """Why the next process compiles again what this one does, "" where it does not. Raises CacheError as `folder` does."""
+    folder()
+    tried = ", ".join(map(str, _roots()))
+    return (f"compiled kernels cannot be kept, as none of {tried} can be written: every process compiles them again; "
+            "set NUMBA_CACHE_DIR to a folder that can") if _lost else ""
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """Our files there, and numba's own where it keeps the code (kernels/compiler.py)."""
     return (path for path in folder.rglob("*") if path.suffix in (".so", ".json", ".nbi", ".nbc"))
@@ -152,6 +161,8 @@ def _filled(folder: Path) -> bool:
 
 def _temporary(name: str, behind: Path | None = None) -> Path:
     """A private folder that goes when this process ends, with links to what lies in the one behind it."""
+    global _lost
+    _lost = True
     try:
         root = Path(tempfile.mkdtemp(prefix="microcnn-"))
         atexit.register(_discard, root, os.getpid())

@@ -240,6 +240,22 @@ def test_no_folder_can_be_written(open_folder):
     assert not list(open_folder.iterdir())
 
 
+def test_what_is_not_kept_is_said(open_folder, tmp_path):
+    """The command does not call ready what the next process has to compile again."""
+    open_folder.chmod(0o555)
+    model = tmp_path / "small.mcnn"
+    microcnn.Sequential([microcnn.Flatten(), microcnn.Linear(3)], (2, 2, 2)).graph().save(model)
+    code = ORDINARY + f"""
+from microcnn.tools.cli import main
+print(main(["warmup", {str(model)!r}, "--processes", "1"]), main(["doctor"]))
+"""
+    process = start(code, open_folder, XDG_CACHE_HOME=None, HOME=str(open_folder))
+    out, err = process.communicate(timeout=600)
+    told = f"compiled kernels cannot be kept, as none of {open_folder}/microcnn, {open_folder}/.cache/microcnn can be written"
+    assert f"microcnn: note: {told}" in err and told in out and "NOT kept" in out and "ready" not in out
+    assert out.endswith("1 1\n")
+
+
 def test_nothing_can_be_written_at_all(open_folder):
     open_folder.chmod(0o555)
     code = ORDINARY + """

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from microcnn import entries, store
+
 from .terminal import Terminal
 
 
@@ -16,7 +18,7 @@ def compile_shown(graph: Any, terminal: Terminal, processes: int = 1, budget: An
     options = {"batch": 1, "train": None, "loss": None, "optimizer": None, "bn": "frozen", "dtype": "float32",
                "input_shapes": None, "augment": None, **how}
     ahead = count = 0
-    if processes > 1 and budget is None:
+    if processes > 1 and budget is None and not store.lost():       # what is lost is lost to this process too
         from microcnn.planned import Planned
 
         from .ahead import compile_ahead, missing
@@ -31,4 +33,6 @@ def compile_shown(graph: Any, terminal: Terminal, processes: int = 1, budget: An
             bar.show(done, f"{done}/{total} {name}".rstrip())
 
         net = compiled(graph, budget, samples, progress, **options)
+    if entries.compiled_here() and store.lost():
+        terminal.warn(store.lost())
     return net, count

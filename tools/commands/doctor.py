@@ -102,6 +102,9 @@ def _cache() -> dict[str, Any]:
     except OSError as error:
         return {"folder": str(folder), "bytes": size, "writable": False,
                 "problem": f"the cache folder {folder} cannot be written ({error.strerror}); set NUMBA_CACHE_DIR"}
+    # links lead to what a disk that is read only holds ready
+    if store.lost() and not any(file.is_symlink() for file in folder.rglob("*")):
+        return {"folder": str(folder), "bytes": size, "writable": True, "state": "NOT kept", "problem": store.lost()}
     return {"folder": str(folder), "bytes": size, "writable": True}
 
 
@@ -155,7 +158,7 @@ def _lines(report: dict[str, Any]) -> Any:
     cached = report["cache"]
     if "folder" in cached:
         yield "cache", f"{cached['folder']} ({bytes_text(cached['bytes'])}, " \
-            f"{'writable' if cached['writable'] else 'NOT writable'})"
+            f"{cached.get('state') or ('writable' if cached['writable'] else 'NOT writable')})"
     if report["memory"]:
         memory = report["memory"]
         yield "memory", ", ".join(f"{bytes_text(memory[key])} {text}" for key, text in (

@@ -32,9 +32,9 @@ def add_warmup(parser: argparse.ArgumentParser) -> None:
 
 
 def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Compile with a bar, then run once."""
+    """Compile with a bar, then run once; 1 where what was compiled cannot be kept."""
     import microcnn as mc
-    from microcnn import store
+    from microcnn import entries, store
     options.set_threads(args.threads)
     graph = load_model(args.model, args.shape)
     shapes = input_shapes(graph, args.shape)
@@ -53,5 +53,7 @@ def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
     if args.train is not None:
         net.train_step(x, t)
         net.evaluate(x, t)
+    if entries.compiled_here() and store.lost():        # compile_shown has said so
+        return 1
     terminal.say(f"{count} kernels are ready, after {time.perf_counter() - began:.1f} s, in {store.folder()}")
     return 0
