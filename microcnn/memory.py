@@ -195,8 +195,17 @@ class Peak:
         return sorted([*lasting, *self.shared], key=lambda block: (-block.bytes, block.offset))
 
 
-# How many of the buffers that live at the peak are printed.
+# How many of the buffers that live at the peak are printed, and how many letters of a name.
 SHOWN = 5
+NAME_MOST = 36
+
+
+def short(name: str, most: int = NAME_MOST) -> str:
+    """A name for a table: the middle left out where it is longer than that, as converters' names are."""
+    if len(name) <= most:
+        return name
+    kept = most - 3
+    return name[:kept // 3] + "..." + name[len(name) - (kept - kept // 3):]
 
 
 @dataclass
@@ -265,14 +274,15 @@ class Memory:
             lines.append(f"{name.replace('_', ' '):14s} {value:14,d} {value / 1024:12,.1f}")
         lines.append(f"{'arena / bound':14s} {self.ratio:14.3f}")
         peak, held = self.fullest, self.at_peak
-        lines += ["", f"peak: {peak.runs}, row {peak.row + 1} of {peak.rows} of {peak.program}; the largest "
+        runs = doing(peak.phase, short(peak.layer))
+        lines += ["", f"peak: {runs}, row {peak.row + 1} of {peak.rows} of {peak.program}; the largest "
                       f"of {len(held)} buffers that live then:"]
-        lines += [f"{block.bytes:29,d} {block.kind:10s} {block.layer}: {block.name}" for block in held[:SHOWN]]
-        width = max([5, *(len(layer.name) for layer in self.layers)])
+        lines += [f"{block.bytes:29,d} {block.kind:10s} {short(block.layer)}: {short(block.name)}" for block in held[:SHOWN]]
+        width = max([5, *(len(short(layer.name)) for layer in self.layers)])
         lines.append("")
         lines.append(f"{'layer':{width}s} {'op':16s} {'parameters':>12s} {'gradients':>12s} {'state':>12s} "
                      f"{'activations':>12s} {'scratch':>12s}")
         for layer in self.layers:
-            lines.append(f"{layer.name:{width}s} {layer.op:16s} {layer.parameters:12,d} {layer.gradients:12,d} "
+            lines.append(f"{short(layer.name):{width}s} {layer.op:16s} {layer.parameters:12,d} {layer.gradients:12,d} "
                          f"{layer.state:12,d} {layer.activations:12,d} {layer.scratch:12,d}")
         return "\n".join(lines)

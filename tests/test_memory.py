@@ -237,6 +237,13 @@ def test_memory_prints_as_a_table(net):
     assert re.search(rf"^conv1 +Conv2d +{net.memory.layers[0].parameters:,} ", text, re.M)
 
 
+def test_long_names_leave_the_table_readable():
+    name = ";".join(f"model/batch_normalization_{i}/FusedBatchNormV3" for i in range(5))
+    text = str(mc.Sequential([mc.Flatten(), mc.Linear(3, name=name)], (2, 2, 2)).graph().compile(batch=2).memory)
+    assert re.search(r"^model/batch\.\.\..*FusedBatchNormV3 +Linear ", text, re.M)
+    assert max(map(len, text.splitlines())) < 140
+
+
 @pytest.mark.parametrize("lives, expected", [
     ([], (0, 0)), ([(5, 3, 3)], (5, 3)), ([(5, 0, 2), (7, 2, 4)], (12, 2)), ([(5, 0, 2), (5, 3, 4)], (5, 0)),
     ([(4, 0, 9), (3, 1, 1), (3, 5, 6)], (7, 1)), ([(4, 0, 1), (4, 2, 3), (1, 3, 3)], (5, 3))])

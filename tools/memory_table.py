@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from microcnn.memory import Block, Peak, doing
+from microcnn.memory import Block, Peak, doing, short
 
 from .memory_plan import PlannedRow, phase_of
-from .terminal import Terminal, bytes_text, short
+from .terminal import Terminal, bytes_text
 
 if TYPE_CHECKING:
     from microcnn.memory import Memory

@@ -8,9 +8,10 @@ from os.path import commonprefix
 from typing import Any
 
 from microcnn.errors import CompileError
+from microcnn.memory import short
 
 from .profile_data import LayerCost, Run, Spread
-from .terminal import bytes_text, count_text, short, table_text, text_width, time_text
+from .terminal import bytes_text, count_text, table_text, text_width, time_text
 
 # The shortest that names are made before a column is left out; "not accounted for" is as long.
 LEAST_NAME = 17

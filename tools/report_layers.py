@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from microcnn.memory import short
+
 from .memory_plan import shared_peak
 from .profile_data import LayerCost, Run
 from .report_text import (
@@ -22,7 +24,7 @@ from .report_text import (
     size_of,
     time_of,
 )
-from .terminal import count_text, short
+from .terminal import count_text
 
 Cell = Callable[[Run, LayerCost], tuple[Any, str]]      # a value to sort by, None for text, and what is shown
 LENGTH = 1000.0         # units of a bar's length

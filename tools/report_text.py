@@ -7,8 +7,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from microcnn.memory import short
+
 from .profile_data import LayerCost, Run
-from .terminal import bytes_text, short, time_text
+from .terminal import bytes_text, time_text
 
 # Characters that turn the direction of what follows them, beyond the name that they stand in.
 TURNING = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

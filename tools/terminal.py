@@ -49,14 +49,6 @@ def count_text(number: float) -> str:
     return f"{number / 1e12:,.2f} T"
 
 
-def short(name: str, most: int = 36) -> str:
-    """A name for a table: the middle left out where it is longer than that."""
-    if len(name) <= most:
-        return name
-    kept = most - 3
-    return name[:kept // 3] + "..." + name[len(name) - (kept - kept // 3):]
-
-
 def text_width(text: str) -> int:
     """Columns that a text takes in a terminal: two for a wide letter, none for one that is put over another."""
     return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1

@@ -5,11 +5,11 @@ import re
 import pytest
 
 import microcnn as mc
-from microcnn.memory import Block
+from microcnn.memory import Block, short
 from microcnn.tools import profile_table
 from microcnn.tools.profile_data import LayerCost, Machine, MemoryPlan, Run, Spread
 from microcnn.tools.profile_table import columns_and_rows, left_out, run_table, shortened, text_width, wrapped
-from microcnn.tools.terminal import Terminal, short, table_text
+from microcnn.tools.terminal import Terminal, table_text
 
 TRAINING = ["layer", "op", "forward", "backward", "dX", "dW", "update", "total", "share", "GFLOP/s", "GB/s", "MACs",
             "parameters", "activations", "gradients", "state", "peak bytes", "spread", "bound by", "output shape"]

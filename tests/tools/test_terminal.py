@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from microcnn.tools.terminal import Terminal, bytes_text, clock_text, count_text, short, table_text, time_text
+from microcnn.memory import short
+from microcnn.tools.terminal import Terminal, bytes_text, clock_text, count_text, table_text, time_text
 
 
 class Screen(io.StringIO):

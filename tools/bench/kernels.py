@@ -21,7 +21,7 @@ import microcnn as mc
 from microcnn.errors import DataError
 from microcnn.files import atomic_write
 from microcnn.graph import Graph, Node
-from microcnn.memory import Buffer
+from microcnn.memory import Buffer, short
 from microcnn.net import Net
 from microcnn.planned import Planned
 
@@ -31,7 +31,7 @@ from ..loading import check_writable
 from ..machine import conditions_of_machine
 from ..peak import Peak, copy_speed
 from ..samples import default_loss, example
-from ..terminal import Terminal, count_text, short, time_text
+from ..terminal import Terminal, count_text, time_text
 from .models import MODELS, folded, graph_of, macs_of
 from .recipe import LR, MOMENTUM
 
