@@ -44,8 +44,20 @@ def test_info_plans_what_finetune_would_take(capsys, model):
     assert facts["budget"]["bytes"] == net.choice.bytes and facts["budget"]["text"] == str(net.choice)
     code, out, _ = run(capsys, "info", model, "--batch", "4", "--budget", str(whole - 64))
     assert code == 0 and f"budget {whole - 64:,} bytes: the plan takes {net.choice.bytes:,}" in out
+    assert f"\n--train all --optimizer adam --budget {whole - 64}: {facts['trains']:,} of " in out
+    assert "to train all, batch 4" in out           # it fits, with less kept for backward
+    least = graph.compile(batch=1, train=["linear1.bias"], loss="cross_entropy", optimizer=mc.Adam(), winograd=False).memory
+    code, out, _ = run(capsys, "info", model, "--budget", str(least.beside_parameters))
+    assert code == 0 and "not everything can train" in out and "to train what fits the budget, batch 1" in out
     code, _, err = run(capsys, "info", model, "--budget", "1KB")
     assert code == 2 and "the smallest budget that works" in err
+    most = graph.compile(batch=4).memory
+    facts = planned("--train", "none", "--budget", str(most.beside_parameters - 64))
+    assert facts["budget"]["bytes"] <= most.beside_parameters - 64 and facts["memory"]["to_run"]["arena"] < most.arena
+    code, _, err = run(capsys, "info", model, "--train", "none", "--budget", "1KB")
+    assert code == 2 and "the smallest budget that works" in err
+    code, _, err = run(capsys, "info", model, "--train", "none", "--recompute")
+    assert code == 2 and "nothing trains" in err
     code, _, err = run(capsys, "info", model, "--batch", "4", "--micro-batch", "5")
     assert code == 2 and "micro_batch" in err
 

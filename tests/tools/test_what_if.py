@@ -74,6 +74,7 @@ def test_the_command(capsys, tmp_path, model):
     code, text, err = run(capsys, "profile", model, "--what-if", "--batch", "1,3", "--measure", "head:3", "--seconds", "0.02",
                           "--json", file)
     assert code == 0, err
+    assert "small, cross_entropy, float32, bn frozen, SGD with momentum" in text
     assert "beside parameters" in text and "biases" in text and "saved" in text
     held = json.loads(file.read_text())
     assert held["schema"] == "microcnn.what-if/1"

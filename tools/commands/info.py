@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from microcnn.errors import CompileError, FileError, MicroCNNError, UnsupportedError
 from microcnn.files import atomic_write
 from microcnn.integers import INTEGERS
+from microcnn.memory import short
 from microcnn.partial import trainable_weights
 
 from ..loading import check_writable, file_name, input_shapes, load_model
@@ -21,7 +22,7 @@ from ..memory_svg import svg_of
 from ..memory_table import PROGRAMS, memory_dict, plan_dict, show_layers, show_memory, show_peak
 from ..report_memory import memory_page
 from ..samples import default_loss
-from ..terminal import Terminal, bytes_text, count_text, short
+from ..terminal import Terminal, bytes_text, count_text
 from . import options
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def run_info(args: argparse.Namespace, terminal: Terminal) -> int:
     """Describe the model; what cannot be said is said to be so, and an error where it was asked for by name."""
     if args.picture is not None:
         check_picture(args.picture, args.model)
+    if args.train is None and (args.micro_batch or args.recompute):
+        raise CompileError("--micro-batch and --recompute are for training; with --train none nothing trains")
     wants_plan = args.memory or args.picture is not None
     try:
         graph = load_model(args.model, args.shape)
@@ -66,7 +69,7 @@ def run_info(args: argparse.Namespace, terminal: Terminal) -> int:
     if wants_plan and not plans:
         raise CompileError(f"{args.model}: there is no plan of its memory: {facts['problems'][0]}")
     if args.picture is not None:
-        draw_plan(args.picture, *list(plans.items())[-1], args)
+        draw_plan(args.picture, *list(plans.items())[-1], args, facts["budget"])
         facts["picture"] = str(args.picture)
     if args.json:
         terminal.say(json.dumps(facts, indent=1))
@@ -102,10 +105,16 @@ def describe(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[int, 
     if sizes:
         from microcnn.planned import Planned
         try:
-            run = Planned(graph, batch=args.batch, bn=args.bn, dtype=args.dtype, input_shapes=shapes)
+            how: dict[str, Any] = {"batch": args.batch, "bn": args.bn, "dtype": args.dtype, "input_shapes": shapes}
+            if args.train is None:
+                run, facts["budget"] = plan_within(graph, args.budget, {**how, "train": None})
+            else:
+                run = Planned(graph, **how)
             layer_facts = run.layer_facts()
             facts["plans"]["to run"] = run
         except MicroCNNError as error:
+            if args.train is None and args.budget:
+                raise
             problems.append(f"cannot run: {error}")
     if layer_facts and args.train is not None:
         try:
@@ -139,14 +148,19 @@ def plan_to_train(graph: Any, args: argparse.Namespace, shapes: dict[str, tuple[
     What memory it takes does not depend on the loss, nor on an optimizer's numbers.
     """
     import microcnn as mc
-    from microcnn.budget import choose
-    from microcnn.choices import parse_budget
-    from microcnn.planned import Planned
     optimizer = {"sgd": mc.SGD(lr=0.01, momentum=0.9), "adam": mc.Adam(lr=0.01), "adamw": mc.AdamW(lr=0.01)}[args.optimizer]
     how: dict[str, Any] = {"batch": args.batch, "train": args.train, "loss": loss, "optimizer": optimizer, "bn": args.bn,
                            "dtype": args.dtype, "input_shapes": shapes, "micro_batch": args.micro_batch,
                            "recompute": args.recompute or None}
-    limit = parse_budget(args.budget)
+    return plan_within(graph, args.budget, how)
+
+
+def plan_within(graph: Any, budget: str | None, how: dict[str, Any]) -> tuple[Planned, dict[str, Any] | None]:
+    """Planned(graph, **how), within a budget where there is one, and what that has chosen. Raises CompileError."""
+    from microcnn.budget import choose
+    from microcnn.choices import parse_budget
+    from microcnn.planned import Planned
+    limit = parse_budget(budget)
     if limit is None:
         return Planned(graph, **how), None
     how, choice = choose(graph, limit, how)
@@ -174,13 +188,15 @@ def _show(facts: dict[str, Any], plans: dict[str, Planned], terminal: Terminal, 
     if plans:
         terminal.say()
         if facts["trains"] is not None:
-            what = args.train if isinstance(args.train, str) else ",".join(args.train)
-            terminal.say(f"--train {what}: {facts['trains']:,} of {facts['trainable']:,} parameters train")
+            budget = f" --budget {args.budget}" if args.budget else ""
+            terminal.say(f"--train {options.parts_text(args.train)} --optimizer {args.optimizer}{budget}: "
+                         f"{facts['trains']:,} of {facts['trainable']:,} parameters train")
         if facts["budget"] is not None:
             terminal.say(facts["budget"]["text"])
-        show_memory(terminal, {plan_title(title, args): planned.memory for title, planned in plans.items()}, args.memory)
+        titles = {title: plan_title(title, args, facts["budget"]) for title in plans}
+        show_memory(terminal, {titles[title]: planned.memory for title, planned in plans.items()}, args.memory)
     for title, planned in plans.items() if args.memory else ():
-        terminal.heading(plan_title(title, args))
+        terminal.heading(titles[title])
         show_peak(terminal, planned)
         terminal.say()
         show_layers(terminal, planned.memory)
@@ -197,9 +213,9 @@ def _show_layers(facts: dict[str, Any], terminal: Terminal) -> None:
         for layer in facts["layers"]])
 
 
-def plan_title(title: str, args: argparse.Namespace) -> str:
-    """"to run, batch 8" or "to train fc.*, batch 8"."""
-    what = args.train if isinstance(args.train, str) else ",".join(args.train or ())
+def plan_title(title: str, args: argparse.Namespace, choice: dict[str, Any] | None = None) -> str:
+    """"to run, batch 8" or "to train fc.*, batch 8"; choice: what a budget has chosen."""
+    what = "what fits the budget" if choice and choice["measured"] else options.parts_text(args.train)
     return f"{title}{' ' + what if title == 'to train' else ''}, batch {args.batch}"
 
 
@@ -212,10 +228,11 @@ def check_picture(path: Any, model: Any) -> None:
         raise FileError(f"--picture {path} is the model itself; give the picture a file of its own")
 
 
-def draw_plan(path: Any, title: str, planned: Planned, args: argparse.Namespace) -> None:
-    """Write the picture of a plan. Raises FileError."""
+def draw_plan(path: Any, title: str, planned: Planned, args: argparse.Namespace, choice: dict[str, Any] | None = None
+              ) -> None:
+    """Write the picture of a plan; choice as in plan_title. Raises FileError."""
     program = planned.memory.fullest.program
-    told = f"{plan_title(title, args)}, {planned.dtype.name}, {NORMS[planned.bn]}: {PROGRAMS[program]}"
+    told = f"{plan_title(title, args, choice)}, {planned.dtype.name}, {NORMS[planned.bn]}: {PROGRAMS[program]}"
     if title == "to train" and program != "train":
         told += ", which needs more than a training step"
     picture = Picture(file_name(args.model), told[0].upper() + told[1:], planned.memory, plan_of(planned, program),

@@ -86,6 +86,11 @@ def parts_or_none(text: str) -> Any:
     return None if text == "none" else parts(text)
 
 
+def parts_text(train: Any) -> str:
+    """What `parts` has read, as it was given."""
+    return train if isinstance(train, str) else ",".join(train or ())
+
+
 def feature_path(text: str) -> str:
     """Where features are kept; not the model, which an option without a value takes if it stands behind it."""
     if text.endswith((".onnx", ".mcnn")):

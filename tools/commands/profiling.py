@@ -12,6 +12,7 @@ from microcnn.errors import CompileError, FileError
 from microcnn.files import atomic_write
 
 from ..loading import check_writable, file_name, input_shapes, load_model
+from ..samples import default_loss
 from ..terminal import Terminal
 from . import options
 
@@ -165,11 +166,14 @@ def _what_if(args: argparse.Namespace, terminal: Terminal) -> int:
     _check_files(args, [args.model])
     options.set_threads(args.threads[0])
     graph = load_model(args.model, args.shape)
-    batches = args.batch or (1, 8, 32)
+    shapes, batches = input_shapes(graph, args.shape), args.batch or (1, 8, 32)
     with terminal.progress(1000, "measuring") as bar:
         lines = what_if(graph, batches, args.measure, loss=args.loss, bn=args.bn, dtype=args.dtype,
-                        input_shapes=input_shapes(graph, args.shape), seconds=args.seconds,
+                        input_shapes=shapes, seconds=args.seconds,
                         tick=lambda share, label: bar.show(round(1000 * share), label))
+    loss = default_loss(graph.shapes(shapes), graph.outputs) if args.loss == "auto" else args.loss
+    terminal.say(f"{file_name(args.model)}, {loss}, {args.dtype}, bn {args.bn}, SGD with momentum (Adam's state is "
+                 "twice as large)")
     terminal.table(*table(lines))
     for line in lines:
         if line.refused:
