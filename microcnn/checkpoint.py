@@ -149,7 +149,8 @@ def _describe(graph: Graph) -> dict[str, Any]:
 def _read(file: BinaryIO, size: int, shown: str) -> Graph:
     prefix = file.read(PREFIX.size)
     if not prefix.startswith(SIGNATURE[:len(prefix)]) or not prefix:
-        raise FileError(f"{shown} is not a .mcnn file; write one with net.save or graph.save")
+        raise FileError(f"{shown} is not a .mcnn file; write one with net.save or graph.save; "
+                        "an .onnx file is for mc.load_onnx")
     if len(prefix) < PREFIX.size:
         raise FileError(f"{shown} is incomplete: it ends after {len(prefix)} bytes; copy or save it again")
     _, version, crc, length, total = PREFIX.unpack(prefix)
