@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -122,6 +123,8 @@ def _compile(name: str, dtype: str) -> Code:
         found = _load(name, dtype)
         if found is not None:
             return found
+        if compiler.numba.config.DISABLE_JIT:
+            raise CacheError(f"{file} has to be compiled, which NUMBA_DISABLE_JIT forbids; take it from the environment")
         made = compiler.compiled(name, dtype)
         if isinstance(made, bytes):
             store.keep(file, store.sealed(made))
@@ -151,6 +154,9 @@ def _load(name: str, dtype: str) -> Code | None:
     return Code(_symbol(library, "entry"), False, library)
 
 
+_in_memory = itertools.count(1)
+
+
 def _opened(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
@@ -160,7 +166,8 @@ def _opened(path: Path) -> ctypes.CDLL:
             held = os.memfd_create(path.name)
             try:
                 os.write(held, path.read_bytes())
-                return ctypes.CDLL(f"/proc/self/fd/{held}")
+                # the loader takes one path for one library, and the number of a closed file is used again
+                return ctypes.CDLL(f"/proc/self/fd{'/' * next(_in_memory)}{held}")
             finally:
                 os.close(held)
         raise CacheError(f"compiled code cannot be loaded: {error}; set NUMBA_CACHE_DIR to a folder from which programs may be "

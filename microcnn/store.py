@@ -212,6 +212,8 @@ def _locked(name: str) -> Iterator[None]:
     global _depth, _lock_file
     with _lock:
         if _depth == 0 and fcntl is not None:
+            # who tidied up may have removed what this process found when it began
+            folder().mkdir(parents=True, exist_ok=True)
             # a lock on one byte for each name: two processes may compile two kernels side by side
             _lock_file = open(folder() / "lock", "a")
             fcntl.lockf(_lock_file, fcntl.LOCK_EX, *((1, zlib.crc32(name.encode())) if name else ()))

@@ -379,3 +379,40 @@ try:
 except KeyboardInterrupt:
     print(len(finished), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 ''', tmp_path) == "1 True"
+
+
+def test_a_disk_from_which_no_programs_may_be_run(copied):
+    # from memory come as many libraries as there are: the loader knows them apart by their paths
+    assert fresh(STEP + f"""
+import ctypes
+class Refusing(ctypes.CDLL):
+    def __init__(self, path, *how):
+        if path and path.startswith({str(copied)!r}):
+            raise OSError("failed to map segment from shared object")
+        super().__init__(path, *how)
+ctypes.CDLL = Refusing
+print(step(), hits(), len(set(code.address for code in entries._loaded.values())) == len(entries._loaded) > 1)
+""", copied) == "0.75 1 True"
+
+
+def test_a_folder_that_is_removed_while_it_is_used(copied):
+    assert fresh(STEP + f"""
+import shutil
+from microcnn.kernels import compiler
+assert hits()
+shutil.rmtree({str(copied)!r})
+print(step(), step("float64"), hits("float64"))
+""", copied) == "0.75 0.75 0"
+    assert fresh(STEP + "print(hits('float64'))", copied) == "1"
+
+
+def test_where_numba_may_not_compile(copied):
+    assert fresh(STEP + """
+from microcnn.errors import CacheError
+print(step())
+try:
+    step("float64")
+except CacheError as error:
+    print(error)
+""", copied, NUMBA_DISABLE_JIT="1").splitlines() == [
+        "0.75", "float64/update.sgd.so has to be compiled, which NUMBA_DISABLE_JIT forbids; take it from the environment"]
