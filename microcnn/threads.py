@@ -56,7 +56,7 @@ def set_num_threads(count: int) -> None:
     if "numba" not in sys.modules:
         most = _given_threads() or 0
         if max(most, usable_cpus()) < count:
-            os.environ["NUMBA_NUM_THREADS"] = str(count)
+            os.environ["NUMBA_NUM_THREADS"] = str(min(count, MOST))
     elif numbas:
         import numba
         if count > numba.config.NUMBA_NUM_THREADS:
@@ -106,14 +106,14 @@ def prepare_environment() -> None:
 def apply() -> int:
     """Make the wish hold; returns the number of threads that kernels use."""
     global _applied
-    count = get_num_threads()
+    count = min(get_num_threads(), MOST)
     if numbas:
         if getattr(_applied_here, "count", None) != count:
             import numba
-            numba.set_num_threads(min(count, MOST, numba.config.NUMBA_NUM_THREADS))
+            numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
             _applied_here.count = count
     elif count != _applied:
-        WORDS[SPLIT] = min(count, MOST)
+        WORDS[SPLIT] = count
         _applied = count
     return count
 

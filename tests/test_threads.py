@@ -105,6 +105,17 @@ assert mc.get_num_threads() == 3
     fresh(code)
 
 
+def test_more_threads_than_there_can_be(net):
+    x, before = images(4)[0], mc.get_num_threads()
+    expected = net.predict(x)
+    try:
+        mc.set_num_threads(10**30)
+        assert net.predict(x).tobytes() == expected.tobytes()
+        assert block.WORDS[block.SPLIT] == block.MOST
+    finally:
+        mc.set_num_threads(before)
+
+
 def test_a_wish_holds_in_every_python_thread(net):
     x, t = images(4)
     before = mc.get_num_threads()
