@@ -7,7 +7,8 @@ from .draft import Draft
 from .fusion import fuse
 from .graph import Node
 from .lifetimes import set_lifetimes
-from .masks import mask_clamps
+from .masks import Masked, mask_clamps
+from .memory import most_alive
 from .pairs import pair_rows
 from .parts import Policy
 from .recompute import lighten
@@ -117,10 +118,27 @@ class Schedule(Draft):
             self.fused.update(paired.fused)
             self.buffers += paired.made
             masked = mask_clamps(self.rows, self.buffers, self.batch)
-            self.rows = masked.rows
-            self.steps = [(step, masked.moved(end)) for step, end in self.steps]
-            self.buffers += masked.made
-        if policy is not None:
-            self.rows, self.buffers, self.again = lighten(self.rows, self.prepared, self.buffers, policy)
         else:
-            self.buffers = set_lifetimes(self.rows, self.prepared, self.buffers)
+            masked = Masked(self.rows)
+        self._settle(masked, policy)
+
+    def _settle(self, masked: Masked, policy: Policy | None) -> None:
+        """Lifetimes, and what backward makes again: with the bits, or without them where a clamp's output that nothing else
+        wants would have to be kept because something else is made of it again.
+        """
+        buffers = [*self.buffers, *masked.made]
+        if policy is None:
+            settled = masked.rows, set_lifetimes(masked.rows, self.prepared, buffers), list[str]()
+        else:
+            settled = lighten(masked.rows, self.prepared, buffers, policy)
+            least, _ = most_alive(settled[1])
+            if masked.made and policy.tier and (policy.limit is None or least > policy.limit):
+                lives = [(buffer, buffer.first, buffer.last) for buffer in settled[1]]
+                plain = lighten(self.rows, self.prepared, self.buffers, policy)
+                if most_alive(plain[1])[0] < least:
+                    settled, masked = plain, Masked(self.rows)
+                else:
+                    for buffer, first, last in lives:
+                        buffer.first, buffer.last = first, last
+        self.rows, self.buffers, self.again = settled
+        self.steps = [(step, masked.moved(end)) for step, end in self.steps]
