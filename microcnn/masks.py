@@ -66,6 +66,12 @@ def mask_clamps(rows: Sequence[Row], buffers: Sequence[Buffer], batch: int) -> M
     return found
 
 
+def kept_beside_bits(rows: Sequence[Row]) -> bool:
+    """Whether backward reads a clamp's output after all, of rows with lifetimes: to make something else of it again."""
+    begin = next((number for number, row in enumerate(rows) if row.kernel == "loss.check_finite"), len(rows))
+    return any(row.kernel == "masks.pack" and row.fields["y"].last > begin for row in rows[:begin])
+
+
 def _clamp(row: Row) -> tuple[int, float, float] | None:
     """(numbers of a sample, low, high) of the clamp whose gradient a row makes of the clamp's output y; None for other rows."""
     fields = row.fields

@@ -7,7 +7,7 @@ from .draft import Draft
 from .fusion import fuse
 from .graph import Node
 from .lifetimes import set_lifetimes
-from .masks import Masked, mask_clamps
+from .masks import Masked, kept_beside_bits, mask_clamps
 from .memory import most_alive
 from .pairs import pair_rows
 from .parts import Policy
@@ -131,8 +131,8 @@ class Schedule(Draft):
             settled = masked.rows, set_lifetimes(masked.rows, self.prepared, buffers), list[str]()
         else:
             settled = lighten(masked.rows, self.prepared, buffers, policy)
-            least, _ = most_alive(settled[1])
-            if masked.made and policy.tier and (policy.limit is None or least > policy.limit):
+            if kept_beside_bits(settled[0]):
+                least, _ = most_alive(settled[1])
                 lives = [(buffer, buffer.first, buffer.last) for buffer in settled[1]]
                 plain = lighten(self.rows, self.prepared, self.buffers, policy)
                 if most_alive(plain[1])[0] < least:
