@@ -13,6 +13,11 @@ def held(row: Row) -> list[tuple[str, Buffer, str]]:
     return [(name, row.fields[name], mode) for name, mode in ENTRIES[row.kernel].modes.items() if row.fields[name] is not None]
 
 
+def forward_ends(rows: Sequence[Row]) -> int:
+    """The number of the row with which forward and the losses are over; of a program without losses, behind the last one."""
+    return next((number for number, row in enumerate(rows) if row.kernel == "loss.check_finite"), len(rows))
+
+
 def set_lifetimes(rows: Sequence[Row], prepared: Sequence[Row], buffers: Iterable[Buffer]) -> list[Buffer]:
     """Set first and last of these buffers from the rows that touch them; returns those that any does.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .layers.activation import CLAMP
-from .lifetimes import held
+from .lifetimes import forward_ends, held
 from .memory import Buffer
 from .parts import Row
 
@@ -31,7 +31,7 @@ class Masked:
 
 def mask_clamps(rows: Sequence[Row], buffers: Sequence[Buffer], batch: int) -> Masked:
     """The rows, where bits stand for each clamp's output that backward has no other use for; gradients stay what they were."""
-    begin = next((number for number, row in enumerate(rows) if row.kernel == "loss.check_finite"), len(rows))
+    begin = forward_ends(rows)
     uses: dict[int, list[tuple[int, Row, str, str]]] = {}
     for number, row in enumerate(rows):
         for name, buffer, mode in held(row):
@@ -68,7 +68,7 @@ def mask_clamps(rows: Sequence[Row], buffers: Sequence[Buffer], batch: int) -> M
 
 def kept_beside_bits(rows: Sequence[Row]) -> bool:
     """Whether backward reads a clamp's output after all, of rows with lifetimes: to make something else of it again."""
-    begin = next((number for number, row in enumerate(rows) if row.kernel == "loss.check_finite"), len(rows))
+    begin = forward_ends(rows)
     return any(row.kernel == "masks.pack" and row.fields["y"].last > begin for row in rows[:begin])
 
 

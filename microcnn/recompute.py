@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .lifetimes import held, set_lifetimes
+from .lifetimes import forward_ends, held, set_lifetimes
 from .memory import Buffer, most_alive
 from .parts import Policy, Row
 
@@ -40,7 +40,7 @@ class Rewriter:
 
     def __init__(self, rows: Sequence[Row], buffers: Iterable[Buffer]):
         self.rows = list(rows)
-        self.begin = next((i for i, row in enumerate(self.rows) if row.kernel == "loss.check_finite"), len(self.rows))
+        self.begin = forward_ends(self.rows)
         self.transient = {id(buffer): buffer for buffer in buffers}
         self.writers: dict[int, list[int]] = {}
         self.uses: dict[int, list[int]] = {}
