@@ -326,7 +326,7 @@ print(step())
 
 
 @pytest.mark.parametrize("suffix, content", [
-    (".so", b""), (".so", None), (".so", b"\0" * 5000), (".json", None), (".json", b"[]")])
+    (".so", b""), (".so", None), (".so", b"\0" * 5000), (".json", None), (".json", b"[]"), (".json", b"{\"target\": {}}")])
 def test_a_damaged_file_is_compiled_anew(copied, suffix, content):
     # what a loss of power leaves: an empty file, half of one, zeros
     for path in copied.rglob(f"*{suffix}"):
