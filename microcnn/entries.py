@@ -41,7 +41,7 @@ class Entry:
     """
 
     def __init__(self, name: str, fields: str):
-        self.name, self.marked = name, fields
+        self.name = name
         self.fields = [field.rstrip("<>=") for field in fields.split()]
         self.modes = {field.rstrip("<>="): field[-1] for field in fields.split() if field[-1] in "<>="}
 
@@ -128,9 +128,10 @@ def _compile(name: str, dtype: str) -> Code:
         made = compiler.compiled(name, dtype)
         if isinstance(made, bytes):
             store.keep(file, store.sealed(made))
-            made = _load(name, dtype)
-            assert made is not None
-            return Code(made.address, True, made.keeps)
+            kept = _load(name, dtype)
+            if kept is None:
+                raise CacheError(f"{store.place(file)} is gone as soon as it is written; set NUMBA_CACHE_DIR elsewhere")
+            return Code(kept.address, True, kept.keeps)
     return Code(made.address, not made.cache_hits, made)
 
 
