@@ -39,4 +39,4 @@ def _run(data, count):
 def multiply_add(arena, row, batch):
     # count steps, each one multiply-add on twelve independent vectors; x holds the two factors, then the twelve
     r = fields_of(row)
-    _run(view(arena, r.x, (2 + CHAINS) * 16), r.count)
+    _run(view(arena, r.x, (2 + CHAINS) * lanes(view(arena, 0, 1))), r.count)
