@@ -201,7 +201,8 @@ class Search:
 
     def _arguments(self, train: Trains, way: Way, limit: int) -> dict[str, Any]:
         how = {name: value for name, value in self.how.items() if name not in ("recompute", "micro_batch")}
-        return {**how, "train": train or None, "micro_batch": way.micro_batch, "policy": Policy(way.tier, limit, lean=way.lean)}
+        policy = Policy(way.tier, limit, lean=way.lean, quick=self.how.get("recompute") is not False)
+        return {**how, "train": train or None, "micro_batch": way.micro_batch, "policy": policy}
 
     def ways(self) -> list[Way]:
         """From what costs least time to what takes least memory."""

@@ -109,12 +109,14 @@ class Policy:
     limit    the bytes of buffers alive at one time that are few enough, None: as few as can be reached
     inputs   whether the caller's arrays are still at hand
     lean     whether room for two threads is enough, and whether weights in another form are made anew each time
+    quick    whether to make again what takes no longer that way, whatever memory there is
     """
 
     tier: int = 0
     limit: int | None = None
     inputs: bool = True
     lean: bool = False
+    quick: bool = False
 
 
 @dataclass

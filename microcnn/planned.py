@@ -54,7 +54,7 @@ class Planned:
         self._slots = self._assign_slots()
         self._training: Training = Training(self._factors, dict(self._losses), self.optimizer,
                                             resolve_augment(augment, self._losses, self.shapes, self._factors, self.optimizer),
-                                            policy or Policy(1 if recompute else 0))
+                                            policy or Policy(1 if recompute else 0, quick=recompute is not False))
         self._store = Store(self.graph, self.dtype.itemsize, channels)
         control = max(64, 8 * (max(self._slots.values(), default=0) + 1))
         self._control_bytes = -(-control // 64) * 64

@@ -17,6 +17,8 @@ FREE = ("layout.input",)
 CHEAP = ("layout.", "batchnorm.", "activation.", "elementwise.", "unary.", "dropout.", "augment.")
 # What a row left behind for backward makes it cheaper the second time: the kernel that does so, and the fields that it lacks.
 AGAIN = {"batchnorm.forward_batch": ("batchnorm.forward_saved", ("eps",))}
+# Tensors of so many bytes take as long to be written to memory and read back as to be made again where they are wanted.
+QUICK_BYTES = 2**18
 
 
 @dataclass(eq=False)
@@ -76,6 +78,22 @@ class Rewriter:
                     return None             # it makes something else, too, which is still wanted
             tier = max(tier, 0 if row.kernel in FREE else 1 if row.kernel.startswith(CHEAP) else 2)
         return Candidate(buffer, makers, early[-1], late[0], tier)
+
+    def quicker(self) -> tuple[dict[int, Candidate], tuple[list[Row], list[int], list[Buffer]]]:
+        """What takes no longer that way: large outputs of batch norm, whose input backward reads in any case. And `rewritten`
+        with it."""
+        chosen = {id(one.buffer): one for one in self.candidates
+                  if one.buffer.bytes >= QUICK_BYTES and all(self._at_hand(number, one.back) for number in one.makers)}
+        while True:
+            try:
+                return chosen, self.rewritten(chosen)
+            except Stale as stale:
+                chosen.pop(stale.args[0])
+
+    def _at_hand(self, number: int, back: int) -> bool:
+        """Whether what a row reads is still there, and read, when backward wants what it made."""
+        row = self.rows[number]
+        return row.kernel in AGAIN and self.uses[id(row.fields["x"])][-1] >= back
 
     def rewritten(self, chosen: dict[int, Candidate]) -> tuple[list[Row], list[int], list[Buffer]]:
         """(rows, for each the number of the old row that it is or serves, new buffers) with what was chosen made again.
@@ -141,8 +159,8 @@ def lighten(rows: Sequence[Row], prepared: Sequence[Row], buffers: Sequence[Buff
             ) -> tuple[list[Row], list[Buffer], list[str]]:
     """(rows, buffers with lifetimes, names of the tensors that backward makes again), as the policy says.
 
-    Where the most is alive at one time, what only waits there goes: first what is cheapest to make again, then the largest;
-    until the limit is reached, or nothing waits there any more.
+    With `quick`, first what is no slower. Then, where the most is alive at one time, what only waits there goes: first what is
+    cheapest to make again, then the largest; until the limit is reached, or nothing waits there any more.
     """
     rewriter = Rewriter(rows, buffers)
     able = {id(one.buffer): one for one in rewriter.candidates
@@ -151,6 +169,10 @@ def lighten(rows: Sequence[Row], prepared: Sequence[Row], buffers: Sequence[Buff
     made: list[Buffer] = []
     now, origin = list(rows), list(range(len(rows)))
     alive = set_lifetimes(now, prepared, buffers)
+    if policy.quick:
+        chosen, (now, origin, made) = rewriter.quicker()
+        alive = set_lifetimes(now, prepared, [*buffers, *made])
+        able = {key: one for key, one in able.items() if key not in chosen}
     while able:
         bound, at = most_alive(alive)
         if policy.limit is not None and bound <= policy.limit:

@@ -88,6 +88,30 @@ def test_threads_give_the_same_bits():
     assert results[0][0] == results[1][0] and same(results[0][1], results[1][1])
 
 
+def stacked() -> mc.Graph:
+    """Batch norms whose outputs take 2 * 64 * 64 * 8 * 4 = 2**18 bytes at batch 2, and one whose output takes a quarter."""
+    norm = mc.BatchNorm2d(), mc.ReLU()
+    return built((3, 64, 64), mc.Conv2d(8, 3, padding=1), *norm, mc.Conv2d(8, 3, padding=1, groups=8), *norm, mc.Conv2d(8, 1),
+                 *norm, mc.Conv2d(8, 3, stride=2, padding=1), *norm, mc.Conv2d(8, 3), mc.GlobalAvgPool2d(), mc.Flatten(),
+                 mc.Linear(4))
+
+
+def test_large_outputs_of_batch_norm_are_made_again_unless_that_is_refused():
+    graph, rng = stacked(), np.random.default_rng(1)
+    how = {"train": "all", "bn": "batch", "loss": "cross_entropy", "optimizer": mc.SGD(lr=0.05)}
+    asked, refused = (graph.compile(batch=2, recompute=choice, **how) for choice in (None, False))
+    norms = [node.outputs[0] for node in graph.nodes if node.op == "Relu"]
+    assert set(asked.recomputed) - {"input"} == set(norms[:3]) and not set(refused.recomputed) & set(norms)
+    assert asked.memory.activations < refused.memory.activations and asked.memory.arena < refused.memory.arena
+    for _ in range(3):
+        x, t = rng.standard_normal((2, 3, 64, 64)).astype(np.float32), rng.integers(0, 4, 2)
+        poison(asked)
+        assert asked.train_step(x, t) == refused.train_step(x, t)
+    assert same(asked.parameters(), refused.parameters())
+    assert not set(graph.compile(batch=1, **how).recomputed) & set(norms)
+    assert not set(graph.compile(batch=2, **{**how, "bn": "frozen"}).recomputed) & set(norms)
+
+
 def test_the_input_is_read_again_where_that_lowers_the_peak():
     """The first layer's gradient wants it last; what lies in the caller's array need not lie here, too."""
     wide = mc.Sequential([mc.Conv2d(2, 3, stride=4), mc.ReLU(), mc.Flatten(), mc.Linear(3000), mc.ReLU(), mc.Linear(4)],
