@@ -10,6 +10,7 @@ from .lifetimes import set_lifetimes
 from .masks import Masked, kept_beside_bits, mask_clamps
 from .memory import most_alive
 from .pairs import pair_rows
+from .pairs_batchnorm import normalise_on_the_way
 from .parts import Policy
 from .recompute import lighten
 
@@ -117,6 +118,9 @@ class Schedule(Draft):
             self.steps = [(step, end - sum(number < end for number in paired.gone)) for step, end in self.steps]
             self.fused.update(paired.fused)
             self.buffers += paired.made
+            normalised = normalise_on_the_way(self.rows, self.batch, self.itemsize, self.held_chunks)
+            self.rows = normalised.rows
+            self.buffers += normalised.made
             masked = mask_clamps(self.rows, self.buffers, self.batch)
         else:
             masked = Masked(self.rows)

@@ -8,6 +8,7 @@ import numpy as np
 from .batchnorm_statistics import BIAS, FACTOR, FIRST, MEAN, block_rows, repeat, repeat_statistics, scratch_size, statistics
 from .compiler import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view
+from .fetch import ask
 from .simd import lanes
 from .vector import (
     vector_add,
@@ -48,22 +49,31 @@ def frozen_constants(mean, scale, variance, C, width, eps, scratch):
 
 
 @helper
+def normalise_rows(x, begin, end, constants, width, low, high, asked, y, to):
+    """y[to ...] = rows begin to end of x, normalised and clamped. asked: how far ahead x is asked for; 0: not at all."""
+    step = lanes(x)
+    for row in range(begin, end):
+        for c in range(0, width, step):
+            count, at = width - c, row * width + c
+            if asked > 0:
+                ask(x, at + asked)
+            centred = vector_sub(vector_take(x, at, count), vector_take(constants, MEAN * width + c, count))
+            value = vector_fma(centred, vector_take(constants, FACTOR * width + c, count),
+                               vector_take(constants, BIAS * width + c, count))
+            vector_write(_clamp(value, low, high, x), y, to + (row - begin) * width + c, count)
+
+
+@helper
 def _normalise_part(part, parts, x, constants, rows, width, low, high, y):
     """y = clamp((x - mean) * factor + bias) for one of the parts, from its last block of rows to its first.
 
     The pass before this one went the other way: what it read last is still in the cache.
     """
-    step, block = lanes(x), block_rows(width)
+    block = block_rows(width)
     begin, end = part * rows // parts, (part + 1) * rows // parts
     for left in range((end - begin + block - 1) // block, 0, -1):
         first = begin + (left - 1) * block
-        for at in range(first * width, min(first + block, end) * width, width):
-            for c in range(0, width, step):
-                count = width - c
-                centred = vector_sub(vector_take(x, at + c, count), vector_take(constants, MEAN * width + c, count))
-                value = vector_fma(centred, vector_take(constants, FACTOR * width + c, count),
-                                   vector_take(constants, BIAS * width + c, count))
-                vector_write(_clamp(value, low, high, x), y, at + c, count)
+        normalise_rows(x, first, min(first + block, end), constants, width, low, high, 0, y, first * width)
 
 
 @kernel
@@ -113,6 +123,24 @@ def forward_batch(arena, row, batch):
     normalise(x, scratch, rows, width, number(row.low), number(row.high), threads, view(arena, row.y, size))
 
 
+@entry("x< scale< saved> scratch> pixels C together eps")
+def statistics_batch(arena, row, batch):
+    """What forward_batch saves, without the normalised numbers. scratch: scratch_size."""
+    row = fields_of(row)
+    C, width = row.C, row.C * row.together
+    size = batch * row.pixels * C
+    rows = size // width
+    statistics(view(arena, row.x, size), view(arena, row.scale, C), rows, C, row.together, number(row.eps),
+               threads_for(arena, size), view(arena, row.saved, 3 * C), view(arena, row.scratch, scratch_size(rows, width)))
+
+
+@helper
+def saved_constants(scale, bias, saved, C, width, scratch):
+    """Mean, factor and bias for each number of a row, in their places in scratch, as forward_batch had them."""
+    repeat_statistics(scale, saved, C, width, scratch)
+    repeat(bias, 0, C, scratch, BIAS, width)
+
+
 @entry("x< scale< bias< saved< y> scratch> pixels C together low high")
 def forward_saved(arena, row, batch):
     """forward_batch once more, from what it saved: the same bits. scratch: 3 * C * together reals. y may be x."""
@@ -120,8 +148,7 @@ def forward_saved(arena, row, batch):
     C, width = row.C, row.C * row.together
     size = batch * row.pixels * C
     scratch = view(arena, row.scratch, FIRST * width)
-    repeat_statistics(view(arena, row.scale, C), view(arena, row.saved, 2 * C), C, width, scratch)
-    repeat(view(arena, row.bias, C), 0, C, scratch, BIAS, width)
+    saved_constants(view(arena, row.scale, C), view(arena, row.bias, C), view(arena, row.saved, 2 * C), C, width, scratch)
     normalise(view(arena, row.x, size), scratch, size // width, width, number(row.low), number(row.high),
               threads_for(arena, size), view(arena, row.y, size))
 

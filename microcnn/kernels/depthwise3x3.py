@@ -17,9 +17,12 @@ from .vector import vector_fma, vector_of, vector_take
 
 
 @helper
-def line_of(plane, h, H, line, zeros_at):
-    """Where row h of an image begins; one outside is the line of zeros."""
-    return plane + h * line if 0 <= h < H else zeros_at
+def line_of(plane, h, H, line, ring, zeros_at):
+    """Where row h of an image begins; one outside is the line of zeros.
+
+    ring: one less than the power of 2 of lines after which a ring of them begins anew; -1: the whole image lies there.
+    """
+    return plane + (h & ring) * line if 0 <= h < H else zeros_at
 
 
 @helper
@@ -37,8 +40,8 @@ def fetch_band(x, n, H, line, h, rows):
 
 
 @inlined
-def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, stride_w, weight, w_at, w_row, w_tap, columns,
-                  start, residual, y, y_at, y_row, y_pixel, rows, OW, low, high):
+def _forward_rows(x, plane, ring, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, stride_w, weight, w_at, w_row, w_tap,
+                  columns, start, residual, y, y_at, y_row, y_pixel, rows, OW, low, high):
     """Some rows of pixels of one vector of channels. Each column of three pixels is read once, for all pixels that see it."""
     w00 = vector_take(weight, w_at, columns)
     w01 = vector_take(weight, w_at + w_tap, columns)
@@ -51,8 +54,8 @@ def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w,
     w22 = vector_take(weight, w_at + 2 * w_row + 2 * w_tap, columns)
     for row in range(rows):
         h = h_first + row * h_step
-        top, middle = line_of(plane, h, H, W * C, zeros_at), line_of(plane, h + h_tap, H, W * C, zeros_at)
-        bottom, to = line_of(plane, h + 2 * h_tap, H, W * C, zeros_at), y_at + row * y_row
+        top, middle = line_of(plane, h, H, W * C, ring, zeros_at), line_of(plane, h + h_tap, H, W * C, ring, zeros_at)
+        bottom, to = line_of(plane, h + 2 * h_tap, H, W * C, ring, zeros_at), y_at + row * y_row
         if stride_w == 1:
             # column t ends pixel t - 2, is the middle of t - 1 (in `middle_sum`) and begins t (in `begun`)
             first, last = min(max(0, -origin_w), OW + 2), max(0, min(OW + 2, W - origin_w))
@@ -106,9 +109,10 @@ def _forward_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w,
 
 
 @helper
-def forward_band(x, plane, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight, w_at, w_row, w_tap,
-                 bias, begin, end, residual, y, y_at, y_row, y_pixel, rows, OW, low, high):
-    """Some rows of the output, channels begin to end: those of the first pixel stand at y_at, the image at plane in x."""
+def forward_band(x, plane, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight, w_at, w_row,
+                 w_tap, bias, begin, end, residual, y, y_at, y_row, y_pixel, rows, OW, low, high):
+    """Some rows of the output, channels begin to end: those of the first pixel stand at y_at, the image at plane in x, or a
+    ring of its lines (line_of)."""
     step = lanes(x)
     for c in range(begin, end, step):
         columns = min(step, C - c)
@@ -117,11 +121,11 @@ def forward_band(x, plane, zeros_at, H, W, C, h_first, stride_h, dilation_h, ori
             start = vector_take(bias, c, columns)
         if not MASKS_ARE_FREE and columns == step:
             # the same with a count that is known when this is compiled: plain loads
-            _forward_rows(x, plane + c, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight, w_at + c,
-                          w_row, w_tap, step, start, residual, y, y_at + c, y_row, y_pixel, rows, OW, low, high)
+            _forward_rows(x, plane + c, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight,
+                          w_at + c, w_row, w_tap, step, start, residual, y, y_at + c, y_row, y_pixel, rows, OW, low, high)
         else:
-            _forward_rows(x, plane + c, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight, w_at + c,
-                          w_row, w_tap, columns, start, residual, y, y_at + c, y_row, y_pixel, rows, OW, low, high)
+            _forward_rows(x, plane + c, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight,
+                          w_at + c, w_row, w_tap, columns, start, residual, y, y_at + c, y_row, y_pixel, rows, OW, low, high)
 
 
 @helper
@@ -140,8 +144,8 @@ def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H,
         if fetch_y:
             for h in range(first, first + rows):
                 fetch(y, n * y_size + y_base + h * y_row, OW * C)
-        forward_band(x, n * H * W * C, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w, stride_w,
-                     weight, w_at, w_row, w_tap, bias, split * vectors // splits * step,
+        forward_band(x, n * H * W * C, -1, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w,
+                     stride_w, weight, w_at, w_row, w_tap, bias, split * vectors // splits * step,
                      min(C, (split + 1) * vectors // splits * step), residual, y, n * y_size + y_base + first * y_row, y_row,
                      y_pixel, rows, OW, low, high)
 
@@ -194,15 +198,15 @@ def forward(arena, row, batch):
 
 
 @inlined
-def _weight_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, stride_w, dy, dy_at, columns, rows, OW, total,
-                 t_at):
+def _weight_rows(x, plane, ring, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, stride_w, dy, dy_at, columns, rows, OW,
+                 total, t_at):
     """The nine sums of one vector of channels over some rows of pixels, all in registers."""
     zero = vector_of(x, x.dtype.type(0))
     t00, t01, t02, t10, t11, t12, t20, t21, t22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
     for row in range(rows):
         h, slopes = h_first + row * h_step, dy_at + row * OW * C
-        top, middle = line_of(plane, h, H, W * C, zeros_at), line_of(plane, h + h_tap, H, W * C, zeros_at)
-        bottom = line_of(plane, h + 2 * h_tap, H, W * C, zeros_at)
+        top, middle = line_of(plane, h, H, W * C, ring, zeros_at), line_of(plane, h + h_tap, H, W * C, ring, zeros_at)
+        bottom = line_of(plane, h + 2 * h_tap, H, W * C, ring, zeros_at)
         if stride_w == 1:
             # column t meets the slopes of the pixels t, t - 1 and t - 2, whose windows it is in
             first, last = min(max(0, -origin_w), OW + 2), max(0, min(OW + 2, W - origin_w))
@@ -255,12 +259,26 @@ def _weight_rows(x, plane, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, 
 
 
 @helper
+def weight_band(x, plane, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, dy, dy_at, rows, OW,
+                total):
+    """What some rows of dy, from dy_at on, add to the sums total (3, 3, C); x, plane and ring as in forward_band."""
+    step = lanes(x)
+    for c in range(0, C, step):
+        if not MASKS_ARE_FREE and C - c >= step:
+            _weight_rows(x, plane + c, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, dy,
+                         dy_at + c, step, rows, OW, total, c)
+        else:
+            _weight_rows(x, plane + c, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, dy,
+                         dy_at + c, min(step, C - c), rows, OW, total, c)
+
+
+@helper
 def _weight_chunk(chunk, chunks, x, dy, zeros_at, batch, H, W, C, OH, OW, stride_h, stride_w, dilation_h, origin_h, origin_w,
                   band, fetches, partials):
     """One chunk's bands into its partial sum."""
     bands = (OH + band - 1) // band
     jobs = batch * bands
-    step, size = lanes(x), 9 * C
+    size = 9 * C
     total = partials[chunk * size:(chunk + 1) * size]
     zero_run(total, 0, size)
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
@@ -268,14 +286,8 @@ def _weight_chunk(chunk, chunks, x, dy, zeros_at, batch, H, W, C, OH, OW, stride
         if fetches:
             fetch_band(x, n, H, W * C, first * stride_h + origin_h, (min(band, OH - first) - 1) * stride_h + 2 * dilation_h + 1)
             fetch(dy, (n * OH + first) * OW * C, min(band, OH - first) * OW * C)
-        for c in range(0, C, step):
-            plane, dy_at, rows = n * H * W * C + c, (n * OH + first) * OW * C + c, min(band, OH - first)
-            if not MASKS_ARE_FREE and C - c >= step:
-                _weight_rows(x, plane, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w, stride_w,
-                             dy, dy_at, step, rows, OW, total, c)
-            else:
-                _weight_rows(x, plane, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w, stride_w,
-                             dy, dy_at, min(step, C - c), rows, OW, total, c)
+        weight_band(x, n * H * W * C, -1, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w,
+                    stride_w, dy, (n * OH + first) * OW * C, min(band, OH - first), OW, total)
 
 
 @kernel

@@ -25,7 +25,7 @@ def _rows(x, plane, zeros_at, H, W, C, OH, OW, begin, end, pad_top, pad_left, we
     for h in range(begin, end):
         even = (h + pad_top) % 2 == 0
         oh, tap = (h + pad_top) // 2, w_at if even else w_at + 3 * C
-        first, second = line_of(plane, oh, OH, OW * C, zeros_at), line_of(plane, oh - 1, OH, OW * C, zeros_at)
+        first, second = line_of(plane, oh, OH, OW * C, -1, zeros_at), line_of(plane, oh - 1, OH, OW * C, -1, zeros_at)
         a0, a1 = vector_take(weight, tap, columns), vector_take(weight, tap + C, columns)
         a2 = vector_take(weight, tap + 2 * C, columns)
         b0, b1 = vector_take(weight, w_at + 6 * C, columns), vector_take(weight, w_at + 7 * C, columns)

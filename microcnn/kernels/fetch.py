@@ -36,3 +36,19 @@ def fetch(a, at, count):
     while i < at + count:
         _touch(a, i)
         i += step
+
+
+@intrinsic
+def ask(typing_context, a, offset):
+    """Have the line with a[offset], which may lie outside, brought nearer; nothing waits for it."""
+    if not is_real_array(a):
+        return None
+
+    def codegen(context, builder, sig, args):
+        kind, raw = ir.IntType(32), ir.IntType(8).as_pointer()
+        pointer = builder.bitcast(pointer_to(context, builder, sig.args[0], args[0], args[1]), raw)
+        signature = ir.FunctionType(ir.VoidType(), [raw, kind, kind, kind])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [raw], signature)
+        builder.call(prefetch, [pointer, kind(0), kind(3), kind(1)])      # to read, often, data
+        return context.get_dummy_value()
+    return types.void(a, types.intp), codegen

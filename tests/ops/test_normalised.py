@@ -1,0 +1,124 @@
+"""Depthwise 3 x 3 convolutions that make the output of the batch norm before them themselves."""
+import numpy as np
+import pytest
+
+import microcnn as mc
+from microcnn import plan
+from microcnn.pairs_batchnorm import Normalised
+from tests.ops.table import built, close, poison, threads
+from tests.tiny import same
+
+RATE, RELU6 = 1.0, mc.ReLU6()
+
+
+def stack(C, shape=(24, 24), act=(RELU6,), stride=1, padding=1, dilation=1, **options):
+    """A batch norm over C channels, read by a depthwise convolution, between two that mix them."""
+    return lambda: built((3, *shape), mc.Conv2d(C, 1, bias=False), mc.BatchNorm2d(momentum=0.7), *act,
+                         mc.Conv2d(C, 3, groups=C, padding=padding, stride=stride, dilation=dilation, **options),
+                         mc.Conv2d(4, 1), mc.Tanh())
+
+
+CASES = {"plain": stack(5, act=()), "whole-registers": stack(16, act=(mc.ReLU(),)), "half-registers": stack(24, (31, 26)),
+         "three-registers-and-a-rest": stack(33, (17, 40), bias=False), "stride-2": stack(8, (47, 40), stride=2),
+         "stride-2-down": stack(16, (60, 20), stride=(2, 1)), "no-padding": stack(7, (26, 24), padding=0),
+         "padding-of-one-side": stack(16, (24, 24), padding=(2, 0, 0, 1)), "dilated-down": stack(8, (40, 24), dilation=(2, 1)),
+         "narrow": stack(40, (80, 5)), "clip": stack(12, act=(mc.Clip(-0.2, 0.3),))}
+
+
+def compiled(graph, dtype, batch=8, **how):
+    return graph.compile(batch=batch, **{**dict(train="all", bn="batch", loss="mse", optimizer=mc.SGD(lr=RATE), dtype=dtype),
+                                         **how})
+
+
+def kernels(net):
+    return [info.kernel for info in net.rows("train") if info.kernel.startswith("normalised3x3.")]
+
+
+def samples(net, count=8, seed=0):
+    rng = np.random.default_rng(seed)
+    name = net.graph.inputs[0].name
+    return (rng.standard_normal((count, *net.shapes[name])).astype(net.dtype),
+            rng.standard_normal((count, *net.shapes[net.graph.outputs[0]])).astype(net.dtype))
+
+
+def apart(monkeypatch):
+    monkeypatch.setattr(plan, "normalise_on_the_way", lambda rows, *sizes: Normalised(list(rows)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_is_what_the_layers_apart_give(name):
+    """Against the gradients of forward and backward one by one, which know of no such rows; also of a part of a batch."""
+    graph = CASES[name]()
+    net, before = compiled(graph, "float64"), graph.weights
+    assert kernels(net) == ["normalised3x3.forward", "normalised3x3.backward_weight"]
+    for count in (8, 5):
+        net.set_parameters({weight: before[weight] for weight in net.parameters()})
+        x, t = samples(net, count)
+        y = net.forward(x)
+        net.backward(2 * (y - t) / y.size)
+        wanted = net.gradients()
+        net.set_parameters({weight: before[weight] for weight in net.parameters()})
+        poison(net)
+        loss = net.train_step(x, t)
+        assert loss == pytest.approx(float(np.mean((y - t) ** 2)), rel=1e-12)
+        after = net.parameters()
+        for weight, gradient in wanted.items():
+            close((before[weight] - after[weight]) / RATE, gradient, 1e-9, weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_numbers_as_kept(name, dtype, monkeypatch):
+    """The forward pass to the last bit; sums of the gradient are cut in other places."""
+    graph = CASES[name]()
+    together = compiled(graph, dtype)
+    apart(monkeypatch)
+    kept = compiled(graph, dtype)
+    assert kernels(together) and not kernels(kept)
+    assert together.memory.activations < kept.memory.activations
+    x, t = samples(together)
+    poison(together)
+    assert together.train_step(x, t) == kept.train_step(x, t)
+    for weight, array in kept.parameters().items():
+        close(together.parameters()[weight], array, 1e-11 if dtype == "float64" else 2e-5, weight)
+
+
+def test_threads_give_the_same_bits():
+    found = []
+    for count in (1, 2):
+        with threads(count):
+            net = compiled(CASES["half-registers"](), "float32")
+            for seed in range(3):
+                poison(net)
+                net.train_step(*samples(net, seed=seed))
+            found.append(net.parameters())
+    assert same(*found)
+
+
+def test_another_reader_wants_the_whole_output():
+    b = mc.GraphBuilder(seed=1)
+    x = b(mc.ReLU(), b(mc.BatchNorm2d(), b(mc.Conv2d(8, 1, bias=False), b.input("x", (3, 24, 24)))))
+    y = b(mc.Conv2d(8, 3, groups=8, padding=1), x)
+    assert not kernels(compiled(b.graph(b(mc.Add(), x, y)), "float32"))
+
+
+@pytest.mark.parametrize("how", [dict(bn="frozen"), dict(bn="fold"), dict(batch=1)])
+def test_what_stays_apart(how):
+    """Fixed statistics; and an image that is no larger than the lines that would be kept of it."""
+    graph = stack(8, (8, 8))() if "batch" in how else CASES["whole-registers"]()
+    assert not kernels(compiled(graph, "float32", **how))
+
+
+def test_a_frozen_weight_has_no_gradient():
+    """Where the batch norm trains, whose statistics are the batch's, and the convolution behind it does not."""
+    graph = CASES["whole-registers"]()
+    scale = next(node.weights["scale"].name for node in graph.nodes if node.op == "BatchNorm2d")
+    last = [node.weights["weight"].name for node in graph.nodes if node.op == "Conv2d"][-1]
+    net = compiled(graph, "float64", train=[scale, last])
+    assert kernels(net) == ["normalised3x3.forward"]
+    x, t = samples(net)
+    y, before = net.forward(x), net.parameters()[scale].copy()
+    net.backward(2 * (y - t) / y.size)
+    wanted = net.gradients()[scale]
+    net.train_step(x, t)
+    close((before - net.parameters()[scale]) / RATE, wanted, 1e-9, scale)
