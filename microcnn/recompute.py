@@ -17,8 +17,9 @@ FREE = ("layout.input",)
 CHEAP = ("layout.", "batchnorm.", "activation.", "elementwise.", "unary.", "dropout.", "augment.")
 # What a row left behind for backward makes it cheaper the second time: the kernel that does so, and the fields that it lacks.
 AGAIN = {"batchnorm.forward_batch": ("batchnorm.forward_saved", ("eps",))}
-# Tensors of so many bytes take as long to be written to memory and read back as to be made again where they are wanted.
-QUICK_BYTES = 2**18
+# Outputs of these, of so many bytes, take as long to be written to memory and read back as to be made again where they are
+# wanted.
+QUICK, QUICK_BYTES = ("batchnorm.forward_batch", "batchnorm.forward_frozen"), 2**18
 
 
 @dataclass(eq=False)
@@ -93,7 +94,7 @@ class Rewriter:
     def _at_hand(self, number: int, back: int) -> bool:
         """Whether what a row reads is still there, and read, when backward wants what it made."""
         row = self.rows[number]
-        return row.kernel in AGAIN and self.uses[id(row.fields["x"])][-1] >= back
+        return row.kernel in QUICK and self.uses[id(row.fields["x"])][-1] >= back
 
     def rewritten(self, chosen: dict[int, Candidate]) -> tuple[list[Row], list[int], list[Buffer]]:
         """(rows, for each the number of the old row that it is or serves, new buffers) with what was chosen made again.
