@@ -1,6 +1,8 @@
 """Forward, loss, backward and update as one schedule of kernel calls, with the lifetime of every buffer."""
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from . import layers
 from .doors import rows_in, rows_out
 from .draft import Draft
@@ -8,11 +10,24 @@ from .fusion import fuse
 from .graph import Node
 from .lifetimes import set_lifetimes
 from .masks import Masked, kept_beside_bits, mask_clamps
-from .memory import most_alive
+from .memory import Buffer, most_alive
 from .pairs import pair_rows
 from .pairs_batchnorm import normalise_on_the_way
-from .parts import Policy
+from .parts import Policy, Row
 from .recompute import lighten
+
+
+@dataclass
+class Settled:
+    """Rows and buffers with lifetimes. again: what backward makes again; most: the bytes that are alive at one time; lives: the
+    lifetimes, which another try may change."""
+
+    rows: list[Row]
+    buffers: list[Buffer]
+    again: list[str]
+    masked: Masked
+    most: int
+    lives: list[tuple[Buffer, int | None, int | None]]
 
 
 class Schedule(Draft):
@@ -112,37 +127,42 @@ class Schedule(Draft):
         for row in self.rows:
             if set(row.fields) != set(ENTRIES[row.kernel].fields):
                 raise AssertionError(f"{row.kernel}: fields {sorted(set(row.fields) ^ set(ENTRIES[row.kernel].fields))}")
-        if self.mode != "manual":           # whose rows are counted: forward is one program, backward another
-            paired = pair_rows(self.rows, self.batch, self.lanes, self.itemsize, self.held_chunks)
-            self.rows = paired.rows
-            self.steps = [(step, end - sum(number < end for number in paired.gone)) for step, end in self.steps]
-            self.fused.update(paired.fused)
-            self.buffers += paired.made
-            normalised = normalise_on_the_way(self.rows, self.batch, self.itemsize, self.held_chunks)
-            self.rows = normalised.rows
-            self.buffers += normalised.made
-            masked = mask_clamps(self.rows, self.buffers, self.batch)
-        else:
-            masked = Masked(self.rows)
-        self._settle(masked, policy)
+        if self.mode == "manual":           # whose rows are counted: forward is one program, backward another
+            self._take(self._settled(Masked(self.rows), self.buffers, policy))
+            return
+        paired = pair_rows(self.rows, self.batch, self.lanes, self.itemsize, self.held_chunks)
+        self.steps = [(step, end - sum(number < end for number in paired.gone)) for step, end in self.steps]
+        self.fused.update(paired.fused)
+        buffers = [*self.buffers, *paired.made]
+        found = self._lightest(paired.rows, buffers, policy)
+        normalised = normalise_on_the_way(paired.rows, self.batch, self.itemsize, self.held_chunks)
+        if normalised.made:
+            other = self._lightest(normalised.rows, [*buffers, *normalised.made], policy)
+            found = other if other.most <= found.most else found
+        self._take(found)
 
-    def _settle(self, masked: Masked, policy: Policy | None) -> None:
-        """Lifetimes, and what backward makes again: with the bits, or without them where a clamp's output that nothing else
-        wants would have to be kept because something else is made of it again.
+    def _lightest(self, rows: list[Row], buffers: list[Buffer], policy: Policy | None) -> Settled:
+        """With bits for clamps, or without them where a clamp's output that nothing else wants would have to be kept because
+        something else is made of it again.
         """
-        buffers = [*self.buffers, *masked.made]
+        found = self._settled(mask_clamps(rows, buffers, self.batch), buffers, policy)
+        if policy is None or not kept_beside_bits(found.rows):
+            return found
+        plain = self._settled(Masked(rows), buffers, policy)
+        return plain if plain.most < found.most else found
+
+    def _settled(self, masked: Masked, buffers: list[Buffer], policy: Policy | None) -> Settled:
+        """Lifetimes, and what backward makes again."""
+        buffers = [*buffers, *masked.made]
         if policy is None:
-            settled = masked.rows, set_lifetimes(masked.rows, self.prepared, buffers), list[str]()
+            rows, alive, again = masked.rows, set_lifetimes(masked.rows, self.prepared, buffers), list[str]()
         else:
-            settled = lighten(masked.rows, self.prepared, buffers, policy)
-            if kept_beside_bits(settled[0]):
-                least, _ = most_alive(settled[1])
-                lives = [(buffer, buffer.first, buffer.last) for buffer in settled[1]]
-                plain = lighten(self.rows, self.prepared, self.buffers, policy)
-                if most_alive(plain[1])[0] < least:
-                    settled, masked = plain, Masked(self.rows)
-                else:
-                    for buffer, first, last in lives:
-                        buffer.first, buffer.last = first, last
-        self.rows, self.buffers, self.again = settled
-        self.steps = [(step, masked.moved(end)) for step, end in self.steps]
+            rows, alive, again = lighten(masked.rows, self.prepared, buffers, policy)
+        return Settled(rows, alive, again, masked, most_alive(alive)[0], [(one, one.first, one.last) for one in alive])
+
+    def _take(self, found: Settled) -> None:
+        """The rows and buffers that were found, with the lifetimes that they had then."""
+        self.rows, self.buffers, self.again = found.rows, found.buffers, found.again
+        for buffer, first, last in found.lives:
+            buffer.first, buffer.last = first, last
+        self.steps = [(step, found.masked.moved(end)) for step, end in self.steps]

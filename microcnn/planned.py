@@ -180,10 +180,15 @@ class Planned:
                     runs.part.partition("_")[0], live, lasting)
 
     def _layer_memory(self, transient: list[Buffer], lasting: list[Buffer]) -> list[LayerMemory]:
-        """Bytes by layer and kind; of scratch the largest at one time."""
+        """Bytes by layer and kind; of scratch the largest at one time, and a tensor that is made again counts once."""
         found = {node.name: LayerMemory(node.name, node.op) for node in self.graph.nodes}
         fields = {"parameter": "parameters", "gradient": "gradients", "state": "state", "activation": "activations"}
+        seen: set[tuple[str, str, str]] = set()
         for buffer in transient + lasting:
+            name = buffer.layer, buffer.kind, buffer.name
+            if buffer.kind == "activation" and name in seen:
+                continue
+            seen.add(name)
             layer = found.setdefault(buffer.layer, LayerMemory(buffer.layer, "loss" if buffer.layer == "loss" else "input"))
             if buffer.kind == "scratch":
                 layer.scratch = max(layer.scratch, buffer.bytes)

@@ -31,6 +31,7 @@ class RowInfo:
     part    "forward", "loss", "backward_input" (dX), "backward_weight" (dW, dB), "update"; a row that moves or packs what
             another one reads belongs to that one's part
     reads, writes   bytes of the buffers that it reads and writes, for a full batch
+    beside  a layer before it whose output it makes, too, without keeping it
     """
 
     layer: str
@@ -40,6 +41,7 @@ class RowInfo:
     part: str = "forward"
     reads: int = 0
     writes: int = 0
+    beside: str = ""
 
 
 def row_infos(rows: Sequence[Row]) -> list[RowInfo]:
@@ -55,7 +57,7 @@ def row_infos(rows: Sequence[Row]) -> list[RowInfo]:
         writes = sum(buffer.bytes for buffer in written)
         if row.kernel == "layout.input":
             reads = writes              # the caller's array, which is no buffer
-        infos.append(RowInfo(row.layer, row.op, row.phase, row.kernel, part, reads, writes))
+        infos.append(RowInfo(row.layer, row.op, row.phase, row.kernel, part, reads, writes, row.beside))
     return infos[::-1]
 
 

@@ -17,6 +17,8 @@ FREE = ("layout.input",)
 CHEAP = ("layout.", "batchnorm.", "activation.", "elementwise.", "unary.", "dropout.", "augment.")
 # What a row left behind for backward makes it cheaper the second time: the kernel that does so, and the fields that it lacks.
 AGAIN = {"batchnorm.forward_batch": ("batchnorm.forward_saved", ("eps",))}
+# A few numbers that take a whole pass.
+NEVER = ("batchnorm.statistics_batch",)
 # Outputs of these, of so many bytes, take as long to be written to memory and read back as to be made again where they are
 # wanted.
 QUICK, QUICK_BYTES = ("batchnorm.forward_batch", "batchnorm.forward_frozen"), 2**18
@@ -74,6 +76,8 @@ class Rewriter:
         tier = 0
         for number in makers:
             row = self._again(self.rows[number])
+            if row.kernel in NEVER:
+                return None
             for _, other, mode in held(row):
                 if mode in ">=" and other is not buffer and other.kind != "scratch":
                     return None             # it makes something else, too, which is still wanted
@@ -85,6 +89,9 @@ class Rewriter:
         with it."""
         chosen = {id(one.buffer): one for one in self.candidates
                   if one.buffer.bytes >= QUICK_BYTES and all(self._at_hand(number, one.back) for number in one.makers)}
+        for key, one in list(chosen.items()):       # not what would have to be made again first
+            if any(id(self.rows[number].fields["x"]) in chosen for number in one.makers):
+                del chosen[key]
         while True:
             try:
                 return chosen, self.rewritten(chosen)
@@ -171,9 +178,12 @@ def lighten(rows: Sequence[Row], prepared: Sequence[Row], buffers: Sequence[Buff
     now, origin = list(rows), list(range(len(rows)))
     alive = set_lifetimes(now, prepared, buffers)
     if policy.quick:
-        chosen, (now, origin, made) = rewriter.quicker()
+        trial, found = rewriter.quicker()
+        bound, _ = most_alive(alive)
+        if most_alive(set_lifetimes(found[0], prepared, [*buffers, *found[2]]))[0] <= bound:
+            chosen, (now, origin, made) = trial, found
+            able = {key: one for key, one in able.items() if key not in chosen}
         alive = set_lifetimes(now, prepared, [*buffers, *made])
-        able = {key: one for key, one in able.items() if key not in chosen}
     while able:
         bound, at = most_alive(alive)
         if policy.limit is not None and bound <= policy.limit:

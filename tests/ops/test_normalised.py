@@ -122,3 +122,36 @@ def test_a_frozen_weight_has_no_gradient():
     wanted = net.gradients()[scale]
     net.train_step(x, t)
     close((before - net.parameters()[scale]) / RATE, wanted, 1e-9, scale)
+
+
+@pytest.mark.parametrize("how", [{}, dict(train="last:1"), dict(recompute=True), dict(train="biases")])
+@pytest.mark.parametrize("layers", [
+    (mc.BatchNorm2d(), mc.ReLU6(), mc.Conv2d(16, 3, groups=16, padding=1, stride=(2, 1))),
+    (mc.Conv2d(16, 1, bias=False), mc.BatchNorm2d(), mc.Conv2d(16, 3, groups=16, padding=1), mc.BatchNorm2d(), mc.Conv2d(4, 1),
+     mc.Tanh())], ids=["first", "between"])
+def test_it_takes_no_more_memory(layers, how, monkeypatch):
+    graph = built((16, 32, 32), *layers)
+    together = compiled(graph, "float64", **how).memory
+    apart(monkeypatch)
+    kept = compiled(graph, "float64", **how).memory
+    assert together.lower_bound <= kept.lower_bound and together.arena <= kept.arena
+
+
+def test_statistics_are_not_made_again():
+    """A whole pass for a few numbers."""
+    pair = mc.Conv2d(16, 1, bias=False), mc.BatchNorm2d(), RELU6, mc.Conv2d(16, 3, groups=16, padding=1), mc.BatchNorm2d()
+    graph = built((3, 24, 24), *pair, RELU6, *pair, mc.AvgPool2d(4), mc.Flatten(), mc.Linear(3))
+    net = compiled(graph, "float32", recompute=True)
+    assert kernels(net) and net.recomputed
+    assert not any("statistics" in name for name in net.recomputed)
+
+
+def test_debug_names_the_batch_norm_too():
+    graph = CASES["whole-registers"]()
+    norm = next(node for node in graph.nodes if node.op == "BatchNorm2d")
+    graph.weights[norm.weights["scale"].name][3] = 3e38
+    net = compiled(graph, "float32")
+    net.debug = True
+    assert kernels(net)
+    with pytest.raises(mc.TrainingError, match=f'or "{norm.name}" before it in the same kernel'):
+        net.train_step(*samples(net))
