@@ -5,12 +5,40 @@ import re
 import subprocess
 import sys
 
+import microcnn as mc
+from microcnn import entries
+from microcnn.planned import Planned
+from microcnn.tools.ahead import missing
+from tests.ops.table import built
+
 from .command_line import run
 
 
 def test_warmup(capsys, model):
     code, out, _ = run(capsys, "warmup", model, "--train", "--batch", "2")
     assert code == 0 and "kernels" in out
+
+
+def test_kernels_of_larger_batches_are_compiled_for_training_too(capsys, tmp_path, monkeypatch):
+    """With small tensors and large ones other rows run: a batch norm's output is kept, made again, or made on the way."""
+    graph = built((3, 40, 40), mc.Conv2d(16, 3, padding=1), mc.BatchNorm2d(), mc.ReLU(), mc.Conv2d(16, 3, padding=1, groups=16),
+                  mc.BatchNorm2d(), mc.ReLU(), mc.Conv2d(8, 1), mc.GlobalAvgPool2d(), mc.Flatten(), mc.Linear(3))
+    graph.save(tmp_path / "net.mcnn")
+    how = dict(train="all", bn="batch", loss="cross_entropy", optimizer=mc.SGD(lr=0.1))
+    small, large = ({info.kernel for info in Planned(graph, batch=batch, **how).rows("train")} for batch in (1, 32))
+    assert {"normalised3x3.forward", "batchnorm.forward_saved"} <= large - small
+    for processes, options in (("1", ()), ("2", ()), ("1", ("--batch", "1"))):
+        monkeypatch.setattr(entries, "_loaded", {})
+        code, _, err = run(capsys, "warmup", tmp_path / "net.mcnn", "--train", "--bn", "batch", "--optimizer", "sgd",
+                           "--processes", processes, *options)
+        assert code == 0, err
+        loaded = {name for name, dtype in entries._loaded if dtype == "float32"}
+        if options:
+            assert small <= loaded and not (large - small) & loaded
+        elif processes == "1":
+            assert small | large <= loaded
+        else:
+            assert small <= loaded and not missing(sorted(small | large), "float32")
 
 
 def test_warmup_in_two_processes(tmp_path, model):

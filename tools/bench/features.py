@@ -17,7 +17,7 @@ import numpy as np
 
 import microcnn as mc
 from microcnn.data import load_npz
-from microcnn.errors import MicroCNNError, ModelError
+from microcnn.errors import DataError, MicroCNNError, ModelError
 from microcnn.files import atomic_write
 
 from ..commands.options import whole
@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.json:
         check_writable(args.json)
+    if args.folder and not Path(args.folder).is_dir():
+        raise DataError(f'--folder is "{args.folder}", which is no directory; make it first')
     mc.set_num_threads(args.threads)
     terminal = Terminal()
     results = []
@@ -104,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [(one["model"], " + ".join(map(str, one["samples"])), time_text(one["plain_us"]), time_text(one["cached_us"]),
              time_text(one["features_us"]), bytes_text(one["file_bytes"]), f"{one['ratio']:.1f}") for one in results]
     terminal.table(("model", ">samples", ">without", ">with features", ">making them", ">file", ">times as fast"), rows,
-                   f"{args.epochs} epochs of the last layer, batch {args.batch}, {args.threads} threads")
+                   f"{args.epochs} epoch{'s' * (args.epochs > 1)} of the last layer, batch {args.batch}, "
+                   f"{args.threads} thread{'s' * (args.threads > 1)}")
     if args.json:
         written = {"schema": "microcnn.features/1", "conditions": conditions_of_machine(), "threads": args.threads,
                    "models": results}

@@ -24,6 +24,7 @@ from microcnn.graph import Graph, Node
 from microcnn.memory import Buffer, short
 from microcnn.net import Net
 from microcnn.planned import Planned
+from microcnn.threads import usable_cpus
 
 from ..commands import options
 from ..compiling import compile_shown
@@ -276,6 +277,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for job in args.jobs:
         if job not in ("infer", "train"):
             raise DataError(f"there is no job {job!r} here; expected infer or train")
+    if args.threads > usable_cpus():
+        raise DataError(f"--threads is {args.threads}; there are {usable_cpus()} processors here, and shares of a peak mean "
+                        "nothing where threads take turns")
     mc.set_num_threads(args.threads)
     graphs = [graph_of(name) for name in args.models]
     peak, copy = Peak(args.threads), copy_speed()

@@ -23,7 +23,7 @@ from .catalog import JOBS, PEERS, Peer, chosen, interpreters
 from .models import MODELS, graph_of
 from .process import Workers
 from .recipe import Recipe
-from .table import Report, write_readme
+from .table import Report, parts_of, write_readme
 from .timing import Cell, Turns, default_batches, measure
 
 ALT = "Speed of microcnn and its peers for each network, beside the fastest peer"
@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.chart:
         from .chart import check_chart
         check_chart(args.chart)
+    if args.readme:
+        check_writable(args.readme)
+        parts_of(args.readme)
     interrupted = False
     if args.source:
         report = Report.load(args.source)

@@ -133,14 +133,20 @@ def _time(cell: Measured, name: str | None) -> str:
     return time_text(result.us) + ("!" if not result.agrees else "*" if result.differs else "")
 
 
-def write_readme(path: Path, text: str) -> None:
-    """Put text between the markers of a README. Raises FileError, and DataError where the markers are missing."""
+def parts_of(path: Path) -> tuple[str, str]:
+    """A README before and behind the place of the table. Raises FileError, and DataError where the markers are missing."""
     try:
-        old = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
-    before, first, rest = old.partition(MARKERS[0])
-    _, second, after = rest.partition(MARKERS[1])
+    before, first, rest = text.partition(MARKERS[0])
+    _, second, behind = rest.partition(MARKERS[1])
     if not first or not second:
         raise DataError(f"{path} has no place for the table; expected the lines {MARKERS[0]} and {MARKERS[1]}")
-    atomic_write(path, [f"{before}{first}\n{text}\n{second}{after}".encode()])
+    return before + first, second + behind
+
+
+def write_readme(path: Path, text: str) -> None:
+    """Put text between the markers of a README. Raises as parts_of."""
+    before, behind = parts_of(path)
+    atomic_write(path, [f"{before}\n{text}\n{behind}".encode()])

@@ -14,13 +14,17 @@ from ..samples import default_loss, example
 from ..terminal import Terminal
 from . import options
 
+# Batches that networks are trained with, of which the larger ones have kernels of their own.
+TRAINING_BATCHES = (8, 32)
+
 
 def add_warmup(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     options.add_model(parser)
     parser.add_argument("--train", nargs="?", const="all", metavar="WHAT", type=options.parts,
                         help=f"for training too, WHAT (all where nothing follows) being {options.TRAIN}")
-    parser.add_argument("--batch", metavar="N", type=options.whole(), default=1, help="(1)")
+    parser.add_argument("--batch", metavar="N", type=options.whole(),
+                        help="(1; training has other kernels for larger tensors: with --train also those of 8 and 32)")
     options.add_optimizer(parser)
     options.add_loss(parser)
     options.add_bn(parser)
@@ -45,9 +49,10 @@ def run_warmup(args: argparse.Namespace, terminal: Terminal) -> int:
         raise CompileError("--loss belongs to training; give --train too, or leave it out")
     optimizer = {"sgd": mc.SGD, "adam": mc.Adam, "adamw": mc.AdamW}[args.optimizer](lr=1e-3)
     began = time.perf_counter()
-    net, count = compile_shown(graph, terminal, args.processes or min(2, usable_cpus()), batch=args.batch, train=args.train,
-                               loss=loss, bn=args.bn, dtype=args.dtype, optimizer=optimizer if args.train else None,
-                               input_shapes=shapes)
+    batches = TRAINING_BATCHES if args.train is not None and args.batch is None else ()
+    net, count = compile_shown(graph, terminal, args.processes or min(2, usable_cpus()), batches=batches, batch=args.batch or 1,
+                               train=args.train, loss=loss, bn=args.bn, dtype=args.dtype,
+                               optimizer=optimizer if args.train else None, input_shapes=shapes)
     x, t = example(net.graph, 1, net.loss, args.dtype, {i.name: net.shapes[i.name] for i in net.graph.inputs})
     net.predict(x)
     if args.train is not None:

@@ -38,6 +38,11 @@ def test_other_results_are_no_measurement(monkeypatch):
         features.measure("digits-cnn", 1, 32, 10, 1, True)
 
 
+def test_a_folder_that_is_none(tmp_path, capsys):
+    assert main(["features", "digits-cnn", "--folder", str(tmp_path / "nowhere")]) == 2
+    assert "make it first" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_models_that_are_no_classifiers():
     b = mc.GraphBuilder()
     graph = b.graph(b(mc.Conv2d(4, 3), b.input("input", (2, 6, 6))))

@@ -94,7 +94,8 @@ def test_the_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, told", [(["vgg"], "there is no model 'vgg'"),
-                                             (["digits-cnn", "--jobs", "last"], "there is no job 'last' here")])
+                                             (["digits-cnn", "--jobs", "last"], "there is no job 'last' here"),
+                                             (["digits-cnn", "--threads", "9999"], "--threads is 9999; there are")])
 def test_bad_arguments(arguments, told, capsys):
     assert main(["kernels", *arguments]) == 2
     assert told in capsys.readouterr().err

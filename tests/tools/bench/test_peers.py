@@ -200,6 +200,13 @@ def test_what_does_not_agree_does_not_count(tmp_path):
         Report.load(tmp_path / "x.json")
 
 
+def test_a_readme_without_a_place_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "README.md").write_text("no place")
+    for path, error in ((tmp_path / "README.md", DataError), (tmp_path / "nothing" / "README.md", FileError)):
+        with pytest.raises(error):
+            peers.main(["--peers", "microcnn", "--readme", str(path)])
+
+
 def test_the_table_goes_between_the_markers(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
