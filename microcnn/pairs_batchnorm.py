@@ -18,7 +18,7 @@ ROOM = 0.5
 
 @dataclass
 class Normalised:
-    """Rows, as many as before. fused: {layer: the layer in whose row it runs}; made: the buffers that only new rows use."""
+    """Rows, as many as before. made: the buffers that only the new ones among them use."""
 
     rows: list[Row]
     made: list[Buffer] = field(default_factory=list)
