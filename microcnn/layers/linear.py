@@ -31,8 +31,10 @@ FEW_ROWS = 12
 # Sums over all rows of the batch are cut into at most so many chunks, each of at least so many rows.
 CHUNKS = 8
 BIAS_ROWS, WEIGHT_ROWS = 512, 256
-# The kernel's jobs for dW are so many of its rows; where these alone are CHUNKS jobs, the sum is not cut.
-JOB_ROWS = 16
+# The kernel's jobs for dW are so many of its rows, two tiles; where these alone are CHUNKS jobs, the sum is not cut.
+JOB_ROWS, TILE_ROWS = 16, 8
+# With so many rows of x, dW may be made the other way around, dY^T x, which fills more of the registers, and turned.
+TURNED_ROWS = 64
 
 
 class Linear(Layer):
@@ -173,6 +175,22 @@ def weight_gradient_rows(s: Schedule, node: Node, rows: int, C: int, K: int, x: 
     if part.rows > 1:
         dy, K = first_channels(s, dy, rows, K, part.columns), part.columns
     target, accumulate = s.dweight(node, "weight")
+    if part.rows == 1 and not accumulate and M >= TURNED_ROWS and 1.15 * tiled(K, C, s.lanes) < tiled(C, K, s.lanes):
+        turned = s.scratch(C * K * s.itemsize, "turned")
+        weight_row(s, rows, K, C, dy, x, turned, 0)
+        s.row("linear.transpose", weight=turned, packed=target, C=K, K=C, w_row=K)
+        return
+    weight_row(s, rows, C, K, x, dy, target, accumulate)
+
+
+def tiled(C: int, K: int, lanes: int) -> int:
+    """Numbers of the tiles that dW (C, K) is made of."""
+    return math.ceil(C / TILE_ROWS) * TILE_ROWS * math.ceil(K / lanes) * lanes
+
+
+def weight_row(s: Schedule, rows: int, C: int, K: int, x: Buffer, dy: Buffer, target: Buffer, accumulate: int) -> None:
+    """The row that makes target (C, K) = x^T dY over the rows of the batch."""
+    M = s.batch * rows
     jobs = math.ceil(C / JOB_ROWS)
     chunks = 1 if jobs >= CHUNKS else max(1, min(CHUNKS // jobs, M // WEIGHT_ROWS))
     s.row("linear_weight.backward", x=x, dy=dy, dweight=target,

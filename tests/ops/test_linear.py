@@ -4,7 +4,8 @@ import pytest
 
 import microcnn as mc
 from microcnn.graph import Graph, Input, Node, WeightRef
-from tests.ops.table import LARGE_CHECKS, Case, built, drawn, graph_of, table
+from microcnn.kernels.simd import lanes_of
+from tests.ops.table import LARGE_CHECKS, Case, built, close, drawn, graph_of, poison, table
 
 
 def linear(shape, K, transposed=True, bias=True, batch=2):
@@ -107,3 +108,22 @@ def test_a_row_does_not_depend_on_how_many_there_are(C, K, dtype, rng):
     y = net.predict(x)
     for rows in (1, 2, 3, 4, 5, 7, 9, 11, 19, 25):
         np.testing.assert_array_equal(net.predict(x[:rows]), y[:rows])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("C, K, turned", [(40, 5, True), (144, 24, True), (64, 64, False), (5, 40, False), (33, 1, True)])
+def test_a_gradient_that_is_made_the_other_way_around(C, K, turned, dtype):
+    """Where dY^T x fills more of the registers than x^T dY, here those of 16 numbers: dW is that, turned."""
+    graph = built((C, 9, 8), mc.Conv2d(K, 1, bias=False))
+    net = graph.compile(batch=3, train="all", loss="mse", optimizer=mc.SGD(lr=1.0), dtype=dtype)
+    found = [info.kernel for info in net.rows("train")]
+    if not turned or (lanes_of("float32"), dtype) == (16, "float32"):
+        assert ("linear.transpose" in found) == turned
+    rng = np.random.default_rng(4)
+    x, t = rng.standard_normal((3, C, 9, 8)).astype(dtype), rng.standard_normal((3, K, 9, 8)).astype(dtype)
+    (name, weight), = graph.weights.items()
+    poison(net)
+    net.train_step(x, t)
+    y = np.einsum("nchw,kc->nkhw", x.astype(np.float64), weight[:, :, 0, 0].astype(np.float64))
+    gradient = np.einsum("nkhw,nchw->kc", 2 * (y - t) / y.size, x)
+    close((weight - net.parameters()[name])[:, :, 0, 0], gradient, 1e-12 if dtype == "float64" else 2e-5, "dW")
