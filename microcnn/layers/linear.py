@@ -33,8 +33,8 @@ CHUNKS = 8
 BIAS_ROWS, WEIGHT_ROWS = 512, 256
 # The kernel's jobs for dW are so many of its rows, two tiles; where these alone are CHUNKS jobs, the sum is not cut.
 JOB_ROWS, TILE_ROWS = 16, 8
-# With so many rows of x, dW may be made the other way around, dY^T x, which fills more of the registers, and turned.
-TURNED_ROWS = 64
+# With so many rows of x, dW may be made the other way around, dY^T x, and turned: where the tiles of x^T dY are so much larger.
+TURNED_ROWS, TURNED_GAIN = 64, 1.15
 
 
 class Linear(Layer):
@@ -175,7 +175,8 @@ def weight_gradient_rows(s: Schedule, node: Node, rows: int, C: int, K: int, x: 
     if part.rows > 1:
         dy, K = first_channels(s, dy, rows, K, part.columns), part.columns
     target, accumulate = s.dweight(node, "weight")
-    if part.rows == 1 and not accumulate and M >= TURNED_ROWS and 1.15 * tiled(K, C, s.lanes) < tiled(C, K, s.lanes):
+    if part.rows == 1 and not accumulate and M >= TURNED_ROWS and \
+            TURNED_GAIN * tiled(K, C, s.lanes) < tiled(C, K, s.lanes):
         turned = s.scratch(C * K * s.itemsize, "turned")
         weight_row(s, rows, K, C, dy, x, turned, 0)
         s.row("linear.transpose", weight=turned, packed=target, C=K, K=C, w_row=K)
