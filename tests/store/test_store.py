@@ -1,110 +1,18 @@
-"""The store of compiled kernels: where it lies, when it is stale, who may write it, and what happens where no one can."""
+"""The store of compiled kernels: what is warm, when it is stale, who may write it."""
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import microcnn
 
-from .conftest import ROOT
-
-fcntl = pytest.importorskip("fcntl")
-
-# One step of SGD through its entry: a parallel kernel, helpers in other files, the smallest that has both.
-STEP = """
-import numpy as np
-import sys
-from microcnn import arena, entries, store
-from tests.rows import run
-def step(dtype="float32", size=1000, threads=1):
-    w, g = np.ones(size, dtype), np.ones(size, dtype)
-    run("update.sgd", 1, threads, dtype, {arena.RATE: 0.25, arena.STEP: 1}, weight=w, gradient=g, velocity=None, size=size,
-        momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=0, factor=1.0, clip=None)
-    assert (w == w[0]).all()
-    return float(w[0])
-def hits(dtype="float32"):
-    return int(not entries.code("update.sgd", dtype).compiled)
-"""
-
-# Root may write everywhere; without its capabilities it obeys the permission bits like everyone.
-ORDINARY = """
-import ctypes, os
-if os.geteuid() == 0:
-    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0, os.strerror(ctypes.get_errno())
-"""
-
-
-def environment(folder: Path | None, **others: str | None) -> dict[str, str]:
-    """The environment of a fresh process whose cache is that folder; None takes a variable away."""
-    changed = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(folder) if folder else None, **others}
-    return {name: value for name, value in changed.items() if value is not None}
-
-
-def start(code: str, folder: Path | None, cwd: Path = ROOT, **others: str | None) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-W", "error", "-c", code], env=environment(folder, **others), cwd=cwd,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out.strip()
-
-
-def fresh(code: str, folder: Path | None, cwd: Path = ROOT, **others: str | None) -> str:
-    """What code prints in a fresh process."""
-    return finish(start(code, folder, cwd, **others))
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that holds the compiled step. Tests must not change it."""
-    folder = tmp_path_factory.mktemp("warm")
-    assert fresh(STEP + "print(step(), hits())", folder) == "0.75 0"
-    return folder
-
-
-@pytest.fixture
-def copied(warm: Path, tmp_path: Path) -> Path:
-    """A warm cache folder of the test's own."""
-    return Path(shutil.copytree(warm, tmp_path / "copied"))
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter."""
-    folder = Path(tempfile.mkdtemp(prefix="cache-test-"))
-    folder.chmod(0o755)
-    yield folder
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            path.chmod(0o755)
-    shutil.rmtree(folder)
-
-
-def only(folder: Path) -> Path:
-    """The one folder of compiled code in a cache."""
-    found, = (folder / "microcnn").iterdir()
-    return found
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of all that lies in a folder of compiled code, as processes do that compile it."""
-    with open(folder / "lock", "a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
+from .processes import ROOT, STEP, environment, finish, fresh, locked, only, start
 
 
 def test_a_warm_parallel_kernel_runs_in_a_fresh_process(warm, copied):
@@ -206,100 +114,6 @@ with store.compiling({held!r}):
         else:
             assert finish(process) == "0.75 0"
             holder.communicate("\n")
-
-
-def test_everything_lies_in_our_folder(warm):
-    assert fresh(STEP + "step()\nprint(store.folder().parent.parent)", warm) == str(warm)
-    # what an entry calls is part of its code: nothing else is stored, but for what the threads share
-    assert {path.name for path in warm.rglob("*") if path.is_file()} == {
-        "update.sgd.so", "team.parallel_for.so", "entries.json", "lock"}
-
-
-WHERE = "from microcnn import store; print(store.folder())"
-
-
-def test_which_folder(tmp_path):
-    home, user = tmp_path / "home", tmp_path / "user"
-    assert Path(fresh(WHERE, tmp_path / "given")).parent == tmp_path / "given" / "microcnn"
-    assert Path(fresh(WHERE, None, XDG_CACHE_HOME=str(user))).parent == user / "microcnn"
-    assert Path(fresh(WHERE, None, XDG_CACHE_HOME=None, HOME=str(home))).parent == home / ".cache" / "microcnn"
-    relative = fresh("import os\n" + WHERE + "\nos.chdir('/')\nprint(store.folder())", Path("here"), tmp_path).split()
-    assert {Path(one).parent for one in relative} == {tmp_path / "here" / "microcnn"}
-
-
-def test_no_folder_can_be_written(open_folder):
-    # not even made: the temporary folder is private, works, and goes when the process ends
-    open_folder.chmod(0o555)
-    code = ORDINARY + STEP + "import os, stat\nprint(step(), store.folder(), oct(stat.S_IMODE(" \
-        "os.stat(store.folder().parent).st_mode)))\nif os.fork() == 0:\n    raise SystemExit\nos.wait()\n" \
-        "assert store.folder().is_dir(), 'a forked child took it away'"
-    value, folder, mode = fresh(code, open_folder, XDG_CACHE_HOME=str(open_folder), HOME=str(open_folder)).split()
-    assert value == "0.75" and mode == "0o700"
-    assert Path(folder).parent.parent == Path(tempfile.gettempdir())
-    assert not Path(folder).parent.exists()
-    assert not list(open_folder.iterdir())
-
-
-def test_what_is_not_kept_is_said(open_folder, tmp_path):
-    """The command does not call ready what the next process has to compile again."""
-    open_folder.chmod(0o555)
-    model = tmp_path / "small.mcnn"
-    microcnn.Sequential([microcnn.Flatten(), microcnn.Linear(3)], (2, 2, 2)).graph().save(model)
-    code = ORDINARY + f"""
-from microcnn.tools.cli import main
-print(main(["warmup", {str(model)!r}, "--processes", "1"]), main(["doctor"]))
-"""
-    process = start(code, open_folder, XDG_CACHE_HOME=None, HOME=str(open_folder))
-    out, err = process.communicate(timeout=600)
-    told = f"compiled kernels cannot be kept, as none of {open_folder}/microcnn, {open_folder}/.cache/microcnn can be written"
-    assert f"microcnn: note: {told}" in err and told in out and "NOT kept" in out and "ready" not in out
-    assert out.endswith("1 1\n")
-
-
-def test_nothing_can_be_written_at_all(open_folder):
-    open_folder.chmod(0o555)
-    code = ORDINARY + """
-import tempfile
-tempfile.tempdir = "/proc"
-import microcnn as mc
-try:
-    mc.Sequential([mc.Flatten(), mc.Linear(3)], (2, 2, 2)).graph().compile()
-except mc.CacheError as error:
-    print(error)
-"""
-    message = fresh(code, open_folder, XDG_CACHE_HOME=str(open_folder), HOME=str(open_folder))
-    assert message.startswith("no folder for compiled kernels can be written; set NUMBA_CACHE_DIR to one that can (")
-
-
-def test_a_read_only_folder_that_is_warm_is_used(warm, open_folder):
-    shutil.copytree(warm, open_folder / "disk")
-    before = sorted(path for path in (open_folder / "disk").rglob("*"))
-    for path in [open_folder / "disk", *before]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    code = ORDINARY + STEP + "print(step(), hits(), step('float64'), hits('float64'), store.folder())"
-    # no home either: the step is there, what is missing (float64) is compiled beside it
-    value, hit, other, missed, folder = fresh(code, open_folder / "disk", HOME="/nonexistent").split()
-    assert (value, hit, other, missed) == ("0.75", "1", "0.75", "0")
-    assert not Path(folder).parent.exists()
-    assert sorted((open_folder / "disk").rglob("*")) == before
-
-
-def test_a_cold_read_only_folder_is_passed_over(open_folder, tmp_path):
-    open_folder.chmod(0o555)
-    assert Path(fresh(ORDINARY + WHERE, open_folder, XDG_CACHE_HOME=str(tmp_path))).parent == tmp_path / "microcnn"
-
-
-def test_the_two_newest_folders_stay(tmp_path):
-    home = tmp_path / "microcnn"
-    for age, name in enumerate(["a" * 16, "b" * 16, "c" * 16, "somebodys"]):
-        (home / name / "float32").mkdir(parents=True)
-        os.utime(home / name, (1_000_000 - age, 1_000_000 - age))
-    own = Path(fresh(WHERE, tmp_path)).name
-    assert {path.name for path in home.iterdir()} == {own, "a" * 16, "somebodys"}
-    # one that is used counts as new
-    os.utime(home / own, (1, 1))
-    fresh(WHERE, tmp_path)
-    assert (home / own).stat().st_mtime > 1_000_000
 
 
 def test_a_full_disk(tmp_path):
