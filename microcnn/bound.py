@@ -173,7 +173,7 @@ class Bound(Planned):
         """Run row by row. Raises TrainingError that names the first layer that makes a NaN or an infinity."""
         bad = program.run_debug(samples, self.micro_batch, self.dtype.name)
         if bad is not None:
-            before = f', or "{bad.beside}" before it in the same kernel,' if bad.beside else ""
+            before = "".join(f', or "{name}"' for name in bad.beside) + (" before it in the same kernel," if bad.beside else "")
             raise TrainingError(f'"{bad.layer}" ({bad.op}, {bad.phase}){before} is the first layer that makes a NaN or an '
                                 "infinity")
 

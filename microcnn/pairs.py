@@ -69,4 +69,4 @@ def _together(first: Row, second: Row, middle: Buffer, chunks: int) -> Row:
         "stride": one["stride_h"], "chunks": chunks, "middle": middle, "point_weight": two["weight"],
         "point_bias": two["bias"], "residual": two["residual"], "y": two["y"], "K": two["K"], "least": two["low"],
         "most": two["high"], "fetch_y": two["fetches"]}
-    return Row("separable.forward", fields, second.layer, second.op, second.phase, first.layer)
+    return Row("separable.forward", fields, second.layer, second.op, second.phase, (first.layer,))

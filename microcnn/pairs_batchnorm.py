@@ -91,7 +91,7 @@ def _reader(norm: Row, row: Row, batch: int, itemsize: int, most: int) -> tuple[
     if forward:
         new |= {name: fields[name] for name in ("weight", "bias", "residual", "y", "fetch_y")} | {
             "least": fields["low"], "most": fields["high"]}
-        return replace(row, kernel="normalised3x3.forward", fields=new, beside=norm.layer), made
+        return replace(row, kernel="normalised3x3.forward", fields=new, beside=(norm.layer,)), made
     partials = Buffer(fields["scratch"].name, itemsize * chunks * 9 * C, "scratch", row.layer)
-    new |= {name: fields[name] for name in ("dy", "dweight", "accumulate")} | {"scratch": partials}
-    return replace(row, kernel="normalised3x3.backward_weight", fields=new, beside=norm.layer), [*made, partials]
+    new |= {name: fields[name] for name in ("dy", "dweight", "accumulate")} | {"mask": None, "scratch": partials}
+    return replace(row, kernel="normalised3x3.backward_weight", fields=new, beside=(norm.layer,)), [*made, partials]

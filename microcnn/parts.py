@@ -92,14 +92,14 @@ class Parameter:
 
 @dataclass(eq=False)
 class Row:
-    """One kernel call. fields: buffers, integers, floats by the entry's names; beside: a layer before it that it does, too."""
+    """One kernel call. fields: buffers, integers, floats by the entry's names; beside: other layers that it does, too."""
 
     kernel: str
     fields: dict[str, Field]
     layer: str
     op: str
     phase: str
-    beside: str = ""
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,12 @@ from .masks import Masked, kept_beside_bits, mask_clamps
 from .memory import Buffer, most_alive
 from .pairs import pair_rows
 from .pairs_batchnorm import normalise_on_the_way
+from .pairs_expansion import join_expansions
 from .parts import Policy, Row
 from .recompute import lighten
+
+# What is quicker may take so much more memory than what is not, unless memory is what counts.
+SLACK = 1 / 1024
 
 
 @dataclass
@@ -133,12 +137,15 @@ class Schedule(Draft):
         paired = pair_rows(self.rows, self.batch, self.lanes, self.itemsize, self.held_chunks)
         self.steps = [(step, end - sum(number < end for number in paired.gone)) for step, end in self.steps]
         self.fused.update(paired.fused)
-        buffers = [*self.buffers, *paired.made]
-        found = self._lightest(paired.rows, buffers, policy)
-        normalised = normalise_on_the_way(paired.rows, self.batch, self.itemsize, self.held_chunks)
-        if normalised.made:
-            other = self._lightest(normalised.rows, [*buffers, *normalised.made], policy)
-            found = other if other.most <= found.most else found
+        rows, buffers = paired.rows, [*self.buffers, *paired.made]
+        found = self._lightest(rows, buffers, policy)
+        for better in (normalise_on_the_way, join_expansions):
+            new = better(rows, self.batch, self.itemsize, self.held_chunks)
+            if new.made:
+                rows, buffers = new.rows, [*buffers, *new.made]
+                other = self._lightest(rows, buffers, policy)
+                room = SLACK * found.most if policy is not None and policy.quick else 0
+                found = other if other.most <= found.most + room else found
         self._take(found)
 
     def _lightest(self, rows: list[Row], buffers: list[Buffer], policy: Policy | None) -> Settled:

@@ -31,7 +31,7 @@ class RowInfo:
     part    "forward", "loss", "backward_input" (dX), "backward_weight" (dW, dB), "update"; a row that moves or packs what
             another one reads belongs to that one's part
     reads, writes   bytes of the buffers that it reads and writes, for a full batch
-    beside  a layer before it whose output it makes, too, without keeping it
+    beside  other layers that it does, too, without keeping what is between
     """
 
     layer: str
@@ -41,7 +41,7 @@ class RowInfo:
     part: str = "forward"
     reads: int = 0
     writes: int = 0
-    beside: str = ""
+    beside: tuple[str, ...] = ()
 
 
 def row_infos(rows: Sequence[Row]) -> list[RowInfo]:

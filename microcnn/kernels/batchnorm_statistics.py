@@ -89,7 +89,7 @@ def _with(total, x, at, mean, count, squared):
 
 
 @helper
-def _tile_sum(x, mean, at, rows, C, count, squared):
+def tile_sum(x, mean, at, rows, C, count, squared):
     """One vector of channels summed over some rows, or their squared distances from the mean, in four chains of additions."""
     zero = vector_of(x, x.dtype.type(0))
     first, second, third, fourth = zero, zero, zero, zero
@@ -166,9 +166,9 @@ def statistics_chunk(x, begin, end, C, together, streamed, scratch, to, tile_sum
             if streamed:
                 mean = vector_take(scratch, tile_sums + c, count)
             else:
-                mean = _tile_sum(x, zero, at, rows, C, count, False)
+                mean = tile_sum(x, zero, at, rows, C, count, False)
             mean = vector_div(mean, vector_of(x, x.dtype.type(rows * together)))
-            squares = _tile_sum(x, mean, at, rows, C, count, True)
+            squares = tile_sum(x, mean, at, rows, C, count, True)
             if row > begin:
                 mean, squares = _merge(vector_take(scratch, to + c, count),
                                        vector_take(scratch, to + C + c, count),

@@ -12,8 +12,9 @@ from .entry import entry, fields_of, number, numbers_between, threads_for, view
 from .fetch import fetch
 from .layout import zero_run
 from .linear_weight import add_partials
+from .masks import vector_pass
 from .simd import MASKS_ARE_FREE, lanes
-from .vector import vector_fma, vector_of, vector_take
+from .vector import vector_fma, vector_of, vector_take, vector_write
 
 
 @helper
@@ -32,6 +33,15 @@ def take_inside(x, at, column, W, C, columns):
 
 
 @helper
+def put(value, residual, mask, y, at, columns, low, high):
+    """The value stored as depthwise2d.finish does; with a mask only it, and zeros where their bits are none."""
+    if mask is not None:
+        vector_write(vector_pass(value, mask, at), y, at, columns)
+    else:
+        finish(value, residual, y, at, columns, low, high)
+
+
+@helper
 def fetch_band(x, n, H, line, h, rows):
     """Read those of some lines of sample n that lie in its image, from line h on."""
     begin, end = max(h, 0), min(h + rows, H)
@@ -41,7 +51,7 @@ def fetch_band(x, n, H, line, h, rows):
 
 @inlined
 def _forward_rows(x, plane, ring, zeros_at, H, W, C, h_first, h_step, h_tap, origin_w, stride_w, weight, w_at, w_row, w_tap,
-                  columns, start, residual, y, y_at, y_row, y_pixel, rows, OW, low, high):
+                  columns, start, residual, mask, y, y_at, y_row, y_pixel, rows, OW, low, high):
     """Some rows of pixels of one vector of channels. Each column of three pixels is read once, for all pixels that see it."""
     w00 = vector_take(weight, w_at, columns)
     w01 = vector_take(weight, w_at + w_tap, columns)
@@ -61,7 +71,7 @@ def _forward_rows(x, plane, ring, zeros_at, H, W, C, h_first, h_step, h_tap, ori
             first, last = min(max(0, -origin_w), OW + 2), max(0, min(OW + 2, W - origin_w))
             begun, middle_sum = start, start
             for t in range(2, first):
-                finish(start, residual, y, to + (t - 2) * y_pixel, columns, low, high)
+                put(start, residual, mask, y, to + (t - 2) * y_pixel, columns, low, high)
             for t in range(first, min(last, 2)):
                 at = (origin_w + t) * C
                 x0, x1 = vector_take(x, top + at, columns), vector_take(x, middle + at, columns)
@@ -75,11 +85,11 @@ def _forward_rows(x, plane, ring, zeros_at, H, W, C, h_first, h_step, h_tap, ori
                 done = vector_fma(x2, w22, vector_fma(x1, w12, vector_fma(x0, w02, middle_sum)))
                 middle_sum = vector_fma(x2, w21, vector_fma(x1, w11, vector_fma(x0, w01, begun)))
                 begun = vector_fma(x2, w20, vector_fma(x1, w10, vector_fma(x0, w00, start)))
-                finish(done, residual, y, to + (t - 2) * y_pixel, columns, low, high)
+                put(done, residual, mask, y, to + (t - 2) * y_pixel, columns, low, high)
             for _ in range(max(first, last), 2):
                 middle_sum, begun = begun, start
             for t in range(max(first, last, 2), OW + 2):
-                finish(middle_sum, residual, y, to + (t - 2) * y_pixel, columns, low, high)
+                put(middle_sum, residual, mask, y, to + (t - 2) * y_pixel, columns, low, high)
                 middle_sum, begun = begun, start
         else:
             # every second column ends one pixel and begins the next
@@ -105,14 +115,14 @@ def _forward_rows(x, plane, ring, zeros_at, H, W, C, h_first, h_step, h_tap, ori
                     x2 = take_inside(x, bottom, column, W, C, columns)
                 done = vector_fma(x2, w22, vector_fma(x1, w12, vector_fma(x0, w02, done)))
                 begun = vector_fma(x2, w20, vector_fma(x1, w10, vector_fma(x0, w00, start)))
-                finish(done, residual, y, to + ow * y_pixel, columns, low, high)
+                put(done, residual, mask, y, to + ow * y_pixel, columns, low, high)
 
 
 @helper
 def forward_band(x, plane, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight, w_at, w_row,
-                 w_tap, bias, begin, end, residual, y, y_at, y_row, y_pixel, rows, OW, low, high):
+                 w_tap, bias, begin, end, residual, mask, y, y_at, y_row, y_pixel, rows, OW, low, high):
     """Some rows of the output, channels begin to end: those of the first pixel stand at y_at, the image at plane in x, or a
-    ring of its lines (line_of)."""
+    ring of its lines (line_of); mask as put takes it."""
     step = lanes(x)
     for c in range(begin, end, step):
         columns = min(step, C - c)
@@ -122,10 +132,11 @@ def forward_band(x, plane, ring, zeros_at, H, W, C, h_first, stride_h, dilation_
         if not MASKS_ARE_FREE and columns == step:
             # the same with a count that is known when this is compiled: plain loads
             _forward_rows(x, plane + c, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight,
-                          w_at + c, w_row, w_tap, step, start, residual, y, y_at + c, y_row, y_pixel, rows, OW, low, high)
+                          w_at + c, w_row, w_tap, step, start, residual, mask, y, y_at + c, y_row, y_pixel, rows, OW, low, high)
         else:
             _forward_rows(x, plane + c, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight,
-                          w_at + c, w_row, w_tap, columns, start, residual, y, y_at + c, y_row, y_pixel, rows, OW, low, high)
+                          w_at + c, w_row, w_tap, columns, start, residual, mask, y, y_at + c, y_row, y_pixel, rows, OW, low,
+                          high)
 
 
 @helper
@@ -146,8 +157,8 @@ def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H,
                 fetch(y, n * y_size + y_base + h * y_row, OW * C)
         forward_band(x, n * H * W * C, -1, zeros_at, H, W, C, first * stride_h + origin_h, stride_h, dilation_h, origin_w,
                      stride_w, weight, w_at, w_row, w_tap, bias, split * vectors // splits * step,
-                     min(C, (split + 1) * vectors // splits * step), residual, y, n * y_size + y_base + first * y_row, y_row,
-                     y_pixel, rows, OW, low, high)
+                     min(C, (split + 1) * vectors // splits * step), residual, None, y, n * y_size + y_base + first * y_row,
+                     y_row, y_pixel, rows, OW, low, high)
 
 
 @kernel

@@ -8,8 +8,7 @@ import numba
 import numpy as np
 
 from .compiler import helper, inlined, kernel
-from .depthwise2d import finish
-from .depthwise3x3 import line_of, take_inside
+from .depthwise3x3 import line_of, put, take_inside
 from .entry import entry, fields_of, number, numbers_between, threads_for, view
 from .fetch import fetch
 from .layout import zero_run
@@ -18,9 +17,12 @@ from .vector import vector_fma, vector_of, vector_take
 
 
 @inlined
-def _rows(x, plane, zeros_at, H, W, C, OH, OW, begin, end, pad_top, pad_left, weight, w_at, columns, start, residual, y, y_at,
-          low, high):
-    """Rows begin to end of dx, of one vector of channels. first, second: the rows of dy that taps 0 (or 1) and 2 reach."""
+def input_rows(x, plane, zeros_at, H, W, C, OH, OW, begin, end, pad_top, pad_left, weight, w_at, columns, start, residual, mask,
+               y, y_at, low, high):
+    """Rows begin to end of dx, of one vector of channels; mask as depthwise3x3.put takes it.
+
+    first, second: the rows of dy that taps 0 (or 1) and 2 reach.
+    """
     inside_begin, inside_end = (pad_left + 1) // 2, min(OW, (W + pad_left) // 2)
     for h in range(begin, end):
         even = (h + pad_top) % 2 == 0
@@ -44,8 +46,8 @@ def _rows(x, plane, zeros_at, H, W, C, OH, OW, begin, end, pad_top, pad_left, we
                     right = vector_fma(other, b1, right)
                     above = other
                 before = one
-                finish(left, residual, y, to, columns, low, high)
-                finish(right, residual, y, to + C, columns, low, high)
+                put(left, residual, mask, y, to, columns, low, high)
+                put(right, residual, mask, y, to + C, columns, low, high)
             else:
                 one = take_inside(x, first, ow, OW, C, columns)
                 left, right = vector_fma(before, a2, vector_fma(one, a0, start)), vector_fma(one, a1, start)
@@ -56,9 +58,9 @@ def _rows(x, plane, zeros_at, H, W, C, OH, OW, begin, end, pad_top, pad_left, we
                     above = other
                 before = one
                 if w >= 0:
-                    finish(left, residual, y, to, columns, low, high)
+                    put(left, residual, mask, y, to, columns, low, high)
                 if w + 1 < W:
-                    finish(right, residual, y, to + C, columns, low, high)
+                    put(right, residual, mask, y, to + C, columns, low, high)
 
 
 @helper
@@ -82,11 +84,11 @@ def _bands(chunk, chunks, splits, x, weight, bias, residual, zeros_at, batch, H,
             plane, to = n * OH * OW * C + c, n * H * W * C + c
             if not MASKS_ARE_FREE and columns == step:
                 # the same with a count that is known when this is compiled: plain loads
-                _rows(x, plane, zeros_at, H, W, C, OH, OW, begin, end, pad_top, pad_left, weight, c, step, start, residual, y,
-                      to, low, high)
+                input_rows(x, plane, zeros_at, H, W, C, OH, OW, begin, end, pad_top, pad_left, weight, c, step, start,
+                           residual, None, y, to, low, high)
             else:
-                _rows(x, plane, zeros_at, H, W, C, OH, OW, begin, end, pad_top, pad_left, weight, c, columns, start, residual,
-                      y, to, low, high)
+                input_rows(x, plane, zeros_at, H, W, C, OH, OW, begin, end, pad_top, pad_left, weight, c, columns, start,
+                           residual, None, y, to, low, high)
 
 
 @kernel

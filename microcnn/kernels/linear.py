@@ -96,7 +96,7 @@ def _chains(x, begin, end, C, weight, w_row, bias, residual, y, K, low, high):
 
 
 @helper
-def _forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w_row, low, high, depth, fetches, panel,
+def forward_part(x, weight, bias, residual, begin, end, k_begin, k_end, C, K, w_row, low, high, depth, fetches, panel,
                   y):
     """Rows begin to end and columns k_begin to k_end of y, a block of columns after the other; a few rows one by one.
 
@@ -165,7 +165,7 @@ def _forward_chunk(chunk, chunks, jobs, splits, rows, x, weight, bias, residual,
     pairs = (K + pair - 1) // pair
     for job in range(chunk * jobs // chunks, (chunk + 1) * jobs // chunks):
         block, split = job // splits, job % splits
-        _forward_part(x, weight, bias, residual, block * rows, min(M, (block + 1) * rows), split * pairs // splits * pair,
+        forward_part(x, weight, bias, residual, block * rows, min(M, (block + 1) * rows), split * pairs // splits * pair,
                       min(K, (split + 1) * pairs // splits * pair), C, K, w_row, low, high, depth, fetches,
                       panel, y)
 

@@ -42,25 +42,31 @@ def _weight_tile(x, x_at, C, count, begin, end, dy, k, K, columns, first, dweigh
 
 
 @helper
-def _weight_job(x, dy, begin, end, c_begin, c_end, C, K, accumulate, dweight):
-    """dweight[c_begin .. c_end] from rows begin to end, BLOCK rows after BLOCK rows."""
+def weight_columns(x, dy, begin, end, c_begin, c_end, C, K, k, first, dweight):
+    """dweight[c_begin .. c_end] from rows begin to end, the columns of one width of tiles from k on: how many these are.
+
+    Overwritten when first, else added to.
+    """
     width = lanes(x)
+    if K - k > width:
+        columns = min(K - k, 2 * width)
+        for c in range(c_begin, c_end, MR2):
+            _weight_tile(x, c, C, min(c_end - c, MR2), begin, end, dy, k, K, columns, first, dweight, c * K + k, MR2, 2)
+    else:
+        columns = K - k
+        for c in range(c_begin, c_end, MR1):
+            _weight_tile(x, c, C, min(c_end - c, MR1), begin, end, dy, k, K, columns, first, dweight, c * K + k, MR1, 1)
+    return columns
+
+
+@helper
+def weight_job(x, dy, begin, end, c_begin, c_end, C, K, accumulate, dweight):
+    """dweight[c_begin .. c_end] from rows begin to end, BLOCK rows after BLOCK rows."""
     for block in range(begin, end, BLOCK):
         stop = min(end, block + BLOCK)
-        first = block == begin and not accumulate
         k = 0
         while k < K:
-            if K - k > width:
-                columns = min(K - k, 2 * width)
-                for c in range(c_begin, c_end, MR2):
-                    _weight_tile(x, c, C, min(c_end - c, MR2), block, stop, dy, k, K, columns, first, dweight,
-                                 c * K + k, MR2, 2)
-            else:
-                columns = K - k
-                for c in range(c_begin, c_end, MR1):
-                    _weight_tile(x, c, C, min(c_end - c, MR1), block, stop, dy, k, K, columns, first, dweight,
-                                 c * K + k, MR1, 1)
-            k += columns
+            k += weight_columns(x, dy, block, stop, c_begin, c_end, C, K, k, block == begin and not accumulate, dweight)
 
 
 @helper
@@ -83,12 +89,12 @@ def _weight_part(job, groups, x, dy, M, C, K, chunks, chunk_rows, c_rows, accumu
     begin, end = min(M, chunk * chunk_rows), min(M, (chunk + 1) * chunk_rows)
     c_begin, c_end = min(C, group * c_rows), min(C, (group + 1) * c_rows)
     if chunks == 1:
-        _weight_job(x, dy, begin, end, c_begin, c_end, C, K, accumulate, dweight)
+        weight_job(x, dy, begin, end, c_begin, c_end, C, K, accumulate, dweight)
     else:
         part = partials[chunk * C * K:(chunk + 1) * C * K]
         if begin >= end:
             zero_run(part, c_begin * K, (c_end - c_begin) * K)
-        _weight_job(x, dy, begin, end, c_begin, c_end, C, K, False, part)
+        weight_job(x, dy, begin, end, c_begin, c_end, C, K, False, part)
 
 
 @kernel

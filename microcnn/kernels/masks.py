@@ -7,7 +7,7 @@ from numba.extending import intrinsic
 
 from .compiler import helper, kernel
 from .entry import entry, fields_of, number, threads_for, view, view_as
-from .simd import is_real_array, load_vector, pointer_to, splat, store_vector
+from .simd import I64, is_real_array, load_vector, pointer_to, splat, store_vector
 
 # Numbers whose bits are one word: LLVM makes it of as many registers as there must be.
 BITS = 16
@@ -56,13 +56,40 @@ def _pass_on(typing_context, bits, dy, dx, at, accumulate):
     return signature, codegen
 
 
+@intrinsic
+def vector_pass(typing_context, value, mask, at):
+    """The lanes of a vector whose bits are set, from that of number `at` on, a multiple of the lanes; zero in the others."""
+    signature = value(value, mask, types.intp)
+
+    def codegen(context, builder, sig, args):
+        vector, byte = args[0].type, ir.IntType(8)
+        count = vector.count
+        words = context.make_array(sig.args[1])(context, builder, args[1]).data
+        pointer = builder.gep(builder.bitcast(words, byte.as_pointer()), [builder.lshr(args[2], I64(3))])
+        if count < 8:
+            shift = builder.trunc(builder.and_(args[2], I64(7)), byte)
+            bits = builder.trunc(builder.lshr(builder.load(pointer), shift), ir.IntType(count))
+        else:
+            bits = builder.load(builder.bitcast(pointer, ir.IntType(count).as_pointer()))
+            bits.align = 1
+        passing = builder.bitcast(bits, ir.VectorType(ir.IntType(1), count))
+        return builder.select(passing, args[0], ir.Constant(vector, None))
+    return signature, codegen
+
+
+@helper
+def pack_run(y, at, count, low, high, mask, word):
+    """The words of count numbers of y from `at` on, as many as are whole."""
+    real = y.dtype.type
+    for i in range(count // BITS):
+        mask[word + i] = _inside(y, at + i * BITS, real(low), real(high))
+
+
 @helper
 def _pack_chunk(y, begin, end, low, high, mask):
     real = y.dtype.type
-    i = begin
-    while i + BITS <= end:
-        mask[i // BITS] = _inside(y, i, real(low), real(high))
-        i += BITS
+    pack_run(y, begin, end - begin, low, high, mask, begin // BITS)
+    i = end - (end - begin) % BITS
     if i < end:
         word = 0
         for j in range(i, end):

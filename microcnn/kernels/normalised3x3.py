@@ -11,25 +11,33 @@ from .batchnorm import normalise_rows, saved_constants
 from .batchnorm_statistics import FIRST
 from .compiler import helper, kernel
 from .depthwise3x3 import forward_band, weight_band
-from .entry import entry, fields_of, number, numbers_between, threads_for, view
+from .entry import entry, fields_of, number, numbers_between, threads_for, view, view_as
 from .fetch import fetch
 from .layout import zero_run
 from .linear_weight import add_partials
+from .masks import BITS, pack_run
 
 # Numbers that the normalising of a line is ahead of itself: memory goes on while the window slides over the line before.
 ASKED = 4096
 
 
 @helper
-def _ready(x, n, image, done, h_first, h_end, H, line, constants, width, low, high, ring, lines):
-    """Lines h_first to h_end of image n in the ring, of which those before `done` are there if n is `image`; the new `done`."""
+def _ready(x, n, image, done, h_first, h_end, H, line, constants, width, low, high, ring, lines, mask):
+    """Lines h_first to h_end of image n in the ring, of which those before `done` are there if n is `image`; the new `done`.
+
+    mask: the bits of what the clamp lets pass, of all of x; may be empty, or None.
+    """
     begin, end, rows = max(0, h_first), min(H, h_end), line // width
     if n == image:
         begin = max(begin, done)
     for h in range(begin, end):
-        row = (n * H + h) * rows
-        normalise_rows(x, row, row + rows, constants, width, low, high, ASKED, lines,
-                       (h & ring) * line)
+        row, to = (n * H + h) * rows, (h & ring) * line
+        if mask is not None and mask.size > 0:
+            for r in range(rows):
+                normalise_rows(x, row + r, row + r + 1, constants, width, low, high, ASKED, lines, to + r * width)
+                pack_run(lines, to + r * width, width, low, high, mask, (row + r) * width // BITS)
+        else:
+            normalise_rows(x, row, row + rows, constants, width, low, high, ASKED, lines, to)
     return max(begin, end)
 
 
@@ -45,13 +53,13 @@ def _forward_chunk(chunk, chunks, x, constants, width, low, high, weight, bias, 
         rows = min(band, OH - first)
         h_first = first * stride_h + origin_h
         done = _ready(x, n, image, done, h_first, h_first + (rows - 1) * stride_h + 2 * dilation_h + 1, H, W * C, constants,
-                      width, low, high, ring, lines)
+                      width, low, high, ring, lines, None)
         image = n
         to = (n * OH + first) * OW * C
         if fetch_y:
             fetch(y, to, rows * OW * C)
         forward_band(lines, 0, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, weight, 0, 3 * C, C,
-                     bias, 0, C, residual, y, to, OW * C, C, rows, OW, least, most)
+                     bias, 0, C, residual, None, y, to, OW * C, C, rows, OW, least, most)
 
 
 @kernel
@@ -104,7 +112,7 @@ def forward(arena, row, batch):
 
 @helper
 def _weight_chunk(chunk, chunks, x, constants, width, low, high, dy, batch, H, W, C, OH, OW, stride_h, stride_w, dilation_h,
-                  origin_h, origin_w, band, ring, lines, zeros_at, total):
+                  origin_h, origin_w, band, ring, lines, zeros_at, mask, total):
     """One chunk's bands into its partial sum."""
     bands = (OH + band - 1) // band
     jobs = batch * bands
@@ -115,7 +123,7 @@ def _weight_chunk(chunk, chunks, x, constants, width, low, high, dy, batch, H, W
         rows = min(band, OH - first)
         h_first, at = first * stride_h + origin_h, (n * OH + first) * OW * C
         done = _ready(x, n, image, done, h_first, h_first + (rows - 1) * stride_h + 2 * dilation_h + 1, H, W * C, constants,
-                      width, low, high, ring, lines)
+                      width, low, high, ring, lines, mask)
         image = n
         weight_band(lines, 0, ring, zeros_at, H, W, C, h_first, stride_h, dilation_h, origin_w, stride_w, dy, at, rows, OW,
                     total)
@@ -124,12 +132,15 @@ def _weight_chunk(chunk, chunks, x, constants, width, low, high, dy, batch, H, W
 @kernel
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def normalised3x3_backward_weight(x, constants, width, low, high, dy, batch, H, W, C, OH, OW, stride_h, stride_w, dilation_h,
-                                  origin_h, origin_w, band, chunks, ring, accumulate, threads, zeros, lines, partials, dweight):
+                                  origin_h, origin_w, band, chunks, ring, accumulate, threads, zeros, lines, partials, mask,
+                                  dweight):
     """dweight[r, s, c] = sum over pixels of z under the tap times dy, z as in normalised3x3_forward.
 
-    Shapes   x (N, H, W, C); dy (N, OH, OW, C); dweight (3, 3, C); partials (chunks, 3, 3, C); constants, zeros, lines as there
+    Shapes   x (N, H, W, C); dy (N, OH, OW, C); dweight (3, 3, C); partials (chunks, 3, 3, C); constants, zeros, lines as there;
+             mask: a bit for each number of x as in masks.py, or empty; with one, C is a multiple of 16
     Numbers  as there
-    Writes   dweight (overwritten, or added to with accumulate); zeros, lines, partials (undefined)
+    Writes   dweight (overwritten, or added to with accumulate); mask: where z lies strictly between low and high, in the lines
+             that a window sees (the same words may be written twice); zeros, lines, partials (undefined)
     Threads  one iteration per chunk of bands, each owns its part of lines and its partial sum, added in order
     Source   seed, dW = sum of the patches of A times dZ, channel by channel
     """
@@ -140,19 +151,19 @@ def normalised3x3_backward_weight(x, constants, width, low, high, dy, batch, H, 
             chunk = np.int64(index)
             _weight_chunk(chunk, chunks, x, constants, width, low, high, dy, batch, H, W, C, OH, OW, stride_h, stride_w,
                           dilation_h, origin_h, origin_w, band, ring, lines[chunk * room:(chunk + 1) * room],
-                          zeros_at - chunk * room, partials[chunk * size:(chunk + 1) * size])
+                          zeros_at - chunk * room, mask, partials[chunk * size:(chunk + 1) * size])
     else:
         for chunk in range(chunks):
             _weight_chunk(chunk, chunks, x, constants, width, low, high, dy, batch, H, W, C, OH, OW, stride_h, stride_w,
-                          dilation_h, origin_h, origin_w, band, ring, lines, zeros_at,
+                          dilation_h, origin_h, origin_w, band, ring, lines, zeros_at, mask,
                           partials[chunk * size:(chunk + 1) * size])
     add_partials(partials, chunks, size, 0, size, accumulate, dweight)
 
 
-@entry("x< scale< shift< saved< dy< dweight= zeros> lines> constants> scratch> H W C together OH OW stride_h stride_w "
+@entry("x< scale< shift< saved< dy< dweight= mask> zeros> lines> constants> scratch> H W C together OH OW stride_h stride_w "
        "dilation_h origin_h origin_w band zeros_size chunks ring accumulate low high")
 def backward_weight(arena, row, batch):
-    """saved, W, constants: as in forward."""
+    """saved, W, constants: as in forward. mask may be absent."""
     row = fields_of(row)
     C, width, size = row.C, row.C * row.together, 9 * row.C
     constants = view(arena, row.constants, FIRST * width)
@@ -163,4 +174,5 @@ def backward_weight(arena, row, batch):
         row.dilation_h, row.origin_h, row.origin_w, row.band, row.chunks, row.ring, row.accumulate,
         threads_for(arena, batch * row.OH * row.OW * size * 2), view(arena, row.zeros, row.zeros_size),
         view(arena, row.lines, row.chunks * (row.ring + 1) * row.W * C), view(arena, row.scratch, row.chunks * size),
+        view_as(arena, row.mask, batch * row.H * row.W * C // BITS if row.mask >= 0 else 0, np.uint16),
         view(arena, row.dweight, size))

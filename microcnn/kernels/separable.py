@@ -43,7 +43,7 @@ def _bands(chunk, chunks, x, weight, bias, zeros_at, batch, H, W, C, stride, dil
         if fetch_x:
             fetch_band(x, n, H, W * C, h_first, (rows - 1) * stride + 2 * dilation_h + 1)
         forward_band(x, n * H * W * C, -1, zeros_at, H, W, C, h_first, stride, dilation_h, origin_w, stride, weight, 0, 3 * C,
-                     C, bias, 0, C, middle[:0], middle, 0, OW * C, C, rows, OW, low, high)
+                     C, bias, 0, C, middle[:0], None, middle, 0, OW * C, C, rows, OW, low, high)
         begin, end = (n * OH + first) * OW * K, (n * OH + first + rows) * OW * K
         if fetch_y:
             fetch(y, begin, end - begin)

@@ -144,7 +144,8 @@ def lines_of(graph: Graph, how: dict[str, Any]) -> tuple[list[Line], list[int]]:
         key = row.layer, direction
         if key not in lines:
             numbers[key], moved[key] = len(lines), {}
-            ran = [*(inside.get(row.layer, ()) if direction == "forward" else ()), row.layer]
+            ran = [*(inside.get(row.layer, ()) if direction == "forward" else ()),
+                   *(row.beside if direction == "backward_input" else ()), row.layer]
             shape = " + ".join(shape_text(nodes[name], shapes, graph) for name in ran if name == row.layer or macs.get(name)) \
                 if node else ""
             lines[key] = Line(row.op, shape, direction, [], [row.layer], node is not None and is_dense(node, graph))
