@@ -8,9 +8,9 @@ from .fetch import fetch
 from .layout import copy_panels, vectors_of
 from .linear_weight import add_partials
 from .rows import rows_strided
-from .simd import LESS1, LESS2, LESS4, MASKS_ARE_FREE, MR1, MR2, MR4, MR_CHAINS, lanes
+from .simd import HALVES, LESS1, LESS2, LESS4, MASKS_ARE_FREE, MR1, MR2, MR4, MR_CHAINS, lanes
 from .tile import tile_add, tile_clamp, tile_fill, tile_store, tile_sum, tile_zeros
-from .tile_fma import tile_fma_steps, tile_fma_steps_tail, tile_fma_tail
+from .tile_fma import tile_fma_steps, tile_fma_steps_half, tile_fma_steps_tail, tile_fma_tail
 from .transpose import transpose_block
 from .vector import vector_add, vector_fma, vector_load, vector_load_first, vector_of, vector_store_first, vector_sum
 
@@ -28,7 +28,9 @@ def _forward_tile(x, m, count, x_at, x_row, steps, weight, w_at, w_row, bias, k,
     if bias.size > 0:
         tile = tile_fill(tile, bias, k, columns)
     rows = rows_strided(m * x_row + x_at, x_row, count, mr)
-    if masked:
+    if HALVES and 2 * columns <= (2 * nv - 1) * lanes(x):
+        tile = tile_fma_steps_half(tile, x, rows, 0, weight, w_at, w_row, steps, columns)
+    elif masked:
         tile = tile_fma_steps_tail(tile, x, rows, 0, weight, w_at, w_row, steps, columns)
     else:
         tile = tile_fma_steps(tile, x, rows, 0, weight, w_at, w_row, steps)

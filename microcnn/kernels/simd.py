@@ -52,6 +52,8 @@ WIDE_WINDOWS3, WIDE_WINDOWS5, WIDE_WINDOWS7 = (rows * ((REGISTERS - 2) // (2 * r
 MR_POOLED, MR_POOLED_EVEN = (6, 4) if REGISTERS == 32 else (3, 2)
 # Where a load with a lane mask costs no more than a plain one, the plain variant of a loop is not needed.
 MASKS_ARE_FREE = INSTRUCTION_SET == "avx512"
+# Where half a register takes half the time, at best, and never longer: some processors work on wide ones in halves.
+HALVES = INSTRUCTION_SET == "avx512"
 # Where one lane of a register can be a factor, broadcasts are not needed.
 MULTIPLIES_BY_ELEMENT = INSTRUCTION_SET == "neon"
 

@@ -30,15 +30,16 @@ def _load_some(builder, pointer, vector, count):
     return value
 
 
-def _factors(builder, pointer, tile, count=None):
+def _factors(builder, pointer, tile, count=None, half=False):
     """load_columns for inner loops, each loaded when it is asked for. All but the last vector's numbers are among the count;
-    the lanes past it are undefined."""
+    the lanes past it are undefined. half: the last vector is half of one."""
     vector = vector_type(tile.dtype)
     load_last = _load_some if MULTIPLIES_BY_ELEMENT else masked_load
     for j in range(tile.nv):
         at = builder.gep(pointer, [I64(j * vector.count)])
+        last = ir.VectorType(vector.element, vector.count // 2) if half else vector
         yield load_vector(builder, at, vector) if count is None or j < tile.nv - 1 else \
-            load_last(builder, at, vector, builder.sub(count, I64(j * vector.count)))
+            load_last(builder, at, last, builder.sub(count, I64(j * vector.count)))
 
 
 def _fma(tile, a, rows, b, *count):
@@ -62,8 +63,20 @@ def _fma(tile, a, rows, b, *count):
     return signature, codegen
 
 
-def _steps(tile, a, rows, b, *count):
-    """The typing and code of tile_fma_steps, with a count of tile_fma_steps_tail."""
+def _halved(builder, vector):
+    """The first half of a vector."""
+    half = vector.type.count // 2
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, half), list(range(half))))
+
+
+def _doubled(builder, vector):
+    """A vector both of whose halves are this one."""
+    count = vector.type.count
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, 2 * count), 2 * list(range(count))))
+
+
+def _steps(tile, a, rows, b, *count, half=False):
+    """The typing and code of tile_fma_steps, with a count of tile_fma_steps_tail, or of tile_fma_steps_half."""
     if not (isinstance(tile, TileType) and isinstance(rows, RowsType)):
         return None
     signature = tile(tile, a, rows, types.intp, b, types.intp, types.intp, types.intp, *[types.intp for _ in count])
@@ -72,17 +85,21 @@ def _steps(tile, a, rows, b, *count):
     def codegen(context, builder, sig, args):
         value, a_array, row_offsets, a_off, b_array, b_off, b_row, steps, *limit = args
         numbers = [builder.extract_value(value, k) for k in range(tile.mr * tile.nv)]
+        halves = range(tile.nv - 1, tile.mr * tile.nv, tile.nv) if half else ()
+        for k in halves:
+            numbers[k] = _halved(builder, numbers[k])
         start = row_starts(context, builder, sig.args[1], a_array, row_offsets, a_off)
         starts = [start(i) for i in range(tile.mr)]
         b_start = pointer_to(context, builder, sig.args[4], b_array, b_off)
 
         def one(builder, t, numbers):
-            columns = list(_factors(builder, builder.gep(b_start, [builder.mul(t, b_row)]), tile, *limit))
+            columns = list(_factors(builder, builder.gep(b_start, [builder.mul(t, b_row)]), tile, *limit, half=half))
             for i, pointer in enumerate(starts):
                 row = splat(builder, builder.load(builder.gep(pointer, [t])), vector.count)
                 for j, column in enumerate(columns):
                     k = i * tile.nv + j
-                    numbers[k] = multiply_add(builder, row, column, numbers[k])
+                    factor = _halved(builder, row) if k in halves else row
+                    numbers[k] = multiply_add(builder, factor, column, numbers[k])
 
         def several(builder, t, numbers):
             # neighbouring inputs of a row in one register, a lane of it for each step: multiply-adds by element
@@ -98,11 +115,11 @@ def _steps(tile, a, rows, b, *count):
 
         done = I64(0)
         # a part of one register alone is read number by number: more addresses than there are integer registers for
-        if MULTIPLIES_BY_ELEMENT and (tile.nv > 1 or not limit):
+        if MULTIPLIES_BY_ELEMENT and (tile.nv > 1 or not limit) and not half:
             done = builder.and_(steps, I64(-vector.count))
             numbers = _loop(builder, I64(0), done, vector.count, numbers, several)
         for k, number in enumerate(_loop(builder, done, steps, 1, numbers, one)):
-            value = builder.insert_value(value, number, k)
+            value = builder.insert_value(value, _doubled(builder, number) if k in halves else number, k)
         return value
     return signature, codegen
 
@@ -144,6 +161,13 @@ def tile_fma_steps(typing_context, tile, a, rows, a_offset, b, b_offset, b_row, 
 def tile_fma_steps_tail(typing_context, tile, a, rows, a_offset, b, b_offset, b_row, steps, count):
     """tile_fma_steps for the first count columns, more than (nv - 1) * lanes: no more of b is read; the rest is undefined."""
     return _steps(tile, a, rows, b, count)
+
+
+@intrinsic
+def tile_fma_steps_half(typing_context, tile, a, rows, a_offset, b, b_offset, b_row, steps, count):
+    """tile_fma_steps_tail for so few columns that half of the last register does, which takes half the time where wide
+    registers are worked on in halves."""
+    return _steps(tile, a, rows, b, count, half=True)
 
 
 @intrinsic

@@ -40,6 +40,16 @@ def test_tiles_stay_in_registers(target, entry):
     assert largest.fma % fma == 0 and largest.loads * fma <= largest.fma * loads, "\n".join(largest.body)
 
 
+def test_half_a_register_is_one_of_half_the_size():
+    """Columns that need a register and a half: as many multiply-adds of wide registers as of the next smaller ones."""
+    loops = [loop for loop in loops_for("skylake-avx512", "linear.forward")["linear.forward"]
+             if 0 < sum("%ymm" in line for line in loop.body if line.startswith("vfmadd")) < loop.fma]
+    assert loops
+    for loop in loops:
+        wide = sum("%zmm" in line for line in loop.body if line.startswith("vfmadd"))
+        assert wide % (loop.fma - wide) == 0 and loop.spills == loop.calls == 0, "\n".join(loop.body)
+
+
 @pytest.mark.parametrize("target", [*LARGEST, "skylake-avx512"])
 def test_a_sliding_window_calls_nothing(target):
     """Three columns of three pixels, nine multiply-adds, one store; weights that find no register are operands from memory."""
