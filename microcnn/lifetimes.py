@@ -13,6 +13,18 @@ def held(row: Row) -> list[tuple[str, Buffer, str]]:
     return [(name, row.fields[name], mode) for name, mode in ENTRIES[row.kernel].modes.items() if row.fields[name] is not None]
 
 
+def touches(rows: Sequence[Row]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """({id of a buffer: the numbers of the rows that touch it}, the same of those that write it), in order."""
+    uses: dict[int, list[int]] = {}
+    writers: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        for _, buffer, mode in held(row):
+            uses.setdefault(id(buffer), []).append(number)
+            if mode in ">=":
+                writers.setdefault(id(buffer), []).append(number)
+    return uses, writers
+
+
 def forward_ends(rows: Sequence[Row]) -> int:
     """The number of the row with which forward and the losses are over; of a program without losses, behind the last one."""
     return next((number for number, row in enumerate(rows) if row.kernel == "loss.check_finite"), len(rows))

@@ -5,38 +5,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from .layers.bands import BAND_PIXELS, CHUNKS
-from .lifetimes import held
+from .lifetimes import touches
 from .memory import Buffer
-from .parts import Row
+from .parts import Rewritten, Row
 
 # The rings of lines may take this share of what they save.
 ROOM = 0.5
 
 
-@dataclass
-class Normalised:
-    """Rows, as many as before. made: the buffers that only the new ones among them use."""
-
-    rows: list[Row]
-    made: list[Buffer] = field(default_factory=list)
-
-
-def normalise_on_the_way(rows: Sequence[Row], batch: int, itemsize: int, most: int) -> Normalised:
+def normalise_on_the_way(rows: Sequence[Row], batch: int, itemsize: int, most: int) -> Rewritten:
     """The rows with each batch norm's output, if depthwise convolutions alone read it, made where they do.
 
     most: chunks of the work, each of which has a ring of lines of its own.
     """
-    uses: dict[int, list[int]] = {}
-    writers: dict[int, list[int]] = {}
-    for number, row in enumerate(rows):
-        for _, buffer, mode in held(row):
-            uses.setdefault(id(buffer), []).append(number)
-            if mode in ">=":
-                writers.setdefault(id(buffer), []).append(number)
-    found = Normalised(list(rows))
+    uses, writers = touches(rows)
+    found = Rewritten(list(rows))
     for number, norm in enumerate(rows):
         if norm.kernel != "batchnorm.forward_batch":
             continue

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .layers.linear import CHUNKS, WEIGHT_ROWS
-from .lifetimes import forward_ends, held
+from .lifetimes import forward_ends, touches
 from .masks import BITS
 from .memory import Buffer
-from .pairs_batchnorm import Normalised
-from .parts import Field, Row
+from .parts import Field, Rewritten, Row
 
 # It pays where there are so many times the channels behind the product as before it, and the square of these is no more than so
 # many times those: each pixel costs two products of that size, against several passes over its outputs.
@@ -37,18 +36,12 @@ class Expansion:
     input: int
 
 
-def join_expansions(rows: Sequence[Row], batch: int, itemsize: int, most: int) -> Normalised:
+def join_expansions(rows: Sequence[Row], batch: int, itemsize: int, most: int) -> Rewritten:
     """The rows with the expansions joined, of those whose normalised output normalise_on_the_way makes where it is read.
 
     most: chunks of the work, each of which has room of its own.
     """
-    uses: dict[int, list[int]] = {}
-    writers: dict[int, list[int]] = {}
-    for number, row in enumerate(rows):
-        for _, buffer, mode in held(row):
-            uses.setdefault(id(buffer), []).append(number)
-            if mode in ">=":
-                writers.setdefault(id(buffer), []).append(number)
+    uses, writers = touches(rows)
     made: list[Buffer] = []
     places: dict[int, list[Row]] = {}
     for number, row in enumerate(rows):
@@ -58,7 +51,7 @@ def join_expansions(rows: Sequence[Row], batch: int, itemsize: int, most: int) -
                 new, buffers = _joined(rows, found, batch, itemsize, most)
                 places |= new
                 made += buffers
-    return Normalised([new for number, row in enumerate(rows) for new in places.get(number, [row])], made)
+    return Rewritten([new for number, row in enumerate(rows) for new in places.get(number, [row])], made)
 
 
 def _expansion(rows: Sequence[Row], number: int, uses: dict[int, list[int]], writers: dict[int, list[int]]) -> Expansion | None:

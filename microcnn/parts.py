@@ -102,6 +102,14 @@ class Row:
     beside: tuple[str, ...] = ()
 
 
+@dataclass
+class Rewritten:
+    """The rows of a program, some of them new. made: the buffers that only these use."""
+
+    rows: list[Row]
+    made: list[Buffer] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Policy:
     """How memory is saved. Backward may make tensors again instead of keeping them (recompute.py).

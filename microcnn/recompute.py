@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .lifetimes import forward_ends, held, set_lifetimes
+from .lifetimes import forward_ends, held, set_lifetimes, touches
 from .memory import Buffer, most_alive
 from .parts import Policy, Row
 
@@ -47,13 +47,7 @@ class Rewriter:
         self.rows = list(rows)
         self.begin = forward_ends(self.rows)
         self.transient = {id(buffer): buffer for buffer in buffers}
-        self.writers: dict[int, list[int]] = {}
-        self.uses: dict[int, list[int]] = {}
-        for number, row in enumerate(self.rows):
-            for _, buffer, mode in held(row):
-                self.uses.setdefault(id(buffer), []).append(number)
-                if mode in ">=":
-                    self.writers.setdefault(id(buffer), []).append(number)
+        self.uses, self.writers = touches(self.rows)
         self.candidates = [found for key in self.transient if (found := self._candidate(key)) is not None]
 
     def reads_input(self, candidate: Candidate) -> bool:

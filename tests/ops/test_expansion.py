@@ -4,7 +4,7 @@ import pytest
 
 import microcnn as mc
 from microcnn import plan
-from microcnn.pairs_batchnorm import Normalised
+from microcnn.parts import Rewritten
 from tests.ops.table import built, close, poison, threads
 from tests.tiny import same
 
@@ -49,7 +49,7 @@ def samples(net, count=8, seed=0):
 
 
 def apart(monkeypatch):
-    monkeypatch.setattr(plan, "join_expansions", lambda rows, *sizes: Normalised(list(rows)))
+    monkeypatch.setattr(plan, "join_expansions", lambda rows, *sizes: Rewritten(list(rows)))
 
 
 def against_the_layers_apart(net, counts=(8, 5), rtol=1e-9):

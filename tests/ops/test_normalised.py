@@ -4,7 +4,7 @@ import pytest
 
 import microcnn as mc
 from microcnn import plan
-from microcnn.pairs_batchnorm import Normalised
+from microcnn.parts import Rewritten
 from tests.ops.table import built, close, poison, threads
 from tests.tiny import same
 
@@ -42,7 +42,7 @@ def samples(net, count=8, seed=0):
 
 
 def apart(monkeypatch):
-    monkeypatch.setattr(plan, "normalise_on_the_way", lambda rows, *sizes: Normalised(list(rows)))
+    monkeypatch.setattr(plan, "normalise_on_the_way", lambda rows, *sizes: Rewritten(list(rows)))
 
 
 @pytest.mark.parametrize("name", CASES)
