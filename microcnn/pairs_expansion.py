@@ -14,8 +14,8 @@ from .masks import BITS
 from .memory import Buffer
 from .parts import Field, Rewritten, Row
 
-# It pays where there are so many times the channels behind the product as before it, and the square of these is no more than so
-# many times those: each pixel costs two products of that size, against several passes over its outputs.
+# It pays for C channels that become K where WIDER * C <= K and C * C <= SQUARE_PER_COLUMN * K: each pixel costs two products of
+# C * C more, against several passes over K numbers.
 WIDER, SQUARE_PER_COLUMN = 4, 6
 # The bytes that a band of lines of a gradient takes, about: a second-level cache holds it beside all else.
 BAND_BYTES = 64 * 1024
@@ -23,15 +23,16 @@ BAND_BYTES = 64 * 1024
 
 @dataclass
 class Expansion:
-    """The numbers of an expansion's rows: the product, the statistics, the gradient of the depthwise convolution's weight and
-    that of its input, the batch norm's backward, the product's to its weight, the turning of the weight, and to its input."""
+    """The numbers of an expansion's rows: the product, the statistics; in backward those of the depthwise convolution to its
+    weight and to its input, the batch norm's, and the product's: to its weight, perhaps turned, and to its input, with the
+    turning of the weight before it."""
 
     product: int
     statistics: int
     depthwise_weight: int
     depthwise_input: int
     norm: int
-    weight: int
+    weight: tuple[int, ...]
     turn: int
     input: int
 
@@ -56,44 +57,55 @@ def join_expansions(rows: Sequence[Row], batch: int, itemsize: int, most: int) -
 
 def _expansion(rows: Sequence[Row], number: int, uses: dict[int, list[int]], writers: dict[int, list[int]]) -> Expansion | None:
     """The rows around a batch norm with its statistics in row `number`, where they are those of an expansion."""
-    x = rows[number].fields["x"]
-    if len(uses[id(x)]) != 5:
+    touching = uses[id(rows[number].fields["x"])]
+    if [rows[i].kernel for i in touching] != ["linear.forward", "batchnorm.statistics_batch", "normalised3x3.forward",
+                                              "normalised3x3.backward_weight", "batchnorm_backward.backward_batch"]:
         return None
-    product, _, _, weight, norm = uses[id(x)]
-    back = rows[norm].fields
-    if [rows[i].kernel for i in (product, weight, norm)] != [
-            "linear.forward", "normalised3x3.backward_weight", "batchnorm_backward.backward_batch"]:
+    product, _, _, depthwise_weight, norm = touching
+    norm_fields = rows[norm].fields
+    if not norm_fields["clamps"] or norm_fields["dx"] is None or norm_fields["accumulate"]:
         return None
-    if not back["clamps"] or back["dx"] is None or back["accumulate"]:
+    arriving, leaving = uses[id(norm_fields["dy"])], uses[id(norm_fields["dx"])]
+    before, after = [i for i in arriving if i < norm], [i for i in leaving if i > norm]
+    if len(before) != 1 or len(after) != 2 or set(arriving) - {*before, norm, *after} or before[0] <= forward_ends(rows):
         return None
-    before = [i for i in uses[id(back["dy"])] if i < norm]
-    after = [i for i in uses[id(back["dx"])] if i > norm]
-    if len(before) != 1 or len(after) != 2 or set(uses[id(back["dy"])]) - {*before, norm, *after}:
+    found = Expansion(product=product, statistics=number, depthwise_weight=depthwise_weight, depthwise_input=before[0],
+                      norm=norm, weight=tuple(range(after[0], after[1] - 1)), turn=after[1] - 1, input=after[1])
+    between = {*range(before[0] + 1, after[1])} - {norm, *found.weight, found.turn}
+    if any(rows[i].phase != "update" for i in between):
         return None
-    found = Expansion(product, number, weight, before[0], norm, after[0], after[1] - 1, after[1])
-    between = {*range(before[0] + 1, after[1])} - {norm, found.weight, found.turn}
-    if before[0] <= forward_ends(rows) or any(rows[i].phase != "update" for i in between):
-        return None
-    changing = (rows[product].fields["x"], rows[product].fields["weight"], rows[number].fields["saved"])
-    stale = any(product < i < before[0] and i != number for buffer in changing for i in writers.get(id(buffer), ()))
+    lasting = (rows[product].fields["x"], rows[product].fields["weight"], rows[number].fields["saved"])
+    stale = any(product < i < before[0] and i != number for buffer in lasting for i in writers.get(id(buffer), ()))
     return found if not stale and _fits(rows, found, uses) else None
 
 
 def _fits(rows: Sequence[Row], found: Expansion, uses: dict[int, list[int]]) -> bool:
     """Whether the rows are what the kernels of an expansion can do, and it pays."""
-    kernels = [rows[number].kernel for number in (found.weight, found.turn, found.input)]
-    if kernels != ["linear_weight.backward", "linear.transpose", "linear.forward"]:
+    if [rows[number].kernel for number in (found.turn, found.input)] != ["linear.transpose", "linear.forward"]:
         return False
-    product, back = rows[found.product].fields, rows[found.norm].fields
-    weight, turn, last = (rows[number].fields for number in (found.weight, found.turn, found.input))
+    product, norm = rows[found.product].fields, rows[found.norm].fields
+    turn, last = rows[found.turn].fields, rows[found.input].fields
     C, K = product["C"], product["K"]
     return ((product["low"], product["high"]) == (last["low"], last["high"]) == (-math.inf, math.inf)
             and product["bias"] is product["residual"] is last["bias"] is None and last["residual"] in (None, last["y"])
             and WIDER * C <= K and C * C <= SQUARE_PER_COLUMN * K and K % BITS == 0 and product["w_row"] == K
-            and (weight["C"], weight["K"], last["C"], last["K"]) == (C, K, K, C)
-            and weight["x"] is product["x"] and weight["dy"] is last["x"] is back["dx"]
+            and (last["C"], last["K"]) == (K, C) and last["x"] is norm["dx"]
             and turn["weight"] is product["weight"] and turn["packed"] is last["weight"] and len(uses[id(turn["packed"])]) == 2
-            and _depthwise(rows[found.depthwise_input]) is not None)
+            and _weight_gradient(rows, found) is not None and _depthwise(rows[found.depthwise_input]) is not None)
+
+
+def _weight_gradient(rows: Sequence[Row], found: Expansion) -> dict[str, Field] | None:
+    """Where the product's gradient to its weight goes, and whether it is added there; None where it is not made as a whole."""
+    if not found.weight or rows[found.weight[0]].kernel != "linear_weight.backward":
+        return None
+    product, weight, dy = rows[found.product].fields, rows[found.weight[0]].fields, rows[found.norm].fields["dx"]
+    if len(found.weight) == 1 and weight["x"] is product["x"] and weight["dy"] is dy and weight["K"] == product["K"]:
+        return {"dweight": weight["dweight"], "accumulate": weight["accumulate"]}
+    if len(found.weight) == 2 and weight["x"] is dy and weight["dy"] is product["x"] and weight["C"] == product["K"]:
+        turned = rows[found.weight[1]]
+        if turned.kernel == "linear.transpose" and turned.fields["weight"] is weight["dweight"] and not weight["accumulate"]:
+            return {"dweight": turned.fields["packed"], "accumulate": 0}
+    return None
 
 
 def _depthwise(row: Row) -> dict[str, Field] | None:
@@ -118,15 +130,14 @@ def _depthwise(row: Row) -> dict[str, Field] | None:
 def _joined(rows: Sequence[Row], found: Expansion, batch: int, itemsize: int, most: int
             ) -> tuple[dict[int, list[Row]], list[Buffer]]:
     """(what comes in the places of rows, the buffers made for it)"""
-    product, norm, back = (rows[number].fields for number in (found.product, found.statistics, found.norm))
-    weight, last = rows[found.weight].fields, rows[found.input].fields
-    depthwise = _depthwise(rows[found.depthwise_input]) or {}
+    product, before, norm = (rows[number].fields for number in (found.product, found.statistics, found.norm))
+    last, depthwise = rows[found.input].fields, _depthwise(rows[found.depthwise_input]) or {}
     layers = [rows[number].layer for number in (found.depthwise_input, found.norm, found.product)]
     C, K, W, M = product["C"], product["K"], depthwise["W"], batch * product["rows"]
     made: list[Buffer] = []
 
     def buffer(what: str, size: int, kind: str = "scratch") -> Buffer:
-        made.append(Buffer(f"{norm['x'].name} {what}", size, kind, layers[-1]))
+        made.append(Buffer(f"{before['x'].name} {what}", size, kind, layers[-1]))
         return made[-1]
 
     def room(what: str, numbers: int) -> Buffer:
@@ -134,8 +145,8 @@ def _joined(rows: Sequence[Row], found: Expansion, batch: int, itemsize: int, mo
 
     sums = max(1, min(most, CHUNKS, M // WEIGHT_ROWS))
     moments = buffer("moments", (C + C * C) * itemsize, "activation")
-    statistics = {name: norm[name] for name in ("scale", "saved", "scratch", "together", "eps")} | {
-        "x": product["x"], "weight": product["weight"], "y": norm["x"], "moments": moments, "rows": product["rows"], "C": C,
+    statistics = {name: before[name] for name in ("scale", "saved", "scratch", "together", "eps")} | {
+        "x": product["x"], "weight": product["weight"], "y": before["x"], "moments": moments, "rows": product["rows"], "C": C,
         "K": K, "chunks": sums, "products": room("products", sums * (C + C * C)),
         "totals": buffer("totals", 8 * (sums * (C + C * C) + 3 * K))}
     mask, factors = buffer("bits", M * K // BITS * 2), room("factors", (K + C + 1) * last["w_row"])
@@ -146,8 +157,8 @@ def _joined(rows: Sequence[Row], found: Expansion, batch: int, itemsize: int, mo
     common = depthwise | {"x": product["x"], "mask": mask, "factors": factors, "C": C, "K": K, "f_row": last["w_row"],
                           "band": band, "chunks": chunks}
     same = ("scale", "saved", "dscale", "dbias", "need_params", "accumulate_params")
-    backward_weight = {name: back[name] for name in same} | {
-        "weight": product["weight"], "moments": moments, "dweight": weight["dweight"], "accumulate": weight["accumulate"],
+    backward_weight = {name: norm[name] for name in same} | (_weight_gradient(rows, found) or {}) | {
+        "weight": product["weight"], "moments": moments,
         "bands": room("lines", chunks * band * W * K), "partials": room("partials", chunks * (C + 1) * K),
         "sums": room("sums", (3 * C + 2) * K)}
     backward_input = {"residual": last["residual"], "dx": last["y"], "bands": room("lines again", chunks * band * W * K)}
@@ -156,6 +167,6 @@ def _joined(rows: Sequence[Row], found: Expansion, batch: int, itemsize: int, mo
         found.statistics: [replace(rows[found.statistics], kernel="moments.statistics_batch", fields=statistics)],
         found.depthwise_weight: [replace(masking, fields=masking.fields | {"mask": mask})],
         found.depthwise_input: [
-            replace(rows[found.weight], kernel="expansion.backward_weight", fields=common | backward_weight, beside=beside),
+            replace(rows[found.weight[0]], kernel="expansion.backward_weight", fields=common | backward_weight, beside=beside),
             replace(rows[found.input], kernel="expansion.backward_input", fields=common | backward_input, beside=beside)],
-        found.norm: [], found.weight: [], found.turn: [], found.input: []}, made
+        **dict.fromkeys((found.norm, *found.weight, found.turn, found.input), [])}, made
