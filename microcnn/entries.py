@@ -37,13 +37,13 @@ class Entry:
     """A kernel as the executor calls it: its fields, and its machine code once a program needed it.
 
     Fields are byte offsets into the arena, marked by what the kernel does with the buffer, `<` read, `>` written,
-    `=` both; or plain integers. A float travels as the bits of a float64.
+    `=` both, `?` read at need, which hardly ever is; or plain integers. A float travels as the bits of a float64.
     """
 
     def __init__(self, name: str, fields: str):
         self.name = name
-        self.fields = [field.rstrip("<>=") for field in fields.split()]
-        self.modes = {field.rstrip("<>="): field[-1] for field in fields.split() if field[-1] in "<>="}
+        self.fields = [field.rstrip("<>=?") for field in fields.split()]
+        self.modes = {field.rstrip("<>=?"): field[-1] for field in fields.split() if field[-1] in "<>=?"}
 
     def address(self, dtype: str) -> int:
         """The address of the code for a dtype, compiled or loaded on first use and kept for the process. Raises CacheError."""

@@ -121,7 +121,7 @@ def _held(row: Row) -> dict[str, Buffer]:
 def _read(row: Row) -> set[Buffer]:
     from .entries import ENTRIES
     modes = ENTRIES[row.kernel].modes
-    return {buffer for name, buffer in _held(row).items() if modes[name] in "<="}
+    return {buffer for name, buffer in _held(row).items() if modes[name] in "<=?"}
 
 
 def _written(row: Row) -> set[Buffer]:

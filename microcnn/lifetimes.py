@@ -8,9 +8,10 @@ from .parts import Row
 
 
 def held(row: Row) -> list[tuple[str, Buffer, str]]:
-    """(field, buffer, mode) of every buffer that a row touches; mode: "<" read, ">" written, "=" both."""
+    """(field, buffer, mode) of every buffer that a row touches; mode: "<" read, if only at need, ">" written, "=" both."""
     from .entries import ENTRIES
-    return [(name, row.fields[name], mode) for name, mode in ENTRIES[row.kernel].modes.items() if row.fields[name] is not None]
+    return [(name, row.fields[name], mode.replace("?", "<")) for name, mode in ENTRIES[row.kernel].modes.items()
+            if row.fields[name] is not None]
 
 
 def touches(rows: Sequence[Row]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:

@@ -40,7 +40,8 @@ class Spread:
 
 @dataclass
 class RowCost:
-    """One row of the program: a kernel call. us: microseconds when the machine is quiet; reads and writes: bytes of buffers."""
+    """One row of the program: a kernel call. us: microseconds when the machine is quiet; reads and writes: bytes of buffers;
+    beside: other layers that it does, too."""
 
     layer: str
     op: str
@@ -50,6 +51,7 @@ class RowCost:
     spread: Spread = field(default_factory=Spread)
     reads: int = 0
     writes: int = 0
+    beside: tuple[str, ...] = ()
 
 
 @dataclass
@@ -231,7 +233,8 @@ class Run:
                   for layer in self.layers]
         return _rounded({
             "schema": SCHEMA, "conditions": self.conditions, "total_us": self.total_us, "spread": asdict(self.spread),
-            "unaccounted_us": self.unaccounted_us, "layers": layers, "rows": [asdict(row) for row in self.rows],
+            "unaccounted_us": self.unaccounted_us, "layers": layers,
+            "rows": [{**asdict(row), "beside": list(row.beside)} for row in self.rows],
             "memory": None if self.memory is None else asdict(self.memory),
             "graph": [asdict(node) for node in self.graph],
             "machine": None if self.machine is None else asdict(self.machine)})

@@ -87,15 +87,16 @@ def columns_and_rows(run: Run, sort: str | None = None,
 
 
 def left_out(run: Run, sort: str | None = None, width: int | None = None) -> str:
-    """What to say below the table of columns_and_rows with the same arguments: which columns it has no room for, or ""."""
-    return left_out_text(_fitted(run, sort, width, WIDEST_GAP), width)
+    """What to say below the table of columns_and_rows with the same arguments, or "": whose gradients are made with another
+    layer's, and which columns it has no room for."""
+    return _below(run, _fitted(run, sort, width, WIDEST_GAP), width)
 
 
 def run_table(run: Run, sort: str | None = None, width: int | None = None) -> str:
     """A run as plain text; arguments and errors as in columns_and_rows. A last line says which columns were left out."""
     fitted = _fitted(run, sort, width, PLAIN_GAP)
     text = table_text(fitted.columns, fitted.rows, wrapped(run_title(run), width))
-    return "\n".join(filter(None, (text, left_out_text(fitted, width))))
+    return "\n".join(filter(None, (text, _below(run, fitted, width))))
 
 
 def run_heading(run: Run) -> str:
@@ -225,6 +226,17 @@ def fit(first: str, cells: Callable[[int | None], list[str]], columns: Sequence[
     return Fitted([first[:room], *((">" if column.flush else "") + column.name for column in shown)],
                   [[name, *(column.cells[i] for column in shown)] for i, name in enumerate(names)],
                   [column.name for column in columns if column not in kept])
+
+
+def _below(run: Run, fitted: Fitted, width: int | None) -> str:
+    """The lines below a run's table."""
+    return "\n".join(filter(None, (wrapped(made_together(run), width), left_out_text(fitted, width))))
+
+
+def made_together(run: Run) -> str:
+    """Which layers' gradients of the input are made in another's kernel, whose time they are part of; "" where none are."""
+    found = {row.layer: row.beside for row in run.rows if row.part == "backward_input" and row.beside}
+    return f"dX in one kernel: {', '.join(' + '.join((layer, *beside)) for layer, beside in found.items())}" if found else ""
 
 
 def left_out_text(fitted: Fitted, width: int | None = None) -> str:

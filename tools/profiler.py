@@ -275,7 +275,8 @@ def _spread(nanoseconds: Any) -> Spread:
 
 def _rows(infos: Sequence[Any], times: np.ndarray) -> list[RowCost]:
     """Each row of the program."""
-    return [RowCost(info.layer, info.op, info.part, info.kernel, float(us), _spread(times[:, i]), info.reads, info.writes)
+    return [RowCost(info.layer, info.op, info.part, info.kernel, float(us), _spread(times[:, i]), info.reads, info.writes,
+                    info.beside)
             for i, (info, us) in enumerate(zip(infos, typical(times), strict=True))]
 
 

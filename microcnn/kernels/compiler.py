@@ -101,7 +101,7 @@ def _signature(name, dtype):
         return body, (types.int64,) * words
     body, fields = ENTRY_FUNCTIONS[name]
     real = {"float32": types.float32, "float64": types.float64}[dtype]
-    row = numpy_support.from_dtype(np.dtype([(field.rstrip("<>="), np.int64) for field in fields.split()]))
+    row = numpy_support.from_dtype(np.dtype([(field.rstrip("<>=?"), np.int64) for field in fields.split()]))
     return body, (types.CPointer(real), types.CPointer(row), types.int64)
 
 

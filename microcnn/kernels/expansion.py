@@ -2,14 +2,15 @@
 
 That is how networks for small devices widen their channels and narrow them again: what is between has several times as many
 numbers as what comes in, and none of its gradients is ever written here. Bands of lines of dz, the gradient that the clamp lets
-through, are made of dy wherever they are wanted. Batch norm takes from dz its mean, and of the product y = x W what is in line
-with it:
+through, are made of dy, the depthwise convolution's, wherever they are wanted. Batch norm takes from dz its mean, and of the
+product p = x W what is in line with it:
 
-    gradient of y = factor (dz - mean(dz) - (y - mean(y)) second),   second = mean(dz (y - mean(y))) / (variance + eps)
+    dp = factor (dz - mean(dz) - (p - mean(p)) second),   factor = scale / sqrt(variance + eps),
+                                                          second = mean(dz (p - mean(p))) / (variance + eps)
 
-All that backward makes of y is linear in x: with the sums G = (x - mean(x))^T dz, mean(dz) and x's covariance (moments.py)
+All that backward makes of p is linear in x: with the sums G = (x - mean(x))^T dz, mean(dz) and x's covariance (moments.py)
 
-    mean(dz (y - mean(y))) = sum over c of W G / rows
+    mean(dz (p - mean(p))) = sum over c of W G / rows
     dW = factor (G - rows cov(x) W second)
     dx = [dz, x] [factor W^T; -W diag(factor second) W^T] + constants
 """
@@ -88,9 +89,11 @@ def expansion_sums(x, back, dy, kernel, mask, batch, H, W, C, K, OH, OW, top, le
     Shapes   x (N, H, W, C); dy (N, OH, OW, K); kernel, zeros as the depthwise convolution's gradient to its input takes them:
              depthwise3x3_backward_input if back, else depthwise3x3_forward with a stride of 1; mask: a bit for each number of
              dz as in masks.py; K is a multiple of 16; bands (chunks, band, W, K); partials (chunks, C * K + K)
-    Numbers  top, left: the padding if back, else where the first window lies; dilation: down; band: lines
+    Numbers  top, left: the padding if back, else where the first window lies; dilation: that of the rows of the window; band:
+             how many lines are made at a time
     Writes   sums (overwritten); zeros, bands, partials (undefined)
-    Threads  one iteration per chunk of bands, each owns its part of bands and partials, which are added in order
+    Threads  one iteration per chunk of bands, each owns its part of partials, which are added in order, and with threads its
+             part of bands
     Source   seed, dZ through flipped kernels, the derivative of the activation, dW of a 1x1 convolution
     """
     zero_run(zeros, 0, zeros.size)
@@ -227,7 +230,7 @@ def expansion_input(x, back, dy, kernel, mask, factors, residual, batch, H, W, C
              or dx itself; the others as in expansion_sums
     Numbers  low, high: minus and plus infinity; the others as there
     Writes   dx (overwritten); zeros, bands (undefined)
-    Threads  one iteration per chunk of bands, each owns its part of dx and bands
+    Threads  one iteration per chunk of bands, each owns its part of dx, and with threads its part of bands
     Source   seed, dZ through flipped kernels, the derivative of the activation; Ioffe and Szegedy 2015, section 3
     """
     zero_run(zeros, 0, zeros.size)

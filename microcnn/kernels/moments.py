@@ -54,32 +54,32 @@ def _merge_moments(chunks, rows, C, totals, moments):
 
 
 @helper
-def _product_statistics(totals, weight, C, K, eps, sums, saved):
+def _product_statistics(totals, weight, C, K, eps, room, saved):
     """saved = mean, 1 / sqrt(variance + eps) and variance of x weight; whether the variances have digits enough.
 
-    sums: 3 K float64
+    room (3, K) float64: the variances, the largest terms that they are made of, one row of covariance times weight
     """
     for k in range(K):
-        sums[k] = 0
-        sums[K + k] = 0
+        room[k] = 0
+        room[K + k] = 0
     for c in range(C):
         for k in range(K):
-            sums[2 * K + k] = 0
+            room[2 * K + k] = 0
         for d in range(C):
             covariance = totals[C + c * C + d] - totals[c] * totals[d]
             for k in range(K):
-                sums[2 * K + k] += covariance * weight[d * K + k]
-        size = np.sqrt(totals[C + c * C + c])
+                room[2 * K + k] += covariance * weight[d * K + k]
+        root = np.sqrt(totals[C + c * C + c])
         for k in range(K):
-            sums[k] += weight[c * K + k] * sums[2 * K + k]
-            sums[K + k] += abs(weight[c * K + k]) * size
+            room[k] += weight[c * K + k] * room[2 * K + k]
+            room[K + k] += abs(weight[c * K + k]) * root
     exact = True
     for k in range(K):
         mean = 0.0
         for c in range(C):
             mean += totals[c] * weight[c * K + k]
-        variance = max(sums[k], 0.0)
-        exact = exact and variance >= CANCELLED * sums[K + k] * sums[K + k]
+        variance = max(room[k], 0.0)
+        exact = exact and variance >= CANCELLED * room[K + k] * room[K + k]
         saved[k] = mean
         saved[K + k] = 1 / np.sqrt(variance + eps)
         saved[2 * K + k] = variance
@@ -109,7 +109,7 @@ def input_moments(x, rows, C, chunks, threads, products, totals, moments):
     _merge_moments(chunks, rows, C, totals, moments)
 
 
-@entry("x< weight< y< scale< saved> moments> products> totals> scratch> rows C K together chunks eps")
+@entry("x< weight< y? scale< saved> moments> products> totals> scratch> rows C K together chunks eps")
 def statistics_batch(arena, row, batch):
     """What batchnorm.forward_batch saves of the product y (rows, K) of x (rows, C) and weight, and x's moments for backward:
     mean (C,), covariance (C, C). totals: chunks * (C + C * C) + 3 * K float64; scratch: as for batchnorm.statistics_batch,

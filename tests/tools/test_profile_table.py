@@ -7,7 +7,7 @@ import pytest
 import microcnn as mc
 from microcnn.memory import Block, short
 from microcnn.tools import profile_table
-from microcnn.tools.profile_data import LayerCost, Machine, MemoryPlan, Run, Spread
+from microcnn.tools.profile_data import LayerCost, Machine, MemoryPlan, RowCost, Run, Spread
 from microcnn.tools.profile_table import columns_and_rows, left_out, run_table, shortened, text_width, wrapped
 from microcnn.tools.terminal import Terminal, table_text
 
@@ -308,3 +308,13 @@ def test_rich_has_room(monkeypatch, width):
     terminal.table(*columns_and_rows(made(names=LONG), width=width)[:2])
     assert "…" not in out.getvalue() and widest(out.getvalue()) <= width + out.getvalue().count("\x1b") * 8
     assert "not accounted for" in out.getvalue()
+
+
+def test_gradients_that_another_kernel_makes_are_told():
+    """A layer without a time in backward may run with another one."""
+    run = made()
+    assert "in one kernel" not in run_table(run)
+    run.rows = [RowCost("relu2", "Conv2d", "backward_weight", "expansion.backward_weight", beside=("fc", "conv1")),
+                RowCost("relu2", "Conv2d", "backward_input", "expansion.backward_input", beside=("fc", "conv1"))]
+    assert run_table(run).splitlines()[-1] == left_out(run) == "dX in one kernel: relu2 + fc + conv1"
+    assert run.as_dict()["rows"][0]["beside"] == ["fc", "conv1"]

@@ -144,11 +144,13 @@ def lines_of(graph: Graph, how: dict[str, Any]) -> tuple[list[Line], list[int]]:
         key = row.layer, direction
         if key not in lines:
             numbers[key], moved[key] = len(lines), {}
-            ran = [*(inside.get(row.layer, ()) if direction == "forward" else ()),
-                   *(row.beside if direction == "backward_input" else ()), row.layer]
+            beside = [name for name in row.beside if macs.get(name)] if direction == "backward_input" else []
+            ran = [*(inside.get(row.layer, ()) if direction == "forward" else ()), *beside, row.layer]
             shape = " + ".join(shape_text(nodes[name], shapes, graph) for name in ran if name == row.layer or macs.get(name)) \
                 if node else ""
-            lines[key] = Line(row.op, shape, direction, [], [row.layer], node is not None and is_dense(node, graph))
+            # what makes a depthwise convolution's gradient as well is no measure of a dense one
+            dense = node is not None and is_dense(node, graph) and not beside
+            lines[key] = Line(row.op, shape, direction, [], [row.layer], dense)
             if direction in DIRECTIONS:
                 lines[key].macs = sum(macs.get(name, 0) for name in ran) * planned.batch
         line = lines[key]
@@ -156,7 +158,7 @@ def lines_of(graph: Graph, how: dict[str, Any]) -> tuple[list[Line], list[int]]:
             line.kernels.append(row.kernel)
         for name, mode in entry.modes.items():
             buffer = row.fields[name]
-            if isinstance(buffer, Buffer) and buffer.kind != "scratch":
+            if isinstance(buffer, Buffer) and buffer.kind != "scratch" and mode != "?":
                 # what several rows of a line read counts once; an update reads what it writes
                 ways = "<>" if mode == "=" and line.direction == "update" else mode.replace("=", ">")
                 moved[key].update({(way, id(buffer)): buffer.bytes for way in ways})

@@ -189,7 +189,7 @@ def show(result: dict[str, Any], terminal: Terminal) -> None:
         path = Path(model["model"])
         first = [f"{time_text(model[f'{kind}_us'])} ({model[f'{kind}_us'] / model['numba_us']:.2f}), "
                  f"{bytes_text(model[f'{kind}_bytes'])}" if f"{kind}_us" in model else "-" for kind in kinds]
-        rows.append((f"{path.parent.name}/{path.name}", time_text(model["warmup_us"]), time_text(model["warmup_processor_us"]),
+        rows.append(("/".join(path.parts[-2:]), time_text(model["warmup_us"]), time_text(model["warmup_processor_us"]),
                      bytes_text(model["cache_bytes"]), *first,
                      f"{time_text(model['numba_us'])}, {bytes_text(model['numba_bytes'])}"))
     titles = ("warmup", "processor", "cache", *kinds.values(), "numba alone")
