@@ -256,9 +256,9 @@ class Graph:
                      where there is room for it, too): it takes more memory, and its rounding errors are two or three times
                      as large; None: unless there is a budget, or prediction would need more memory than training
         recompute    whether backward makes again what one pass over memory makes (batch norm, activations), instead of keeping
-                     it: less memory for a little more time, and the same bits; None: where that takes no longer (large
-                     outputs of batch norm whose input backward reads, too), and where a budget asks for it; False: no tensor
-                     that some layer wants whole
+                     it: less memory for a little more time, and the same numbers, but for rounding where less memory forbids
+                     or allows layers to run together; None: where that takes no longer (large outputs of batch norm whose
+                     input backward reads, too), and where a budget asks for it; False: no tensor that some layer wants whole
         micro_batch  so many samples go through the network at a time; a step adds up the gradients of its parts and then
                      updates the weights: what a whole batch gives, but for rounding; None: the batch, unless a budget asks
 

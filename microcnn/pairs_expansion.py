@@ -1,6 +1,6 @@
-"""Pointwise convolutions that widen the channels, with the batch norm and the clamp behind them and the depthwise convolution
-that narrows them again: their backward as two rows, without the gradients between (kernels/expansion.py). The batch norm's
-statistics are reckoned from the moments of what the first one reads (kernels/moments.py).
+"""Pointwise convolutions that widen the channels, with the batch norm, the clamp and the depthwise convolution behind them:
+their backward as two rows, without the gradients between (kernels/expansion.py). The batch norm's statistics are reckoned from
+the moments of what the first one reads (kernels/moments.py).
 """
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _joined(rows: Sequence[Row], found: Expansion, batch: int, itemsize: int, mo
     chunks = min(most, batch * math.ceil(depthwise["H"] / band))
     common = depthwise | {"x": product["x"], "mask": mask, "factors": factors, "C": C, "K": K, "f_row": last["w_row"],
                           "band": band, "chunks": chunks}
-    same = ("scale", "saved", "dscale", "dbias", "need_params", "accumulate_params")
+    same = ("scale", "saved", "dscale", "dbias", "need_params", "accumulate_scale", "accumulate_bias")
     backward_weight = {name: norm[name] for name in same} | (_weight_gradient(rows, found) or {}) | {
         "weight": product["weight"], "moments": moments,
         "bands": room("lines", chunks * band * W * K), "partials": room("partials", chunks * (C + 1) * K),

@@ -144,7 +144,7 @@ class Schedule(Draft):
             if new.made:
                 rows, buffers = new.rows, [*buffers, *new.made]
                 other = self._lightest(rows, buffers, policy)
-                room = SLACK * found.most if policy is not None and policy.quick else 0
+                room = SLACK * found.most if policy is not None and policy.limit is None and policy.tier == 0 else 0
                 found = other if other.most <= found.most + room else found
         self._take(found)
 

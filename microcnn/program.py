@@ -61,6 +61,13 @@ def row_infos(rows: Sequence[Row]) -> list[RowInfo]:
     return infos[::-1]
 
 
+def _goes_on(rows: Sequence[Row], number: int, buffer: Buffer) -> bool:
+    """Whether the next row makes more of a buffer for the same layer, which is whole only then."""
+    row, following = rows[number], rows[number + 1] if number + 1 < len(rows) else None
+    return following is not None and (following.layer, following.phase) == (row.layer, row.phase) and \
+        any(following.fields[name] is buffer for name, mode in ENTRIES[following.kernel].modes.items() if mode in ">=")
+
+
 def _part(phase: str, written: Sequence[Buffer]) -> str | None:
     """A row's part by what it writes; None where that is nothing that lasts."""
     if phase in ("forward", "loss", "update"):
@@ -102,7 +109,7 @@ class Program:
                 if isinstance(value, Buffer):
                     offset = offset_of(value)
                     table.append(offset)
-                    if entry.modes[name] in ">=" and value.checked:
+                    if entry.modes[name] in ">=" and value.checked and not _goes_on(rows, number, value):
                         outputs.append((number, offset, value.bytes, int(value.per_sample)))
                 elif value is None:
                     table.append(-1)

@@ -18,7 +18,7 @@ CHEAP = ("layout.", "batchnorm.", "activation.", "elementwise.", "unary.", "drop
 # What a row left behind for backward makes it cheaper the second time: the kernel that does so, and the fields that it lacks.
 AGAIN = {"batchnorm.forward_batch": ("batchnorm.forward_saved", ("eps",))}
 # A few numbers that take a whole pass.
-NEVER = ("batchnorm.statistics_batch",)
+NEVER = ("batchnorm.statistics_batch", "moments.statistics_batch")
 # Outputs of these, of so many bytes, take as long to be written to memory and read back as to be made again where they are
 # wanted.
 QUICK, QUICK_BYTES = ("batchnorm.forward_batch", "batchnorm.forward_frozen"), 2**18

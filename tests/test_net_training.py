@@ -7,6 +7,7 @@ import pytest
 import microcnn as mc
 
 from .graph_oracle import evaluate
+from .ops.table import built, poison
 from .tiny import compiled, convolutional, images, losses, same, train_alike
 
 
@@ -215,6 +216,18 @@ def test_debug_computes_the_same():
     train_alike(slow, plain)
     x, _ = images(3)
     assert (slow.predict(x) == plain.predict(x)).all()
+
+
+def test_debug_waits_until_a_gradient_is_whole():
+    """One that several rows make, each a part of the pixels: what lies in the others' places may read as no number."""
+    net = built((16, 15, 15), mc.Conv2d(16, 1), mc.ReLU(), mc.Conv2d(16, 5, groups=16, stride=3), mc.Conv2d(32, 1), mc.ReLU()
+                ).compile(batch=2, train="all", loss="mse", optimizer=mc.SGD(lr=0.1))
+    assert [info.kernel for info in net.rows("train") if info.phase == "backward"].count("depthwise2d.forward") > 3
+    rng, shape = np.random.default_rng(0), net.shapes[net.graph.outputs[0]]
+    x, t = rng.standard_normal((2, 16, 15, 15), np.float32), rng.standard_normal((2, *shape), np.float32)
+    net.debug = True
+    poison(net)
+    assert np.isfinite(net.train_step(x, t))
 
 
 def test_debug_names_the_first_bad_layer():

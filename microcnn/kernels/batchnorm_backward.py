@@ -145,7 +145,7 @@ def _add_chunks(scratch, chunks, C, width):
 
 
 @entry("x< scale< mean< var< y< dy< dx= dscale= dbias= scratch> pixels C together eps low high need_dx need_params "
-       "accumulate accumulate_params")
+       "accumulate accumulate_scale accumulate_bias")
 def backward_frozen(arena, row, batch):
     """pixels must be a multiple of together. scratch: scratch_size. x, dscale and dbias may be absent without need_params, dx
     without need_dx."""
@@ -164,8 +164,8 @@ def backward_frozen(arena, row, batch):
         for c in range(0, C, lanes(dy)):
             weighted = vector_take(scratch, sums + width + c, C - c)
             weighted = vector_div(weighted, deviation(variance, c, C, number(row.eps)))
-            _put(weighted, dscale, c, C - c, row.accumulate_params)
-            _put(vector_take(scratch, sums + c, C - c), dbias, c, C - c, row.accumulate_params)
+            _put(weighted, dscale, c, C - c, row.accumulate_scale)
+            _put(vector_take(scratch, sums + c, C - c), dbias, c, C - c, row.accumulate_bias)
 
 
 @helper
@@ -291,7 +291,8 @@ def backward_through_statistics(x, dy, rows, width, clamps, low, high, accumulat
 
 
 @helper
-def _finish_backward(scale, saved, count_of_rows, C, width, need_params, accumulate_params, scratch, dscale, dbias):
+def _finish_backward(scale, saved, count_of_rows, C, width, need_params, accumulate_scale, accumulate_bias, scratch, dscale,
+                     dbias):
     """The parameters' gradients, and what the gradient of the input is made of, from the sums in scratch."""
     rows, sums = vector_of(scale, scale.dtype.type(count_of_rows)), sums_of(0, width)
     for c in range(0, C, lanes(scale)):
@@ -300,8 +301,8 @@ def _finish_backward(scale, saved, count_of_rows, C, width, need_params, accumul
         total = vector_take(scratch, sums + c, count)
         weighted = vector_mul(vector_take(scratch, sums + width + c, count), inverse)
         if need_params:
-            _put(weighted, dscale, c, count, accumulate_params)
-            _put(total, dbias, c, count, accumulate_params)
+            _put(weighted, dscale, c, count, accumulate_scale)
+            _put(total, dbias, c, count, accumulate_bias)
         vector_write(vector_div(total, rows), scratch, FIRST * width + c, count)
         vector_write(vector_div(vector_mul(weighted, inverse), rows), scratch, SECOND * width + c, count)
     repeat(scratch, FIRST * width, C, scratch, FIRST, width)
@@ -309,7 +310,7 @@ def _finish_backward(scale, saved, count_of_rows, C, width, need_params, accumul
 
 
 @entry("x< scale< bias< saved< dy< dx= dscale= dbias= scratch> pixels C together low high clamps need_dx need_params "
-       "accumulate accumulate_params")
+       "accumulate accumulate_scale accumulate_bias")
 def backward_batch(arena, row, batch):
     """pixels must be a multiple of together. scratch: scratch_size. saved: from forward_batch. dscale and dbias may be absent
     without need_params."""
@@ -324,7 +325,7 @@ def backward_batch(arena, row, batch):
     repeat_statistics(scale, saved, C, width, scratch)         # as forward had it, to the last bit
     repeat(view(arena, row.bias, C), 0, C, scratch, BIAS, width)
     backward_batch_sums(x, dy, rows, C, width, row.clamps, low, high, threads, scratch)
-    _finish_backward(scale, saved, rows * row.together, C, width, row.need_params, row.accumulate_params, scratch,
-                     view(arena, row.dscale, C), view(arena, row.dbias, C))
+    _finish_backward(scale, saved, rows * row.together, C, width, row.need_params, row.accumulate_scale, row.accumulate_bias,
+                     scratch, view(arena, row.dscale, C), view(arena, row.dbias, C))
     if row.need_dx:
         backward_through_statistics(x, dy, rows, width, row.clamps, low, high, row.accumulate, threads, scratch, dx)

@@ -1,9 +1,9 @@
 """Backward of a pointwise convolution, batch norm on the batch's statistics, a clamp and a depthwise 3 x 3 convolution at once.
 
-That is how networks for small devices widen their channels and narrow them again: what is between has several times as many
-numbers as what comes in, and none of its gradients is ever written here. Bands of lines of dz, the gradient that the clamp lets
-through, are made of dy, the depthwise convolution's, wherever they are wanted. Batch norm takes from dz its mean, and of the
-product p = x W what is in line with it:
+Networks for small devices widen their channels so, before another convolution narrows them again: what is between has several
+times as many numbers as what comes in, and none of its gradients is ever written here. Bands of lines of dz, the gradient that
+the clamp lets through, are made of dy, the depthwise convolution's, wherever they are wanted. Batch norm takes from dz its
+mean, and of the product p = x W what is in line with it:
 
     dp = factor (dz - mean(dz) - (p - mean(p)) second),   factor = scale / sqrt(variance + eps),
                                                           second = mean(dz (p - mean(p))) / (variance + eps)
@@ -118,8 +118,8 @@ def _put(value, target, at, count, accumulate):
 
 
 @helper
-def _gradients(sums, weight, scale, saved, moments, rows, C, K, accumulate, dweight, need_params, accumulate_params, dscale,
-               dbias, weighted, taking, means):
+def _gradients(sums, weight, scale, saved, moments, rows, C, K, accumulate, dweight, need_params, accumulate_scale,
+               accumulate_bias, dscale, dbias, weighted, taking, means):
     """dweight, dscale and dbias from the sums of expansion_sums.
 
     weighted, taking (C, K) = factor * weight, and that times `second`. means (K,): of dz.
@@ -136,8 +136,8 @@ def _gradients(sums, weight, scale, saved, moments, rows, C, K, accumulate, dwei
         inverse = vector_take(saved, K + k, count)
         factor, along = vector_mul(vector_take(scale, k, count), inverse), vector_mul(along, inverse)
         if need_params:
-            _put(along, dscale, k, count, accumulate_params)
-            _put(total, dbias, k, count, accumulate_params)
+            _put(along, dscale, k, count, accumulate_scale)
+            _put(total, dbias, k, count, accumulate_bias)
         vector_write(vector_div(total, count_of_rows), means, k, count)
         of_all = vector_mul(along, inverse)
         second = vector_div(of_all, count_of_rows)
@@ -178,7 +178,7 @@ def _factors(weight, weighted, taking, means, moments, C, K, f_row, factors):
 
 @entry("x< dy< kernel< mask< weight< scale< saved< moments< dweight= dscale= dbias= factors> zeros> bands> partials> sums> "
        "back H W C K OH OW top left dilation w_at w_row w_tap band chunks zeros_size f_row need_params accumulate "
-       "accumulate_params")
+       "accumulate_scale accumulate_bias")
 def backward_weight(arena, row, batch):
     """The gradients of the product's and the batch norm's weights, and the factors that backward_input takes.
 
@@ -197,8 +197,8 @@ def backward_weight(arena, row, batch):
                    sums)
     weighted, taking, means = sums[size:], sums[size + C * K:], sums[size + 2 * C * K:]
     _gradients(sums, weight, scale, view(arena, row.saved, 2 * K), moments, rows, C, K, row.accumulate,
-               view(arena, row.dweight, C * K), row.need_params, row.accumulate_params, view(arena, row.dscale, K),
-               view(arena, row.dbias, K), weighted, taking, means)
+               view(arena, row.dweight, C * K), row.need_params, row.accumulate_scale, row.accumulate_bias,
+               view(arena, row.dscale, K), view(arena, row.dbias, K), weighted, taking, means)
     _factors(weight, weighted, taking, means, moments, C, K, row.f_row, view(arena, row.factors, (K + C + 1) * row.f_row))
 
 

@@ -37,9 +37,10 @@ def _moments_chunk(x, begin, end, C, products, total):
 
 @helper
 def _merge_moments(chunks, rows, C, totals, moments):
-    """moments = means and covariances, from the sums of all chunks in order, which come to be in the first one's place.
+    """moments = means and covariances, from the sums of all chunks in order.
 
-    The sums of products stay what they are, around zero: how much of them a variance is says how many digits it has.
+    totals, in the first chunk's place: the means of x and of the products, around zero: how much of these a variance is says
+    how many digits it has.
     """
     size = C + C * C
     for chunk in range(1, chunks):

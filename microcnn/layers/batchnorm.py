@@ -123,16 +123,16 @@ def backward(s: Schedule, step: Step, x: Value, y: Value, saved: Buffer | None, 
     need_dx = s.needs_gradient(x.name)
     target, accumulate = s.dx_over(x.name, dy) if need_dx else (None, 0)
     places: dict[str, Buffer | None] = {"dscale": None, "dbias": None}
-    accumulate_params = 0
+    added = {"accumulate_scale": 0, "accumulate_bias": 0}
     if need_params:
-        for name, role in (("dscale", "scale"), ("dbias", "bias")):
+        for role in ("scale", "bias"):
             if s.trains(node, role):
-                places[name], accumulate_params = s.dweight(node, role)
+                places[f"d{role}"], added[f"accumulate_{role}"] = s.dweight(node, role)
             else:
-                places[name] = s.scratch(fields["C"] * s.itemsize)
+                places[f"d{role}"] = s.scratch(fields["C"] * s.itemsize)
     common = {"scale": s.weight(node, "scale"), "dy": dy.buffer, "dx": target,
               "scratch": scratch(s, fields), "need_dx": int(need_dx), "need_params": int(need_params),
-              "accumulate": accumulate, "accumulate_params": accumulate_params, **places, **fields}
+              "accumulate": accumulate, **added, **places, **fields}
     if saved is not None:
         s.row("batchnorm_backward.backward_batch", x=x.buffer, bias=s.weight(node, "bias"), saved=saved,
               clamps=int(step.clamps), **common)

@@ -79,7 +79,7 @@ def test_in_place():
     outputs = _backward_frozen(case, y, 0.0, INF)
     gradients = [case["dy"].copy(), *(np.full(17, np.nan, "float32") for _ in range(2))]
     run("batchnorm_backward.backward_frozen", 2, x=case["x"], y=y, dy=gradients[0], dx="dy", dscale=gradients[1],
-        dbias=gradients[2], need_dx=1, need_params=1, accumulate=0, accumulate_params=0, **common, **_rows(x))
+        dbias=gradients[2], need_dx=1, need_params=1, accumulate=0, accumulate_scale=0, accumulate_bias=0, **common, **_rows(x))
     for one, two in zip(outputs, gradients, strict=True):
         assert one.tobytes() == two.tobytes()
     _, saved, _, _ = _forward_batch(case)
@@ -87,7 +87,7 @@ def test_in_place():
     dy = case["dy"].copy()
     run("batchnorm_backward.backward_batch", 2, x=case["x"], scale=case["scale"], bias=case["bias"], saved=saved, dy=dy,
         dx="dy", dscale=None, dbias=None, clamps=1, low=0.0, high=INF, need_dx=1, need_params=0, accumulate=0,
-        accumulate_params=0, **_rows(dy))
+        accumulate_scale=0, accumulate_bias=0, **_rows(dy))
     assert dy.tobytes() == dx.tobytes()
 
 
@@ -136,7 +136,8 @@ def _backward_frozen(case, y, low, high, need_dx=1, need_params=1, accumulate=0,
                    dbias=np.full(C, np.nan, dtype) if need_params else None) | given
     run("batchnorm_backward.backward_frozen", len(dy), threads, str(dtype), x=case["x"] if need_params else None,
         scale=case["scale"], mean=case["mean"], var=case["var"], y=y, dy=dy, eps=EPS, low=low, high=high,
-        need_dx=need_dx, need_params=need_params, accumulate=accumulate, accumulate_params=accumulate, **outputs, **_rows(dy))
+        need_dx=need_dx, need_params=need_params, accumulate=accumulate, accumulate_scale=accumulate,
+        accumulate_bias=accumulate, **outputs, **_rows(dy))
     return outputs["dx"], outputs["dscale"], outputs["dbias"]
 
 
@@ -174,7 +175,8 @@ def _backward_batch(case, saved, low, high, need_dx=1, need_params=1, accumulate
                    dbias=np.full(C, np.nan, dtype) if need_params else None) | given
     run("batchnorm_backward.backward_batch", len(dy), threads, str(dtype), x=case["x"], scale=case["scale"], bias=case["bias"],
         saved=saved, dy=dy, clamps=int(low > -INF or high < INF), low=low, high=high, need_dx=need_dx,
-        need_params=need_params, accumulate=accumulate, accumulate_params=accumulate, **outputs, **_rows(dy))
+        need_params=need_params, accumulate=accumulate, accumulate_scale=accumulate, accumulate_bias=accumulate, **outputs,
+        **_rows(dy))
     return outputs["dx"], outputs["dscale"], outputs["dbias"]
 
 

@@ -146,3 +146,29 @@ def test_a_weight_of_two_convolutions_is_not_folded(rng):
     x = rng.standard_normal((2, 4, 6, 6)).astype(np.float32)
     frozen, folded = (graph.compile(batch=2, bn=bn).predict(x) for bn in ("frozen", "fold"))
     np.testing.assert_allclose(folded, frozen, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bn", ["batch", "frozen"])
+@pytest.mark.parametrize("role", ["scale", "bias"])
+def test_two_norms_share_one_weight_of_theirs(role, bn):
+    """Its gradient is added up, those of the others are each norm's own; against differences of the loss."""
+    graph = built((3, 6, 6), mc.Conv2d(6, 1), mc.BatchNorm2d(), mc.Tanh(), mc.Conv2d(6, 3), mc.BatchNorm2d(), mc.Tanh(),
+                  mc.Conv2d(2, 1))
+    first, second = [node for node in graph.nodes if node.op == "BatchNorm2d"]
+    second.weights[role] = first.weights[role]
+    net = graph.compile(batch=4, train="all", bn=bn, loss="mse", optimizer=mc.SGD(lr=1.0), dtype="float64")
+    before = {name: array.copy() for name, array in net.parameters().items()}
+    rng = np.random.default_rng(2)
+    x, t = rng.standard_normal((4, 3, 6, 6)), rng.standard_normal((4, *net.shapes[graph.outputs[0]]))
+
+    def loss(name, step):
+        changed = before[name].copy()
+        changed[1] += step
+        net.set_parameters(before | {name: changed})
+        return net.train_step(x, t)
+
+    loss(role_name := first.weights[role].name, 0.0)
+    after = net.parameters()
+    for name in {role_name, *(norm.weights[other].name for norm in (first, second) for other in ("scale", "bias"))}:
+        slope = (loss(name, 1e-5) - loss(name, -1e-5)) / 2e-5
+        assert (before[name] - after[name])[1] == pytest.approx(slope, rel=1e-5, abs=1e-9), name
