@@ -34,7 +34,7 @@ def test_no_folder_can_be_written(open_folder):
     # not even made: the temporary folder is private, works, and goes when the process ends
     open_folder.chmod(0o555)
     code = ORDINARY + STEP + "import os, stat\nprint(step(), store.folder(), oct(stat.S_IMODE(" \
-        "os.stat(store.folder().parent).st_mode)))\nif os.fork() == 0:\n    raise SystemExit\nos.wait()\n" \
+        "os.stat(store.folder().parent).st_mode)), flush=True)\nif os.fork() == 0:\n    raise SystemExit\nos.wait()\n" \
         "assert store.folder().is_dir(), 'a forked child took it away'"
     value, folder, mode = fresh(code, open_folder, XDG_CACHE_HOME=str(open_folder), HOME=str(open_folder)).split()
     assert value == "0.75" and mode == "0o700"
