@@ -5,10 +5,11 @@ import pytest
 import microcnn as mc
 from microcnn import plan
 from microcnn.parts import Rewritten
+from tests.ops.batch_steps import against_the_layers_apart, compiled, samples
 from tests.ops.table import built, close, poison, threads
 from tests.tiny import same
 
-RATE, RELU6 = 1.0, mc.ReLU6()
+RELU6 = mc.ReLU6()
 BEHIND = mc.BatchNorm2d(), RELU6, mc.Conv2d(16, 3, groups=16, padding=1)
 JOINED = ["moments.statistics_batch", "expansion.backward_weight", "expansion.backward_input"]
 
@@ -32,42 +33,12 @@ CASES = {"plain": expansion(4, 16), "relu": expansion(5, 32, act=mc.ReLU()),
          "one-channel": expansion(1, 16, (30, 31))}
 
 
-def compiled(graph, dtype, batch=8, **how):
-    return graph.compile(batch=batch, **{**dict(train="all", bn="batch", loss="mse", optimizer=mc.SGD(lr=RATE), dtype=dtype),
-                                         **how})
-
-
 def kernels(net):
     return [info.kernel for info in net.rows("train") if info.kernel in JOINED]
 
 
-def samples(net, count=8, seed=0):
-    rng = np.random.default_rng(seed)
-    name = net.graph.inputs[0].name
-    return (rng.standard_normal((count, *net.shapes[name])).astype(net.dtype),
-            rng.standard_normal((count, *net.shapes[net.graph.outputs[0]])).astype(net.dtype))
-
-
 def apart(monkeypatch):
     monkeypatch.setattr(plan, "join_expansions", lambda rows, *sizes: Rewritten(list(rows)))
-
-
-def against_the_layers_apart(net, counts=(8, 5), rtol=1e-9):
-    """A step against forward and backward one by one, which know of no such rows; also of a part of a batch."""
-    before = {name: array.copy() for name, array in net.parameters().items()}
-    for count in counts:
-        net.set_parameters(before)
-        x, t = samples(net, count)
-        y = net.forward(x)
-        net.backward(2 * (y - t) / y.size)
-        wanted = net.gradients()
-        net.set_parameters(before)
-        poison(net)
-        loss = net.train_step(x, t)
-        assert loss == pytest.approx(float(np.mean((y - t) ** 2)), rel=1e-12)
-        after = net.parameters()
-        for weight, gradient in wanted.items():
-            close((before[weight] - after[weight]) / RATE, gradient, rtol, weight)
 
 
 @pytest.mark.parametrize("name", CASES)

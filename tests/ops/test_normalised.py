@@ -1,14 +1,14 @@
 """Depthwise 3 x 3 convolutions that make the output of the batch norm before them themselves."""
-import numpy as np
 import pytest
 
 import microcnn as mc
 from microcnn import plan
 from microcnn.parts import Rewritten
+from tests.ops.batch_steps import RATE, against_the_layers_apart, compiled, samples
 from tests.ops.table import built, close, poison, threads
 from tests.tiny import same
 
-RATE, RELU6 = 1.0, mc.ReLU6()
+RELU6 = mc.ReLU6()
 
 
 def stack(C, shape=(24, 24), act=(RELU6,), stride=1, padding=1, dilation=1, **options):
@@ -25,20 +25,8 @@ CASES = {"plain": stack(5, act=()), "whole-registers": stack(16, act=(mc.ReLU(),
          "narrow": stack(40, (80, 5)), "clip": stack(12, act=(mc.Clip(-0.2, 0.3),))}
 
 
-def compiled(graph, dtype, batch=8, **how):
-    return graph.compile(batch=batch, **{**dict(train="all", bn="batch", loss="mse", optimizer=mc.SGD(lr=RATE), dtype=dtype),
-                                         **how})
-
-
 def kernels(net):
     return [info.kernel for info in net.rows("train") if info.kernel.startswith("normalised3x3.")]
-
-
-def samples(net, count=8, seed=0):
-    rng = np.random.default_rng(seed)
-    name = net.graph.inputs[0].name
-    return (rng.standard_normal((count, *net.shapes[name])).astype(net.dtype),
-            rng.standard_normal((count, *net.shapes[net.graph.outputs[0]])).astype(net.dtype))
 
 
 def apart(monkeypatch):
@@ -48,22 +36,9 @@ def apart(monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_is_what_the_layers_apart_give(name):
     """Against the gradients of forward and backward one by one, which know of no such rows; also of a part of a batch."""
-    graph = CASES[name]()
-    net, before = compiled(graph, "float64"), graph.weights
+    net = compiled(CASES[name](), "float64")
     assert kernels(net) == ["normalised3x3.forward", "normalised3x3.backward_weight"]
-    for count in (8, 5):
-        net.set_parameters({weight: before[weight] for weight in net.parameters()})
-        x, t = samples(net, count)
-        y = net.forward(x)
-        net.backward(2 * (y - t) / y.size)
-        wanted = net.gradients()
-        net.set_parameters({weight: before[weight] for weight in net.parameters()})
-        poison(net)
-        loss = net.train_step(x, t)
-        assert loss == pytest.approx(float(np.mean((y - t) ** 2)), rel=1e-12)
-        after = net.parameters()
-        for weight, gradient in wanted.items():
-            close((before[weight] - after[weight]) / RATE, gradient, 1e-9, weight)
+    against_the_layers_apart(net)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
