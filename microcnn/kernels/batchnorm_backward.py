@@ -49,7 +49,7 @@ def _masked(y, dy, at, count, masked, low, high):
 
 
 @helper
-def _put(value, target, at, count, accumulate):
+def put_or_add(value, target, at, count, accumulate):
     """target[at : at + count] = value, or += with accumulate."""
     vector_write(vector_add(value, vector_take(target, at, count)) if accumulate else value, target, at, count)
 
@@ -87,7 +87,7 @@ def _scale_tile(y, dy, begin, end, width, masked, low, high, accumulate, scratch
             count = width - c
             value = vector_mul(_masked(y, dy, at + c, count, masked, low, high),
                                vector_take(scratch, FACTOR * width + c, count))
-            _put(value, dx, at + c, count, accumulate)
+            put_or_add(value, dx, at + c, count, accumulate)
 
 
 @helper
@@ -164,8 +164,8 @@ def backward_frozen(arena, row, batch):
         for c in range(0, C, lanes(dy)):
             weighted = vector_take(scratch, sums + width + c, C - c)
             weighted = vector_div(weighted, deviation(variance, c, C, number(row.eps)))
-            _put(weighted, dscale, c, C - c, row.accumulate_scale)
-            _put(vector_take(scratch, sums + c, C - c), dbias, c, C - c, row.accumulate_bias)
+            put_or_add(weighted, dscale, c, C - c, row.accumulate_scale)
+            put_or_add(vector_take(scratch, sums + c, C - c), dbias, c, C - c, row.accumulate_bias)
 
 
 @helper
@@ -267,7 +267,7 @@ def _dx_tile(x, dy, scratch, begin, end, width, c, count, clamps, low, high, acc
         centred = vector_sub(vector_take(x, at, count), centre)
         dz = _passed(centred, factor, shift, vector_take(dy, at, count), clamps, least, most)
         value = vector_sub(vector_sub(dz, first), vector_mul(centred, second))
-        _put(vector_mul(value, factor), dx, at, count, accumulate)
+        put_or_add(vector_mul(value, factor), dx, at, count, accumulate)
         at += width
 
 
@@ -301,8 +301,8 @@ def _finish_backward(scale, saved, count_of_rows, C, width, need_params, accumul
         total = vector_take(scratch, sums + c, count)
         weighted = vector_mul(vector_take(scratch, sums + width + c, count), inverse)
         if need_params:
-            _put(weighted, dscale, c, count, accumulate_scale)
-            _put(total, dbias, c, count, accumulate_bias)
+            put_or_add(weighted, dscale, c, count, accumulate_scale)
+            put_or_add(total, dbias, c, count, accumulate_bias)
         vector_write(vector_div(total, rows), scratch, FIRST * width + c, count)
         vector_write(vector_div(vector_mul(weighted, inverse), rows), scratch, SECOND * width + c, count)
     repeat(scratch, FIRST * width, C, scratch, FIRST, width)

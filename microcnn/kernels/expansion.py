@@ -17,6 +17,7 @@ All that backward makes of p is linear in x: with the sums G = (x - mean(x))^T d
 import numba
 import numpy as np
 
+from .batchnorm_backward import put_or_add
 from .batchnorm_statistics import tile_sum
 from .compiler import helper, kernel
 from .depthwise3x3 import forward_band
@@ -112,12 +113,6 @@ def expansion_sums(x, back, dy, kernel, mask, batch, H, W, C, K, OH, OW, top, le
 
 
 @helper
-def _put(value, target, at, count, accumulate):
-    """target[at : at + count] = value, or += with accumulate."""
-    vector_write(vector_add(value, vector_take(target, at, count)) if accumulate else value, target, at, count)
-
-
-@helper
 def _gradients(sums, weight, scale, saved, moments, rows, C, K, accumulate, dweight, need_params, accumulate_scale,
                accumulate_bias, dscale, dbias, weighted, taking, means):
     """dweight, dscale and dbias from the sums of expansion_sums.
@@ -136,8 +131,8 @@ def _gradients(sums, weight, scale, saved, moments, rows, C, K, accumulate, dwei
         inverse = vector_take(saved, K + k, count)
         factor, along = vector_mul(vector_take(scale, k, count), inverse), vector_mul(along, inverse)
         if need_params:
-            _put(along, dscale, k, count, accumulate_scale)
-            _put(total, dbias, k, count, accumulate_bias)
+            put_or_add(along, dscale, k, count, accumulate_scale)
+            put_or_add(total, dbias, k, count, accumulate_bias)
         vector_write(vector_div(total, count_of_rows), means, k, count)
         of_all = vector_mul(along, inverse)
         second = vector_div(of_all, count_of_rows)
@@ -147,7 +142,7 @@ def _gradients(sums, weight, scale, saved, moments, rows, C, K, accumulate, dwei
                 covariance = vector_of(scale, moments[C + c * C + d])
                 product = vector_fma(covariance, vector_take(weight, d * K + k, count), product)
             value = vector_sub(vector_take(sums, c * K + k, count), vector_mul(of_all, product))
-            _put(vector_mul(factor, value), dweight, c * K + k, count, accumulate)
+            put_or_add(vector_mul(factor, value), dweight, c * K + k, count, accumulate)
             value = vector_mul(factor, vector_take(weight, c * K + k, count))
             vector_write(value, weighted, c * K + k, count)
             vector_write(vector_mul(value, second), taking, c * K + k, count)
